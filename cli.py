@@ -1,0 +1,141 @@
+"""What the commands share: values of flags, the device, seeds, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+# cuBLAS gives the same sums twice only with a fixed workspace; it reads this when CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import numpy as np
+import torch
+
+
+def positive_int(text: str) -> int:
+    """Value of a flag that counts something: 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too small: it takes a whole number of 1 or more")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """Value of a flag that may be none: 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is too small: it takes a whole number of 0 or more")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Value of a flag that measures something: more than 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} does not fit: it takes a number above 0")
+    return value
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which containers and job schedulers limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --device, --precision and --num_workers, which mean the same everywhere."""
+    group = parser.add_argument_group("device")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, ...; auto (default) takes the accelerator where there is one",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="of the frozen encoder; auto (default) is bf16 where the hardware has it, 2 to 5 times as fast",
+    )
+    group.add_argument(
+        "--num_workers",
+        type=non_negative_int,
+        default=min(8, available_cores()),
+        help="processes that decode video; one per core keeps the encoder fed, 0 decodes in the main process",
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that --device names.
+
+    Raises: ValueError if PyTorch has no such device here.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    here = ["cpu"] + ([accelerator.type] if accelerator else [])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if (
+        device is None
+        or device.type not in here
+        or (device.index or 0) >= max(1, torch.accelerator.device_count())
+    ):
+        raise ValueError(f"device {name!r} is not available; choose one of auto, {', '.join(here)}")
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the frozen encoder computes in: bfloat16 if asked for, or if `auto` and the hardware has it."""
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's random numbers, and ask for deterministic kernels."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def make_writable_folder(folder: Path) -> None:
+    """Make an output folder, and see that a file can be written there, before the work starts.
+
+    Raises: OSError naming the folder if not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"{folder}: cannot write into this folder ({reason}); choose another one") from error
+
+
+def run(main: Callable[[], int]) -> None:
+    """Run a command's `main` and exit with its status; wrong data ends in one line and status 1."""
+    try:
+        status = main()
+    except (ValueError, OSError) as error:
+        # An error out of a data worker carries the worker's traceback; its last line is the message.
+        line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        head, _, rest = line.partition(": ")
+        if rest and head.rsplit(".", 1)[-1].endswith("Error") and " " not in head:
+            line = rest
+        print(f"error: {line}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,176 @@
+"""What the tests share: small drawn clips, a tiny encoder, and ways to run the commands."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cli
+import models
+from video import write_video
+
+ROOT = Path(__file__).resolve().parent.parent
+# A part of UCF-101 with the official lists: beside the checkout, or where this variable says.
+SUBSET = Path(os.environ.get("UCF101_SUBSET", ROOT.parent / "shared" / "ucf101-subset"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit status, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    def one_line_error(self) -> str:
+        """The error, having checked that it is one line and no traceback."""
+        lines = [line for line in self.err.replace("\r", "\n").splitlines() if "error:" in line]
+        assert "Traceback" not in self.err, self.err
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+def run_script(script: str, *args: object, cwd: Path = ROOT, **env: str) -> Outcome:
+    """Run a command of the repository as a user does."""
+    command = [sys.executable, script, *map(str, args)]
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=240, check=False
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def call(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """Run a command's `main` in this process, in an empty folder, with the tiny encoder at hand."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(module: ModuleType, *args: object) -> Outcome:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(module.main)
+        out, err = capfd.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return run
+
+
+class TinyNetwork(nn.Module):
+    """Frame -> 48 numbers: a 4 x 4 thumbnail, mixed by fixed random weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.mix = nn.Conv2d(3, 3, 1)
+        self.pool = nn.AdaptiveAvgPool2d(4)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.mix(self.norm(frames))).flatten(1)
+
+
+def build_tiny(*, pretrained: bool) -> nn.Module:
+    network = TinyNetwork()
+    if pretrained:
+        values = torch.Generator().manual_seed(1)
+        for parameter in network.parameters():
+            parameter.data = torch.rand(parameter.shape, generator=values) + 0.1
+    return network
+
+
+@pytest.fixture(autouse=True)
+def tiny_encoder() -> Iterator[str]:
+    """An entry `tiny` in the table of encoders."""
+    models.ENCODERS["tiny"] = models.EncoderSpec(build_tiny, 48)
+    yield "tiny"
+    del models.ENCODERS["tiny"]
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn data set of 8 classes and 8 groups: 64 clips."""
+    path = tmp_path_factory.mktemp("data") / "toy"
+    made = run_script("data/make_toy_actions.py", "--output_path", path, "--groups", 8)
+    assert made.status == 0, made.err
+    return path
+
+
+@pytest.fixture
+def small(toy: Path, tmp_path: Path) -> Path:
+    """A data set of one's own to spoil: 3 groups of the toy's first two classes, with lists of its own."""
+    path = tmp_path / "small"
+    lists = path / "ucfTrainTestlist"
+    lists.mkdir(parents=True)
+    (lists / "classInd.txt").write_text("1 WalkLeft\n2 WalkRight\n")
+    train, test = [], []
+    for label, name in enumerate(("WalkLeft", "WalkRight"), 1):
+        (path / "UCF-101" / name).mkdir(parents=True)
+        for group in (1, 2, 3):
+            clip = f"{name}/v_{name}_g{group:02d}_c01.avi"
+            shutil.copy(toy / "UCF-101" / clip, path / "UCF-101" / clip)
+            (test.append(clip) if group == 1 else train.append(f"{clip} {label}"))
+    for split in (1, 2, 3):
+        (lists / f"trainlist0{split}.txt").write_text("\r\n".join(train) + "\r\n")
+        (lists / f"testlist0{split}.txt").write_text("\r\n".join(test) + "\r\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def subset() -> Path:
+    """391 original clips of UCF-101."""
+    if not (SUBSET / "UCF-101").is_dir():
+        pytest.skip(f"no part of UCF-101 at {SUBSET}; name one with UCF101_SUBSET")
+    return SUBSET
+
+
+def gray_frames(values: list[int], height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Frames of one gray value each, which survive any codec."""
+    return [np.full((height, width, 3), value, np.uint8) for value in values]
+
+
+@pytest.fixture
+def gray_video(tmp_path: Path) -> Callable[..., Path]:
+    """Write an mp4 whose frame i has the gray value 3 i."""
+
+    def write(name: str = "gray.mp4", count: int = 30, fps: int = 25) -> Path:
+        from fractions import Fraction
+
+        path = tmp_path / name
+        write_video(path, gray_frames([3 * i for i in range(count)]), Fraction(fps))
+        return path
+
+    return write
+
+
+TRAIN_FLAGS = (
+    "--encoder",
+    "tiny",
+    "--img_dim",
+    32,
+    "--sequence_length",
+    8,
+    "--num_workers",
+    0,
+    "--precision",
+    "fp32",
+)
+
+
+@pytest.fixture
+def train_flags() -> Callable[[Path], list[object]]:
+    """Flags that train on a data set in seconds."""
+
+    def flags(path: Path) -> list[object]:
+        return ["--dataset_path", path / "UCF-101", "--split_path", path / "ucfTrainTestlist", *TRAIN_FLAGS]
+
+    return flags

@@ -1,0 +1,290 @@
+"""Frames out of a video file or a folder of images, and frames into an mp4 or a gif.
+
+Frames are uint8 arrays of shape (H, W, 3) in RGB order everywhere.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from multiprocessing.context import BaseContext
+from pathlib import Path
+
+# FFmpeg prints its own complaints about a damaged file; ours are one line and say what to do.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+
+import av
+import cv2
+import numpy as np
+from PIL import Image
+
+VIDEO_SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+OUTPUT_SUFFIXES = (".mp4", ".gif")
+NO_FRAME: np.ndarray = np.empty((0, 0, 3), np.uint8)
+
+
+def worker_context() -> BaseContext:
+    """How to start processes that decode video.
+
+    Not by fork: a copy of a process that holds FFmpeg or OpenMP threads waits forever for them when it cleans
+    up. The fork server has no threads; it loads the heavy libraries once, so that its copies start at once.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["av", "cv2", "numpy", "torch", "torchvision.transforms.v2", "tqdm"])
+    return context
+
+
+class VideoError(ValueError):
+    """A video file or a folder of frames that cannot be used; the message names it and the next step."""
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The images of a folder in the order of the numbers they are named by (`0.jpg`, `1.jpg`, ...).
+
+    Raises: VideoError if the folder holds no image, or an image whose name is not a number.
+    """
+    files = [entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
+    strays = [file.name for file in files if not file.stem.isdecimal()]
+    if strays:
+        raise VideoError(
+            f"{folder / strays[0]}: frames must be named by their number, as 0.jpg; extract them again"
+        )
+    if not files:
+        raise VideoError(f"{folder}: no frames in this folder; run extract_frames.py again")
+    return sorted(files, key=lambda file: int(file.stem))
+
+
+def check_whole(path: Path) -> None:
+    """Cheap look at a video file's size and header, without decoding.
+
+    AVI states the size of its one RIFF chunk, and MP4 that of each of its boxes, so a file that was cut off
+    shows here. Decoders read such a file without complaint up to the cut.
+
+    Raises: FileNotFoundError if there is no such file, VideoError if it is empty or shorter than it states.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such video file; check the path")
+    size = path.stat().st_size
+    if size == 0:
+        raise VideoError(f"{path}: the file is empty; copy or download it again")
+    with path.open("rb") as file:
+        header = file.read(12)
+        stated = size
+        if header[:4] == b"RIFF" and len(header) == 12:
+            stated = struct.unpack("<I", header[4:8])[0] + 8
+        elif header[4:8] == b"ftyp":
+            stated = _mp4_size(file, size)
+    if stated > size:
+        raise VideoError(
+            f"{path}: the file is truncated, {size:,} bytes of {stated:,}; copy or download it again"
+        )
+
+
+def _mp4_size(file: Iterable[bytes], size: int) -> int:
+    """Bytes that the top-level boxes of an MP4 file state in all (ISO/IEC 14496-12, 4.2)."""
+    position = 0
+    while position < size:
+        file.seek(position)  # type: ignore[attr-defined]
+        header = file.read(16)  # type: ignore[attr-defined]
+        if len(header) < 8:
+            return position + 8
+        length = struct.unpack(">I", header[:4])[0]
+        if length == 1 and len(header) == 16:
+            length = struct.unpack(">Q", header[8:])[0]
+        if length == 0:  # to the end of the file
+            return size
+        if length < 8:  # not a box: the decoder shall judge
+            return size
+        position += length
+    return position
+
+
+class Video:
+    """A video file, or a folder of numbered images as `extract_frames.py` makes them.
+
+    Nothing is read before it is asked for. `frames` decodes from the start each time, on one core.
+
+    Attributes:
+        path: the file or folder
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._count: int | None = None
+
+    def _open(self) -> cv2.VideoCapture:
+        check_whole(self.path)
+        # One decoding thread: several are no faster on clips of this size, and data workers fill the cores.
+        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        if not capture.isOpened():
+            raise VideoError(f"{self.path}: no video in this file that can be decoded; is it a video?")
+        return capture
+
+    def fps(self) -> Fraction:
+        """Frames per second of a video file; 30000/1001 is given exactly.
+
+        Raises: FileNotFoundError or VideoError as `frames` does; VideoError also for a folder or a rate that
+            makes no sense.
+        """
+        if self.path.is_dir():
+            raise VideoError(f"{self.path}: a folder of frames has no frame rate; name a video file")
+        capture = self._open()
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        capture.release()
+        if not 0 < rate <= 1000:
+            raise VideoError(f"{self.path}: frame rate {rate} makes no sense; convert the file to mp4 first")
+        return Fraction(rate).limit_denominator(1001)
+
+    def count(self) -> int:
+        """Number of frames that decode, which the index of an AVI may overstate; found once, then kept.
+
+        Raises: FileNotFoundError or VideoError as `frames` does.
+        """
+        if self._count is None:
+            if self.path.is_dir():
+                self._count = len(frame_files(self.path))
+            else:
+                capture = self._open()
+                self._count = 0
+                while capture.grab():
+                    self._count += 1
+                capture.release()
+                if self._count == 0:
+                    raise VideoError(f"{self.path}: not one frame decodes; copy or download it again")
+        return self._count
+
+    def frames(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Frames in order, (H, W, 3) uint8 RGB: all, or those of `indices`.
+
+        Args:
+            indices: ascending frame numbers from 0; a number that stands twice is given twice
+
+        Raises: FileNotFoundError if there is no such file; VideoError if it is truncated, is no video, has no
+            frame, or ends before an index.
+        """
+        if self.path.is_dir():
+            files = frame_files(self.path)
+            wanted = range(len(files)) if indices is None else indices
+            previous, frame = -1, NO_FRAME
+            for index in wanted:
+                if index >= len(files):
+                    raise self._too_short(index, len(files))
+                if index != previous:
+                    image = cv2.imread(str(files[index]), cv2.IMREAD_COLOR_RGB)
+                    if image is None:
+                        raise VideoError(f"{files[index]}: not a readable image; extract the frames again")
+                    previous, frame = index, image
+                yield frame
+            return
+        capture = self._open()
+        try:
+            if indices is None:
+                yield from self._all_frames(capture)
+            else:
+                yield from self._chosen_frames(capture, indices)
+        finally:
+            capture.release()
+
+    def _all_frames(self, capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+        read = 0
+        while capture.grab():
+            yield self._retrieve(capture, read)
+            read += 1
+        if read == 0:
+            raise VideoError(f"{self.path}: not one frame decodes; copy or download it again")
+
+    def _chosen_frames(
+        self, capture: cv2.VideoCapture, indices: Sequence[int] | np.ndarray
+    ) -> Iterator[np.ndarray]:
+        at, frame = -1, NO_FRAME
+        for index in indices:
+            if index != at:
+                # A grabbed frame is decoded but not converted to RGB, which is half of the work.
+                while at < index:
+                    if not capture.grab():
+                        raise self._too_short(index, at + 1)
+                    at += 1
+                frame = self._retrieve(capture, at)
+            yield frame
+
+    def _retrieve(self, capture: cv2.VideoCapture, index: int) -> np.ndarray:
+        ok, frame = capture.retrieve()
+        if not ok:
+            raise VideoError(f"{self.path}: frame {index} does not decode; copy or download the file again")
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, dst=frame)
+
+    def _too_short(self, index: int, count: int) -> VideoError:
+        return VideoError(
+            f"{self.path}: frame {index} was asked for and only {count} decode; did the file change?"
+        )
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> int:
+    """Write frames as `path`'s suffix says: .mp4 (H.264, yuv420p, plays in browsers) or .gif.
+
+    The file is written beside and renamed at the end, so `path` is a whole video or as it was before.
+    H.264 in yuv420p takes even sizes only: an odd last row or column is repeated.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB, all of one size
+        fps: frames per second, exactly; a gif's frame times are multiples of 1/100 s, rounded without drift
+
+    Returns: the number of frames written.
+    Raises: ValueError for another suffix or for no frames at all; OSError if the folder cannot be written.
+    """
+    write = {".mp4": _write_mp4, ".gif": _write_gif}.get(path.suffix.lower())
+    if write is None:
+        raise ValueError(
+            f"{path}: cannot write {path.suffix or 'a file without suffix'}; choose .mp4 or .gif"
+        )
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix.lower()}")
+    try:
+        count = write(partial, iter(frames), fps)
+        if count == 0:
+            raise ValueError(f"{path}: there are no frames to write")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: Fraction) -> int:
+    count = 0
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast"})
+        stream.pix_fmt = "yuv420p"
+        for count, frame in enumerate(frames, 1):
+            height, width = frame.shape[:2]
+            even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            if count == 1:
+                stream.height, stream.width = even.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        if count:
+            container.mux(stream.encode(None))
+    return count
+
+
+def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: Fraction) -> int:
+    durations: list[int] = []
+
+    def images() -> Iterator[Image.Image]:
+        for frame in frames:
+            done, ends = sum(durations), round(100 * (len(durations) + 1) / fps) * 10
+            durations.append(ends - done)
+            image = Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE)
+            image.info["duration"] = durations[-1]
+            yield image
+
+    stream = images()
+    first = next(stream, None)
+    if first is None:
+        return 0
+    first.save(path, save_all=True, append_images=stream, loop=0, optimize=False)
+    return len(durations)
