@@ -1,0 +1,214 @@
+"""Save and load what training made, the original repository's checkpoints included.
+
+Our own file is a dictionary of tensors and plain values (`FORMAT`). It holds the trained parameters; the
+frozen encoder stands in it by name and SHA-256, and with its weights only where they are not those that the
+table of encoders gives.
+
+The original (E. Linder-Noren, 2019) saved a bare state dict, in three layouts over time:
+
+    a   lstm.final.*            one-directional, the last time step classifies
+    b   lstm.output_layers.*    bi-directional, every time step classifies, probabilities are averaged
+    c   output_layers.*         bi-directional, pooled by attention_layer; without it, the last time step
+
+Nothing is loaded that could run code: `weights_only=True` everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from dataset import read_classes
+from models import MODELS, ConvLSTM
+
+FORMAT = "action-recognition 1"
+ENCODER_PREFIX = "encoder.feature_extractor."
+UCF101_CLASSES = Path(__file__).resolve().parent / "data" / "ucf101_classes.txt"
+# What the original's test_on_video.py took where no flag said otherwise.
+ORIGINAL_IMG_DIM, ORIGINAL_SEQUENCE_LENGTH = 112, 40
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        model: in eval mode, on the CPU
+        classes: class names, by label
+        img_dim: height and width in pixels of the frames that it was trained on
+        sequence_length: frames of the clips that it was trained on
+        split_number: the official split whose training list it has seen; None where the file does not say
+        epoch: epochs trained
+    """
+
+    model: ConvLSTM
+    classes: list[str]
+    img_dim: int
+    sequence_length: int
+    split_number: int | None
+    epoch: int
+
+
+def encoder_sha256(model: ConvLSTM) -> str:
+    """SHA-256 over the names and bytes of the frozen encoder's tensors, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in model.encoder.feature_extractor.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint beside and rename it, so that `path` is always a whole file.
+
+    Raises: OSError if it cannot be written.
+    """
+    model = checkpoint.model
+    with_encoder = not model.encoder.pretrained
+    state = {
+        name: tensor.detach().cpu()
+        for name, tensor in model.state_dict().items()
+        if with_encoder or not name.startswith(ENCODER_PREFIX)
+    }
+    contents = {
+        "format": FORMAT,
+        "model": type(model).__name__,
+        "config": model.config,
+        "encoder_sha256": encoder_sha256(model),
+        "state": state,
+        "classes": checkpoint.classes,
+        "img_dim": checkpoint.img_dim,
+        "sequence_length": checkpoint.sequence_length,
+        "split_number": checkpoint.split_number,
+        "epoch": checkpoint.epoch,
+        "versions": {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)},
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Load a checkpoint of this project, or of the original repository in any of its three layouts.
+
+    Of the original's, layout, widths, layers and the number of classes are read from the shapes; class names
+    are those of data/ucf101_classes.txt. No weights are downloaded where the file holds the encoder.
+
+    Raises: FileNotFoundError if there is no such file; CheckpointError if it is truncated, holds code, or is
+        no checkpoint that fits; models.WeightsError if it needs an encoder's weights that cannot be had.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; train.py writes them to model_checkpoints/")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused: it is no checkpoint, or one that could run code; only plain tensors are loaded"
+        ) from error
+    # A damaged file makes the unpickler fail in any way there is.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: the checkpoint is truncated or damaged; copy or train it again"
+        ) from error
+    try:
+        if isinstance(contents, dict) and contents.get("format") == FORMAT:
+            return _from_own(path, contents)
+        if isinstance(contents, dict) and "encoder.final.0.weight" in contents:
+            return _from_original(path, contents)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: the checkpoint's contents do not fit together: {reason}") from error
+    raise CheckpointError(f"{path}: not a checkpoint of this project nor of the original Action-Recognition")
+
+
+def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
+    if contents["model"] not in MODELS:
+        raise CheckpointError(
+            f"{path}: unknown model {contents['model']!r}; this version has {', '.join(MODELS)}"
+        )
+    state: dict[str, Tensor] = contents["state"]
+    with_encoder = any(name.startswith(ENCODER_PREFIX) for name in state)
+    model = MODELS[contents["model"]](**contents["config"], pretrained=not with_encoder)
+    if not with_encoder:
+        encoder = {
+            name: tensor for name, tensor in model.state_dict().items() if name.startswith(ENCODER_PREFIX)
+        }
+        state = {**encoder, **state}
+    model.load_state_dict(state)
+    if encoder_sha256(model) != contents["encoder_sha256"]:
+        raise CheckpointError(
+            f"{path}: trained on other weights of {model.encoder.name} than the ones here "
+            f"(SHA-256 {contents['encoder_sha256'][:12]}... there); put those in their place"
+        )
+    if len(contents["classes"]) != model.config["num_classes"]:
+        raise CheckpointError(
+            f"{path}: {len(contents['classes'])} names for {model.config['num_classes']} classes"
+        )
+    return Checkpoint(
+        model.eval(),
+        list(contents["classes"]),
+        int(contents["img_dim"]),
+        int(contents["sequence_length"]),
+        contents["split_number"],
+        int(contents["epoch"]),
+    )
+
+
+def _from_original(path: Path, state: Mapping[str, Tensor]) -> Checkpoint:
+    bidirectional = "lstm.lstm.weight_ih_l0_reverse" in state
+    if "lstm.final.0.weight" in state:
+        head, pooling = "lstm.final.", "last"
+    elif "lstm.output_layers.0.weight" in state:
+        head, pooling = "lstm.output_layers.", "average"
+    else:
+        head, pooling = "output_layers.", "attention" if "attention_layer.weight" in state else "last"
+    names = {"lstm.lstm.": "lstm.", head: "output_layers."}
+
+    def renamed(name: str) -> str:
+        for old, new in names.items():
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
+
+    num_classes = len(state[head + "3.bias"])
+    model = ConvLSTM(
+        num_classes,
+        encoder="resnet152",
+        latent_dim=len(state["encoder.final.0.bias"]),
+        hidden_dim=state["lstm.lstm.weight_hh_l0"].shape[1],
+        lstm_layers=sum(name.startswith("lstm.lstm.weight_ih_l") and "reverse" not in name for name in state),
+        bidirectional=bidirectional,
+        pooling=pooling,
+        pretrained=False,
+    )
+    # BatchNorm's count of batches is of no use here, and files from before PyTorch 0.4.1 lack it.
+    counts = {
+        name: tensor for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")
+    }
+    model.load_state_dict({**counts, **{renamed(name): tensor for name, tensor in state.items()}})
+    classes = read_classes(UCF101_CLASSES)
+    if num_classes != len(classes):
+        raise CheckpointError(
+            f"{path}: {num_classes} classes, and {UCF101_CLASSES.name} names {len(classes)}: "
+            "put the names that it was trained with there"
+        )
+    return Checkpoint(model.eval(), classes, ORIGINAL_IMG_DIM, ORIGINAL_SEQUENCE_LENGTH, None, 0)
