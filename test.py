@@ -1,0 +1,90 @@
+"""Test a checkpoint on a split of UCF-101.
+
+python3 test.py --dataset_path data/UCF-101 --checkpoint_model model_checkpoints/ConvLSTM_20.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+from checkpoint import load_checkpoint
+from dataset import SPLIT_NUMBERS, ClipBatches, FrameClips, frame_loader, load_split
+from engine import evaluate
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of test.py."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
+    )
+    parser.add_argument(
+        "--dataset_path",
+        type=Path,
+        default=Path("data/UCF-101"),
+        help="videos or extracted frames, whichever you have",
+    )
+    parser.add_argument(
+        "--split_path", type=Path, default=Path("data/ucfTrainTestlist"), help="folder of the official lists"
+    )
+    parser.add_argument(
+        "--split_number",
+        type=int,
+        choices=SPLIT_NUMBERS,
+        help="official split whose test list is used; default: the one that the checkpoint was trained on",
+    )
+    parser.add_argument(
+        "--sequence_length",
+        type=cli.positive_int,
+        help="frames of a clip; default (recommended): the checkpoint's",
+    )
+    parser.add_argument(
+        "--img_dim",
+        type=cli.positive_int,
+        help="frame size in pixels; default (recommended): the checkpoint's",
+    )
+    parser.add_argument(
+        "--batch_size", type=cli.positive_int, default=16, help="clips at once; changes speed only"
+    )
+    cli.add_device_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Test and print; returns the exit status."""
+    args = get_args_parser().parse_args(argv)
+    device = cli.choose_device(args.device)
+    checkpoint = load_checkpoint(args.checkpoint_model)
+    split_number = args.split_number or checkpoint.split_number or 1
+    if checkpoint.split_number not in (None, split_number):
+        print(
+            f"warning: the checkpoint was trained on split {checkpoint.split_number} and has seen most of "
+            f"the test clips of split {split_number}: this accuracy says nothing"
+        )
+    split = load_split(args.dataset_path, args.split_path, split_number)
+    if missing := split.missing():
+        print(f"warning: {missing}")
+    if split.classes != checkpoint.classes:
+        raise ValueError(
+            f"{args.split_path / 'classInd.txt'}: not the classes that the checkpoint was trained on"
+        )
+    if not split.test:
+        raise ValueError(f"{args.dataset_path}: not one test clip of split {split_number} is there")
+
+    model = checkpoint.model.to(device)
+    model.encoder.dtype = cli.choose_dtype(args.precision, device)
+    clips = FrameClips(
+        split.test,
+        sequence_length=args.sequence_length or checkpoint.sequence_length,
+        img_dim=args.img_dim or checkpoint.img_dim,
+    )
+    batches = ClipBatches(len(split.test), args.batch_size, shuffle=False)
+    loader = frame_loader(clips, batches, workers=args.num_workers, pin_memory=device.type == "cuda")
+    print(f"split {split_number}: test", evaluate(model, loader, device, description="testing"))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+import test as test_script
+import train
+from checkpoint import load_checkpoint
+from dataset import FrameClips, load_split
+
+
+@pytest.fixture
+def trained(call, toy, train_flags, tmp_path):
+    """A checkpoint trained for an epoch on split 2 of the toy data."""
+    done = call(train, *train_flags(toy), "--num_epochs", 1, "--split_number", 2)
+    assert done.status == 0, done.err
+    return tmp_path / "model_checkpoints" / "ConvLSTM_1.pth", done
+
+
+FP32 = ("--precision", "fp32", "--num_workers", 0)
+
+
+def flags(path, checkpoint):
+    data = ["--dataset_path", path / "UCF-101", "--split_path", path / "ucfTrainTestlist"]
+    return [*data, "--checkpoint_model", checkpoint, *FP32]
+
+
+def test_every_clip_counts_once_whatever_the_batches(call, toy, trained):
+    path, training = trained
+    figures = set()
+    for batch_size in (1, 5, 16):
+        done = call(test_script, *flags(toy, path), "--batch_size", batch_size)
+        assert done.status == 0, done.err
+        figures.add(done.out.split("test ")[1])
+    assert len(figures) == 1
+    # What training printed of the same epoch, on the same split.
+    assert figures.pop().strip() in training.out
+    checkpoint = load_checkpoint(path)
+    clips = FrameClips(
+        load_split(toy / "UCF-101", toy / "ucfTrainTestlist", 2).test, sequence_length=8, img_dim=32
+    )
+    correct = 0
+    with torch.no_grad():
+        for index in range(len(clips)):
+            frames, label = clips[0, index]
+            correct += int(checkpoint.model(frames[None]).argmax()) == label
+    assert f"{correct} of {len(clips)} clips" in done.out
+
+
+def test_another_split_than_the_trained_one_is_warned_of(call, toy, trained):
+    done = call(test_script, *flags(toy, trained[0]), "--split_number", 1)
+    assert done.status == 0, done.err
+    assert "warning: the checkpoint was trained on split 2" in done.out
+
+
+def test_other_classes_than_the_trained_ones_are_refused(call, small, toy, trained):
+    done = call(test_script, *flags(small, trained[0]))
+    assert done.status == 1
+    assert "classInd.txt" in done.one_line_error()
+
+
+def test_bad_input(call, toy, trained, tmp_path):
+    done = call(test_script, *flags(toy, tmp_path / "gone.pth"))
+    assert (done.status, "gone.pth" in done.one_line_error()) == (1, True)
+    done = call(test_script, *flags(toy, trained[0]), "--sequence_length", 0)
+    assert (done.status, "sequence_length" in done.one_line_error()) == (2, True)
+    done = call(test_script)
+    assert (done.status, "--checkpoint_model" in done.one_line_error()) == (2, True)

@@ -1,0 +1,140 @@
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import test_on_video
+import train
+from checkpoint import load_checkpoint
+from conftest import gray_frames
+from dataset import resize_frames, window_indices
+from video import Video, write_video
+
+
+@pytest.fixture
+def trained(call, small, train_flags, tmp_path):
+    done = call(train, *train_flags(small), "--num_epochs", 1)
+    assert done.status == 0, done.err
+    return tmp_path / "model_checkpoints" / "ConvLSTM_1.pth"
+
+
+FP32 = ("--precision", "fp32")
+
+
+def test_mp4_has_every_frame_of_the_source_with_a_label_on_it(call, small, trained, tmp_path):
+    source = small / "UCF-101/WalkRight/v_WalkRight_g01_c01.avi"
+    done = call(test_on_video, "--video_path", source, "--checkpoint_model", trained, *FP32)
+    assert done.status == 0, done.err
+    output = tmp_path / "annotated" / "v_WalkRight_g01_c01.mp4"
+    assert str(output.relative_to(tmp_path)) in done.out
+    with av.open(str(output)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == 25
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    originals = list(Video(source).frames())
+    assert len(frames) == len(originals)
+    for frame, original in zip(frames, originals, strict=True):
+        assert frame.shape == original.shape
+        assert (frame[8:12, 8:12] < 60).all(), "the dark plate"
+        assert np.abs(frame[60:].astype(int) - original[60:]).mean() < 8, "the picture below"
+    # A second run finds another name: nothing is overwritten.
+    assert call(test_on_video, "--video_path", source, "--checkpoint_model", trained).status == 0
+    assert sorted(path.name for path in output.parent.iterdir()) == [
+        "v_WalkRight_g01_c01-2.mp4",
+        "v_WalkRight_g01_c01.mp4",
+    ]
+
+
+def test_labels_come_from_the_window_around_each_frame(toy, trained):
+    checkpoint = load_checkpoint(trained)
+    video = Video(toy / "UCF-101/WalkLeft/v_WalkLeft_g05_c01.avi")
+    embeddings = test_on_video.embed_video(checkpoint.model, video, 32, torch.device("cpu"))
+    actual = test_on_video.classify_windows(checkpoint.model, embeddings, 8, 2)
+    frames = resize_frames(list(video.frames()), 32)
+    with torch.no_grad():
+        for number in (0, 1, 20, len(frames) - 1):
+            clip = frames[window_indices(len(frames), 8, step=2)[number]]
+            expected = checkpoint.model(clip[None]).softmax(dim=-1)
+            assert torch.allclose(actual[number], expected[0], atol=1e-5)
+    assert not torch.allclose(actual[0], actual[20], atol=1e-4)
+
+
+def test_gif_rate_size_and_image_dim(call, trained, tmp_path):
+    source = tmp_path / "odd.mp4"
+    write_video(source, gray_frames(list(range(0, 240, 8)), 50, 70), Fraction(30000, 1001))
+    for flag in ("--image_dim", "--img_dim"):
+        done = call(
+            test_on_video,
+            "--video_path",
+            source,
+            "--checkpoint_model",
+            trained,
+            flag,
+            16,
+            "--output",
+            "x.gif",
+            *FP32,
+        )
+        assert done.status == 0, done.err
+    with Image.open(tmp_path / "x.gif") as image:
+        assert image.n_frames == 30
+        assert image.size == (70, 50)
+
+
+def test_videos_shorter_than_a_window_are_padded(call, trained, gray_video):
+    done = call(test_on_video, "--video_path", gray_video(count=2), "--checkpoint_model", trained, *FP32)
+    assert done.status == 0, done.err
+    assert "2 frames" in done.out
+
+
+def test_bad_videos_end_in_one_line(call, trained, toy, tmp_path, gray_video):
+    good = next((toy / "UCF-101").rglob("*.avi")).read_bytes()
+
+    def error(name, status=1, **flags):
+        flags = {"video_path": tmp_path / name, "checkpoint_model": trained, "output": "out.mp4", **flags}
+        done = call(test_on_video, *(part for key, value in flags.items() for part in (f"--{key}", value)))
+        assert done.status == status, done
+        assert not (tmp_path / "out.mp4").exists()
+        return done.one_line_error()
+
+    (tmp_path / "text.avi").write_text("this is not a video")
+    (tmp_path / "empty.avi").touch()
+    (tmp_path / "half.avi").write_bytes(good[: len(good) // 2])
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "header.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height = 64, 48
+        container.start_encoding()
+    one = gray_video("one.mp4", count=1)
+
+    assert "gone.avi" in error("gone.avi")
+    assert "decoded" in error("text.avi")
+    assert "empty" in error("empty.avi")
+    assert "truncated" in error("half.avi")
+    assert "sound.mp4" in error("sound.mp4")
+    assert "header.avi" in error("header.avi")
+    assert "single frame" in error(one.name)
+    video = gray_video().name
+    assert ".mp4 or .gif" in error(video, 2, output="x.mov")
+    assert "is an input" in error(video, 2, output=tmp_path / video)
+    assert "sequence_length" in error(video, 2, sequence_length=0)
+    assert "image_dim" in error(video, 2, image_dim=0)
+    assert "gone.pth" in error(video, checkpoint_model=tmp_path / "gone.pth")
+    assert "text.avi" in error(video, checkpoint_model=tmp_path / "text.avi")
+    assert "empty.avi" in error(video, output=tmp_path / "empty.avi" / "x.mp4")
+
+
+def test_long_labels_fit_into_small_frames():
+    plate = test_on_video.label_plate("BodyWeightSquats 100 %", 48, 64)
+    assert plate.shape[1] <= 0.9 * 64 + 1
+    large = test_on_video.label_plate("BodyWeightSquats 100 %", 2160, 3840)
+    assert 100 < large.shape[0] < 400

@@ -1,0 +1,140 @@
+import shutil
+
+import pytest
+import torch
+
+import models
+import train
+from checkpoint import load_checkpoint
+
+
+def losses(outcome):
+    return [line for line in outcome.out.splitlines() if "nats" in line]
+
+
+def test_train_saves_tests_and_keeps_what_the_checkpoint_needs(call, small, train_flags, tmp_path):
+    done = call(train, *train_flags(small), "--num_epochs", 3, "--checkpoint_interval", 2, "--latent_dim", 16)
+    assert done.status == 0, done.err
+    folder = tmp_path / "model_checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["ConvLSTM_2.pth", "ConvLSTM_3.pth"]
+    assert len([line for line in losses(done) if ": train" in line]) == 3
+    assert len([line for line in losses(done) if ": test" in line and "of 2 clips" in line]) == 2
+    checkpoint = load_checkpoint(folder / "ConvLSTM_3.pth")
+    assert checkpoint.classes == ["WalkLeft", "WalkRight"]
+    assert (checkpoint.img_dim, checkpoint.sequence_length, checkpoint.split_number) == (32, 8, 1)
+    assert checkpoint.model.config["latent_dim"] == 16
+
+
+def test_the_same_seed_twice_gives_the_same_losses_and_tensors(call, small, train_flags, tmp_path):
+    states, printed = [], []
+    for name, seed, workers in (("a", 5, 0), ("b", 5, 2), ("c", 6, 0)):
+        done = call(
+            train, *train_flags(small), "--num_epochs", 2, "--batch_size", 3, "--seed", seed,
+            "--num_workers", workers, "--output_path", tmp_path / name,
+        )  # fmt: skip
+        assert done.status == 0, done.err
+        printed.append(losses(done))
+        states.append(torch.load(tmp_path / name / "ConvLSTM_2.pth", weights_only=True)["state"])
+    assert printed[0] == printed[1] != printed[2]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert not all(torch.equal(tensor, states[2][name]) for name, tensor in states[0].items())
+
+
+def test_training_goes_on_from_a_checkpoint_and_loses_no_earlier_one(call, small, train_flags, tmp_path):
+    flags = [*train_flags(small), "--num_epochs", 1]
+    assert call(train, *flags).status == 0
+    first = (tmp_path / "model_checkpoints/ConvLSTM_1.pth").read_bytes()
+    again = call(
+        train, *flags, "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth", "--learning_rate", "1e-9"
+    )
+    assert again.status == 0, again.err
+    assert (tmp_path / "model_checkpoints/earlier-1/ConvLSTM_1.pth").read_bytes() == first
+    old = torch.load(tmp_path / "model_checkpoints/earlier-1/ConvLSTM_1.pth", weights_only=True)["state"]
+    new = torch.load(tmp_path / "model_checkpoints/ConvLSTM_1.pth", weights_only=True)["state"]
+    assert torch.allclose(old["lstm.weight_ih_l0"], new["lstm.weight_ih_l0"], atol=1e-6)
+
+
+def test_it_learns_what_only_the_order_of_frames_tells(call, toy, train_flags, tmp_path):
+    lists = tmp_path / "lists"
+    shutil.copytree(toy / "ucfTrainTestlist", lists)
+    for name in ("trainlist01.txt", "testlist01.txt"):
+        kept = [line for line in (lists / name).read_text().splitlines() if line.startswith("Walk")]
+        (lists / name).write_text("\n".join(kept) + "\n")
+    flags = ("--split_path", lists, "--no_flip", "--num_epochs", 60, "--learning_rate", "2e-3")
+    done = call(train, *train_flags(toy), *flags, "--checkpoint_interval", 60)
+    assert done.status == 0, done.err
+    # Both clips of a pair have the same frames, so nothing but their order can tell them apart; each epoch
+    # draws other starts and steps, so the clips of an epoch are new to the model.
+    trained = [line for line in losses(done) if ": train" in line]
+    accuracies = [float(line.split("accuracy ")[1].split(" %")[0]) for line in trained]
+    assert sum(accuracies[:3]) / 3 < 80
+    assert sum(accuracies[-10:]) / 10 >= 80
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--sequence_length", 0], "sequence_length"),
+        (["--img_dim", -3], "img_dim"),
+        (["--batch_size", 1], "BatchNorm"),
+        (["--channels", 1], "channels"),
+        (["--split_number", 4], "split_number"),
+        (["--encoder", "vgg"], "resnet152"),
+        (["--num_epochs", "many"], "num_epochs"),
+        (["--learning_rate", "nan"], "learning_rate"),
+        (["--seed", -1], "seed"),
+    ],
+)
+def test_wrong_flags_end_with_status_2(call, small, train_flags, tmp_path, flags, words):
+    done = call(train, *train_flags(small), *flags)
+    assert done.status == 2
+    assert words in done.one_line_error()
+    assert not (tmp_path / "model_checkpoints").exists()
+
+
+def test_wrong_data_ends_with_status_1(call, small, train_flags, tmp_path):
+    def error(*flags):
+        done = call(train, *train_flags(small), "--num_epochs", 1, *flags)
+        assert done.status == 1, done
+        return done.one_line_error()
+
+    assert "gone" in error("--dataset_path", tmp_path / "gone")
+    assert "gone" in error("--split_path", tmp_path / "gone")
+    assert "gone.pth" in error("--checkpoint_model", tmp_path / "gone.pth")
+    assert "quantum" in error("--device", "quantum")
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in error("--output_path", tmp_path / "file" / "folder")
+    clip = small / "UCF-101/WalkLeft/v_WalkLeft_g02_c01.avi"
+    data = clip.read_bytes()
+    clip.write_bytes(data[:-1000])
+    assert "truncated" in error()
+    clip.write_bytes(b"")
+    assert "empty" in error()
+    clip.write_text("no video")
+    assert clip.name in error()
+    assert clip.name in error("--num_workers", 2)
+    assert not list((tmp_path / "model_checkpoints").glob("*.pth"))
+
+
+def test_weights_that_cannot_be_had(call, small, train_flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    done = call(train, *train_flags(small), "--encoder", "resnet18")
+    assert done.status == 1
+    assert "efficientnet_lite0" in done.one_line_error()
+
+
+def test_a_model_of_other_classes_is_refused(call, small, train_flags, toy):
+    assert call(train, *train_flags(small), "--num_epochs", 1).status == 0
+    done = call(train, *train_flags(toy), "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth")
+    assert done.status == 1
+    assert "2 classes" in done.one_line_error()
+
+
+def test_bf16_on_request_changes_the_embeddings_only_a_little(small, train_flags):
+    encoder = models.Encoder("tiny", 4)
+    frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    exact = encoder.embed(frames)
+    encoder.dtype = torch.bfloat16
+    assert not torch.equal(encoder.embed(frames), exact)
+    assert torch.allclose(encoder.embed(frames), exact, rtol=0.03, atol=0.03)
