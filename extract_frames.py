@@ -1,0 +1,149 @@
+"""Extract the frames of every video of a data set as JPEG files.
+
+    python3 extract_frames.py                                  # data/UCF-101 -> data/UCF-101-frames
+    python3 extract_frames.py --dataset_path videos --quality 75
+
+Training does not need this: train.py reads the videos just as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+import cli
+from video import VIDEO_SUFFIXES, Video, worker_context
+
+# Beside this file, not the working directory: the documented command is typed inside data/.
+DEFAULT_DATASET = Path(__file__).resolve().parent / "data" / "UCF-101"
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of extract_frames.py."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--dataset_path", type=Path, default=DEFAULT_DATASET, help="folder of videos (default: data/UCF-101)"
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        default=95,
+        help="of the JPEG files, 1 to 100; 95 keeps what the decoder gave, 75 takes a third of the disk",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=cli.positive_int,
+        default=cli.available_cores(),
+        help="processes; one per core is fastest",
+    )
+    return parser
+
+
+def frames_folder(dataset_path: Path) -> Path:
+    """<dataset_path>-frames, beside the data set; a link to the data set is not followed."""
+    # Absolute, so that "." has a name too.
+    dataset_path = Path(os.path.abspath(dataset_path))  # noqa: PTH100 - Path.resolve would follow the link
+    return dataset_path.with_name(dataset_path.name + "-frames")
+
+
+def find_videos(dataset_path: Path) -> list[Path]:
+    """Every video below a folder, sorted; hidden files and folders are left out.
+
+    Raises: FileNotFoundError if there is no such folder, or no video in it.
+    """
+    if not dataset_path.is_dir():
+        raise FileNotFoundError(f"{dataset_path}: no such folder; name the data set with --dataset_path")
+    videos = sorted(
+        path
+        for path in dataset_path.rglob("*")
+        if path.suffix.lower() in VIDEO_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(dataset_path).parts)
+    )
+    if not videos:
+        raise FileNotFoundError(f"{dataset_path}: no video ({', '.join(VIDEO_SUFFIXES)}) in this folder")
+    return videos
+
+
+def extract_clip(video_path: Path, folder: Path, quality: int) -> int:
+    """Write the frames of one video to `folder`/<n>.jpg, n from 0; the folder is whole or not there.
+
+    Returns: the number of frames, 0 if the folder was there already.
+    Raises: video.VideoError for a video that cannot be read, OSError if the frames cannot be written.
+    """
+    if folder.is_dir():
+        return 0
+    cv2.setNumThreads(1)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for number, frame in enumerate(Video(video_path).frames()):
+            done, jpeg = cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+            if not done:
+                raise OSError(f"{video_path}: frame {number} cannot be written as JPEG")
+            (partial / f"{number}.jpg").write_bytes(jpeg.tobytes())
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return number + 1
+
+
+def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, int, list[str]]:
+    """Extract every video below `dataset_path` into the folder <dataset_path>-frames.
+
+    Returns: numbers of clips done and of frames written, and a line for each clip that could not be done.
+    Raises: FileNotFoundError as `find_videos`, OSError if the folder cannot be written.
+    """
+    frames_path = frames_folder(dataset_path)
+    videos = find_videos(dataset_path)
+    cli.make_writable_folder(frames_path)
+    clips, frames, failures = 0, 0, []
+    pool = ProcessPoolExecutor(workers, mp_context=worker_context())
+    try:
+        futures: dict[Future[int], Path] = {}
+        folders: dict[Path, Path] = {}
+        for path in videos:
+            folder = frames_path / path.relative_to(dataset_path).with_suffix("")
+            if folder in folders:
+                failures.append(
+                    f"{path}: {folders[folder].name} has the same frame folder; rename one of the two"
+                )
+                continue
+            folders[folder] = path
+            futures[pool.submit(extract_clip, path, folder, quality)] = path
+        bar = tqdm(
+            as_completed(futures), total=len(futures), desc="extracting", unit="clip", dynamic_ncols=True
+        )
+        for future in bar:
+            try:
+                frames += future.result()
+                clips += 1
+            except (ValueError, OSError) as error:
+                failures.append(str(error) or f"{futures[future]}: {type(error).__name__}")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return clips, frames, sorted(failures)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Extract; returns the exit status: 1 if a clip could not be read."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if not 1 <= args.quality <= 100:
+        parser.error(f"--quality {args.quality} does not exist; it takes 1 to 100")
+    clips, frames, failures = extract_all(args.dataset_path, args.quality, args.num_workers)
+    print(f"{clips:,} clips, {frames:,} new frames in {frames_folder(args.dataset_path)}{os.sep}")
+    for failure in failures:
+        print(f"not extracted: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
