@@ -1,0 +1,56 @@
+import make_toy_actions as toys
+import numpy as np
+import pytest
+
+from dataset import load_split, read_classes
+
+
+def test_layout_is_that_of_ucf101(toy):
+    for number in (1, 2, 3):
+        split = load_split(toy / "UCF-101", toy / "ucfTrainTestlist", number)
+        assert split.missing() is None
+        assert len(split.train) + len(split.test) == 64
+        groups = [{clip.name.split("_g")[1][:2] for clip in side} for side in (split.train, split.test)]
+        assert not groups[0] & groups[1], "a group on both sides of a split leaks"
+        assert {clip.label for clip in split.test} == set(range(8))
+    assert read_classes(toy / "ucfTrainTestlist/classInd.txt") == list(toys.ACTIONS)
+    video = split.train[0].video
+    assert video.fps() == 25
+    assert next(video.frames()).shape == (240, 320, 3)
+
+
+@pytest.mark.parametrize(("one", "other"), toys.ORDER_PAIRS)
+def test_order_pairs_are_the_same_frames_run_backwards(one, other):
+    first, second = toys.draw_clip(one, 0, 3, 1), toys.draw_clip(other, 0, 3, 1)
+    assert len(first) == len(second)
+    assert all(np.array_equal(a, b) for a, b in zip(first, reversed(second), strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_groups_and_actions_look_different():
+    frames = [toys.draw_clip("Wave", 0, group, 1)[10] for group in (1, 2)] + [
+        toys.draw_clip("Bow", 0, 1, 1)[20]
+    ]
+    assert np.abs(frames[0].astype(int) - frames[1]).mean() > 10
+    assert np.abs(frames[0].astype(int) - frames[2]).mean() > 0.5
+
+
+def test_the_same_seed_draws_the_same_files(call, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert call(toys, "--output_path", tmp_path / name, "--groups", 4, "--seed", seed).status == 0
+    files = {
+        name: {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.*")}
+        for name in "abc"
+    }
+    assert len(files["a"]) == 32 + 7
+    assert files["a"] == files["b"] != files["c"]
+
+
+def test_nothing_is_overwritten(call, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    done = call(toys, "--output_path", tmp_path / "full")
+    assert (done.status, "not empty" in done.one_line_error()) == (1, True)
+    done = call(toys, "--groups", 2)
+    assert (done.status, "--groups 2" in done.one_line_error()) == (2, True)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
