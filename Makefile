@@ -20,7 +20,11 @@ demo: .venv/installed
 			--encoder efficientnet_lite0 --img_dim 112 --sequence_length 16 --no_flip \
 			--num_epochs $(DEMO_EPOCHS) --checkpoint_interval $(DEMO_EPOCHS) --output_path $(DEMO); }
 	@$(PY) test.py --dataset_path $(TOY)/UCF-101 --split_path $(TOY)/ucfTrainTestlist --checkpoint_model $(DEMO_MODEL)
-	@$(PY) test_on_video.py --video_path $(DEMO_CLIP) --checkpoint_model $(DEMO_MODEL) --output $(DEMO_VIDEO)
+	@test -f $(DEMO_VIDEO) || $(PY) test_on_video.py --video_path $(DEMO_CLIP) --checkpoint_model $(DEMO_MODEL) --output $(DEMO_VIDEO)
+	@echo "The annotated video: $(DEMO_VIDEO)"
+
+assets: demo
+	$(PY) test_on_video.py --video_path $(DEMO_CLIP) --checkpoint_model $(DEMO_MODEL) --output assets/toy.gif
 
 test: .venv/installed-test
 	$(PY) -m ruff check .
