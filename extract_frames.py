@@ -34,8 +34,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quality",
         type=int,
-        default=95,
-        help="of the JPEG files, 1 to 100; 95 keeps what the decoder gave, 75 takes a third of the disk",
+        default=90,
+        help="of the JPEG files, 1 to 100; 90 (default) takes 36 GB for UCF-101, 75 (the original's) 24 GB",
     )
     parser.add_argument(
         "--num_workers",
