@@ -15,7 +15,6 @@ Nothing is loaded that could run code: `weights_only=True` everywhere.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 from collections.abc import Mapping
@@ -62,15 +61,6 @@ class Checkpoint:
     epoch: int
 
 
-def encoder_sha256(model: ConvLSTM) -> str:
-    """SHA-256 over the names and bytes of the frozen encoder's tensors, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, tensor in model.encoder.feature_extractor.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint beside and rename it, so that `path` is always a whole file.
 
@@ -87,7 +77,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "model": type(model).__name__,
         "config": model.config,
-        "encoder_sha256": encoder_sha256(model),
+        "encoder_sha256": model.encoder.sha256(),
         "state": state,
         "classes": checkpoint.classes,
         "img_dim": checkpoint.img_dim,
@@ -154,7 +144,7 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
         }
         state = {**encoder, **state}
     model.load_state_dict(state)
-    if encoder_sha256(model) != contents["encoder_sha256"]:
+    if model.encoder.sha256() != contents["encoder_sha256"]:
         raise CheckpointError(
             f"{path}: trained on other weights of {model.encoder.name} than the ones here "
             f"(SHA-256 {contents['encoder_sha256'][:12]}... there); put those in their place"

@@ -7,7 +7,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # cuBLAS gives the same sums twice only with a fixed workspace; it reads this when CUDA starts.
@@ -46,6 +46,62 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where clips and their embeddings are."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset_path",
+        type=Path,
+        default=Path("data/UCF-101"),
+        help="videos or extracted frames; the videos (default) take a fifth of the disk",
+    )
+    group.add_argument(
+        "--split_path", type=Path, default=Path("data/ucfTrainTestlist"), help="folder of the official lists"
+    )
+    group.add_argument(
+        "--cache",
+        choices=("disk", "off"),
+        default="disk",
+        help="disk (default) encodes each frame once and trains from there; off encodes in every epoch anew",
+    )
+    group.add_argument(
+        "--cache_path",
+        type=Path,
+        help="folder of the embeddings; default: <dataset_path>-embeddings; a local SSD is best",
+    )
+    group.add_argument(
+        "--frame_stride",
+        type=positive_int,
+        default=1,
+        help="use every N-th frame only; 1 (default) for UCF-101, 2 halves time and disk of the cache",
+    )
+
+
+def add_encoder_flags(parser: argparse.ArgumentParser, encoders: Iterable[str]) -> None:
+    """Add the flags that say what becomes of a frame; `encoders` are the names to choose from."""
+    group = parser.add_argument_group("encoder")
+    group.add_argument(
+        "--encoder",
+        choices=tuple(encoders),
+        default="resnet152",
+        help="frozen network; resnet152 (default) is the original's, efficientnet_lite0 is over 10 times "
+        "as fast and works offline",
+    )
+    group.add_argument(
+        "--img_dim",
+        type=positive_int,
+        default=224,
+        help="height and width of the frames in pixels; 224 (default) is what the encoders were trained at "
+        "and the most accurate, 112 is 4 times as fast",
+    )
+    group.add_argument(
+        "--no_flip",
+        action="store_true",
+        help="do not mirror training clips; for classes that differ in left and right, not for UCF-101; "
+        "halves the cache",
+    )
+
+
 def add_device_flags(parser: argparse.ArgumentParser) -> None:
     """Add --device, --precision and --num_workers, which mean the same everywhere."""
     group = parser.add_argument_group("device")
@@ -61,10 +117,15 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         help="of the frozen encoder; auto (default) is bf16 where the hardware has it, 2 to 5 times as fast",
     )
     group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the encoder: some 20 %% faster after a minute or two, pays for more than 10,000 frames",
+    )
+    group.add_argument(
         "--num_workers",
         type=non_negative_int,
         default=min(8, available_cores()),
-        help="processes that decode video; one per core keeps the encoder fed, 0 decodes in the main process",
+        help="threads or processes that decode video; one per core (default) keeps the encoder fed",
     )
 
 

@@ -212,28 +212,29 @@ def clip_indices(num_frames: int, length: int, *, rng: np.random.Generator | Non
     return start + step * np.arange(length)
 
 
-def window_indices(num_frames: int, length: int, *, step: int = 2) -> np.ndarray:
-    """For each frame of a video, the frame numbers of the clip around it that decides its label.
+def window_indices(num_frames: int, length: int, *, step: int = 2, start: int = 0) -> np.ndarray:
+    """For each frame of a video from `start` on, the frame numbers of the clip around it that labels it.
 
     A window is `length` frames, `step` apart, with the frame in its middle; at both ends of the video it is
     shifted to stay inside. A video too short for the step is read with a smaller one, and one shorter than
     `length` repeats its first frame at the front, as in `clip_indices`.
 
     Args:
+        start: the first frame whose window is asked for
         step: 2 is about the middle of what training draws on UCF-101 (1 to 4 for 40 frames of about 180)
 
-    Returns: int64 array of shape (num_frames, length), rows ascending, each number in [0, num_frames).
+    Returns: int64 array of shape (num_frames - start, length), rows ascending, in [0, num_frames).
     Raises: ValueError if an argument is not positive.
     """
     if step < 1:
         raise ValueError(f"a step of {step} frames cannot be: it must be positive")
     if num_frames < length:
-        return np.tile(clip_indices(num_frames, length), (num_frames, 1))
+        return np.tile(clip_indices(num_frames, length), (num_frames - start, 1))
     if length < 1:
         raise ValueError(f"a clip of {length} frames cannot be: it must be positive")
     step = min(step, num_frames // length)
     span = step * (length - 1)
-    starts = np.clip(np.arange(num_frames) - span // 2, 0, num_frames - 1 - span)
+    starts = np.clip(np.arange(start, num_frames) - span // 2, 0, num_frames - 1 - span)
     return starts[:, None] + step * np.arange(length)
 
 
@@ -246,34 +247,55 @@ def resize_frames(frames: Sequence[np.ndarray], img_dim: int) -> Tensor:
     return transforms.resize(stacked, [img_dim, img_dim], InterpolationMode.BICUBIC, antialias=True)
 
 
-class FrameClips(Dataset[tuple[Tensor, int]]):
-    """Clips of frames, decoded when asked for.
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video make an item, and whether they are mirrored.
 
-    An item is asked for by (epoch, index). Its random numbers depend on these two and on the seed alone, so
-    that neither the order of the items nor the number of data workers changes what training sees.
+    An item is an (epoch, index). Its random numbers depend on these two and on the seed alone, so that
+    neither the order of items, nor the number of workers, nor where embeddings come from changes what
+    training sees.
 
-    Args:
-        clips: what to read
+    Attributes:
         sequence_length: frames of a clip
-        img_dim: height and width of a frame in pixels
         training: random step and start, and random flips; otherwise frames are spread evenly over the video
         flip: in training, mirror the whole clip left to right with p = 0.5; off where direction is the label
         seed: of the random numbers
+        frame_stride: use every N-th frame of a video only
     """
 
-    def __init__(
-        self,
-        clips: Sequence[Clip],
-        *,
-        sequence_length: int,
-        img_dim: int,
-        training: bool = False,
-        flip: bool = True,
-        seed: int = 0,
-    ) -> None:
-        self.clips = clips
-        self.sequence_length, self.img_dim = sequence_length, img_dim
-        self.training, self.flip, self.seed = training, flip, seed
+    sequence_length: int
+    training: bool = False
+    flip: bool = True
+    seed: int = 0
+    frame_stride: int = 1
+
+    def draw(self, item: tuple[int, int], num_frames: int) -> tuple[np.ndarray, bool]:
+        """Frames of an item, as numbers (T,) int64 among `num_frames`, and whether it is mirrored."""
+        rng = np.random.default_rng([self.seed, *item]) if self.training else None
+        indices = clip_indices(num_frames, self.sequence_length, rng=rng)
+        return indices, rng is not None and self.flip and bool(rng.random() < 0.5)
+
+
+def check_length(path: Path, num_frames: int) -> None:
+    """Refuse a video that shows no action.
+
+    Raises: VideoError if it has a single frame.
+    """
+    if num_frames < MIN_FRAMES:
+        raise VideoError(f"{path}: a single frame shows no action; remove the clip, or choose a longer one")
+
+
+class FrameClips(Dataset[tuple[Tensor, int]]):
+    """Clips of frames, decoded when asked for by (epoch, index).
+
+    Args:
+        clips: what to read
+        sampling: which frames make an item
+        img_dim: height and width of a frame in pixels
+    """
+
+    def __init__(self, clips: Sequence[Clip], sampling: Sampling, img_dim: int) -> None:
+        self.clips, self.sampling, self.img_dim = clips, sampling, img_dim
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -283,19 +305,12 @@ class FrameClips(Dataset[tuple[Tensor, int]]):
 
         Raises: FileNotFoundError or VideoError for a clip that cannot be read.
         """
-        epoch, index = item
-        clip = self.clips[index]
+        clip, stride = self.clips[item[1]], self.sampling.frame_stride
         num_frames = clip.video.count()
-        if num_frames < MIN_FRAMES:
-            raise VideoError(
-                f"{clip.video.path}: a single frame shows no action; remove the clip from the lists"
-            )
-        rng = np.random.default_rng([self.seed, epoch, index]) if self.training else None
-        indices = clip_indices(num_frames, self.sequence_length, rng=rng)
-        frames = resize_frames(list(clip.video.frames(indices)), self.img_dim)
-        if rng is not None and self.flip and rng.random() < 0.5:
-            frames = frames.flip(-1)
-        return frames, clip.label
+        check_length(clip.video.path, num_frames)
+        indices, flipped = self.sampling.draw(item, -(-num_frames // stride))
+        frames = resize_frames(list(clip.video.frames(indices * stride)), self.img_dim)
+        return frames.flip(-1) if flipped else frames, clip.label
 
 
 class ClipBatches(Sampler[list[tuple[int, int]]]):

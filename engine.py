@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from models import ConvLSTM
 
+# Inputs of a model and labels (B,).
 Batches = Iterable[tuple[Tensor, Tensor]]
+Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class _Tally:
 
 def train_one_epoch(
     model: ConvLSTM,
+    forward: Forward,
     batches: Batches,
     optimizer: Optimizer,
     scheduler: LRScheduler,
@@ -70,16 +73,19 @@ def train_one_epoch(
     *,
     description: str,
 ) -> Result:
-    """Train once on each batch of frames (B, T, 3, H, W) and labels (B,); the schedule steps with them.
+    """Train once on each batch; the schedule steps with the batches.
+
+    Args:
+        forward: gives the logits (B, C) of a batch: `model` itself of frames, `model.classify` of embeddings
 
     Raises: ValueError if the loss is no longer a finite number.
     """
     model.train()
     tally = _Tally()
     bar = tqdm(batches, desc=description, unit="batch", dynamic_ncols=True)
-    for frames, labels in bar:
-        frames, labels = frames.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        logits = model(frames)
+    for inputs, labels in bar:
+        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        logits = forward(inputs)
         loss = F.cross_entropy(logits, labels)
         if not math.isfinite(loss.item()):
             raise ValueError(f"the loss became {loss.item()}; train with a smaller --learning_rate")
@@ -93,14 +99,16 @@ def train_one_epoch(
 
 
 @torch.no_grad()
-def evaluate(model: ConvLSTM, batches: Batches, device: torch.device, *, description: str) -> Result:
+def evaluate(
+    model: ConvLSTM, forward: Forward, batches: Batches, device: torch.device, *, description: str
+) -> Result:
     """Loss and top-1 accuracy over batches as in `train_one_epoch`, every clip counted once."""
     model.eval()
     tally = _Tally()
     bar = tqdm(batches, desc=description, unit="batch", dynamic_ncols=True)
-    for frames, labels in bar:
-        frames, labels = frames.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        logits = model(frames)
+    for inputs, labels in bar:
+        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        logits = forward(inputs)
         tally.add(F.cross_entropy(logits, labels), logits, labels)
         tally.show(bar)
     return tally.result()

@@ -7,6 +7,8 @@ Shapes: B clips, T frames, D embedding width, H hidden width, C classes.
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +16,12 @@ from typing import Any, Self, cast
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# Frames that go through the encoder at once: enough to keep a CPU or GPU busy, whatever the clip batch.
-ENCODER_BATCH = 64
+# Frames that go through the encoder at once on a GPU: what keeps it busy.
+ACCELERATOR_BATCH = 256
 
 
 class WeightsError(ValueError):
@@ -78,6 +81,7 @@ class EncoderSpec:
         width: D, the width of its embeddings
         input_size: the height and width in pixels that it was trained at
         mean, std: per channel, of frames scaled to [0, 1]
+        cpu_batch: frames that go through it at once on a CPU: what the caches of a core hold, measured
     """
 
     build: Callable[..., nn.Module]
@@ -85,6 +89,7 @@ class EncoderSpec:
     input_size: int = 224
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    cpu_batch: int = 32
 
 
 def _resnet(name: str, width: int) -> EncoderSpec:
@@ -109,6 +114,36 @@ ENCODERS: dict[str, EncoderSpec] = {
 }
 
 
+class _LayerTracer(fx.Tracer):
+    """Sees a network as a graph of convolutions and BatchNorms, timm's own kinds included."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        layers = isinstance(m, (nn.Conv2d, nn.BatchNorm2d))
+        return layers or super().is_leaf_module(m, module_qualified_name)
+
+
+def fold_batchnorm(network: nn.Module) -> nn.Module:
+    """Fold each BatchNorm that follows a convolution into its weights, in place; returns the network.
+
+    In eval mode BatchNorm is a constant scale and shift per channel, so the answers stay the same but for
+    rounding (Jacob et al., CVPR 2018, section 3.2), and a pass over the activations is saved.
+    """
+    layers = dict(network.named_modules())
+    for node in _LayerTracer().trace(network).nodes:
+        if node.op != "call_module" or not isinstance(layers[node.target], nn.BatchNorm2d):
+            continue
+        source, norm = node.args[0], layers[node.target]
+        if (
+            source.op == "call_module"
+            and isinstance(layers[source.target], nn.Conv2d)
+            and len(source.users) == 1
+        ):
+            network.set_submodule(source.target, fuse_conv_bn_eval(layers[source.target], norm))
+            # Timm's BatchNormAct2d holds the activation too.
+            network.set_submodule(node.target, getattr(norm, "act", nn.Identity()))
+    return network
+
+
 class Encoder(nn.Module):
     """A frozen ImageNet network, then a trained projection of its embeddings to `latent_dim`.
 
@@ -121,13 +156,13 @@ class Encoder(nn.Module):
         pretrained: load ImageNet weights; without, weights are random, to be loaded from a checkpoint
 
     Attributes:
-        dtype: what `embed` computes in; bfloat16 or float16 by autocast, the answer is float32 all the same
+        dtype: what `embed` computes in; the answer is float32 all the same
 
     Raises: ValueError for an unknown name, WeightsError where the weights cannot be had.
     """
 
     mean: Tensor
-    std: Tensor
+    scale: Tensor
 
     def __init__(self, name: str = "resnet152", latent_dim: int = 512, *, pretrained: bool = True) -> None:
         super().__init__()
@@ -136,6 +171,7 @@ class Encoder(nn.Module):
         spec = ENCODERS[name]
         self.name, self.pretrained, self.width = name, pretrained, spec.width
         self.dtype = torch.float32
+        self._fast: Callable[[Tensor], Tensor] | None = None
         # Convolutions read channels_last faster on CPUs and on tensor cores.
         self.feature_extractor = cast(nn.Module, spec.build(pretrained=pretrained)).to(
             memory_format=torch.channels_last
@@ -145,13 +181,42 @@ class Encoder(nn.Module):
             nn.Linear(spec.width, latent_dim), nn.BatchNorm1d(latent_dim, momentum=0.01)
         )
         self.register_buffer("mean", 255 * torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1 / (255 * torch.tensor(spec.std).view(3, 1, 1)), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
         """Train or evaluate `final`; the feature extractor stays in eval mode."""
         super().train(mode)
         self.feature_extractor.eval()
         return self
+
+    def sha256(self) -> str:
+        """SHA-256 over the names and bytes of the frozen network's tensors, as 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, tensor in self.feature_extractor.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @property
+    def batch_size(self) -> int:
+        """Frames that `embed` puts through the network at once."""
+        return ENCODERS[self.name].cpu_batch if self.mean.device.type == "cpu" else ACCELERATOR_BATCH
+
+    def prepare(self, dtype: torch.dtype, *, compile: bool = False) -> None:
+        """Make a copy of the frozen network that is as fast as the device allows, for `embed` to use.
+
+        Its BatchNorms are folded and its weights are of `dtype`. Call it when the encoder is on its device
+        and has its final weights. With `compile` the copy is compiled at its first use, which takes a minute
+        or more.
+        """
+        network = fold_batchnorm(copy.deepcopy(self.feature_extractor))
+        network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.mean.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        self.dtype = dtype
+        # In a closure, not an attribute: it has no part in state_dict, parameters or train.
+        fast = torch.compile(network, dynamic=False, options={"freezing": True}) if compile else network
+        self._fast = lambda batch: fast(batch)
 
     @torch.no_grad()
     def embed(self, frames: Tensor) -> Tensor:
@@ -160,13 +225,13 @@ class Encoder(nn.Module):
         uint8 frames are RGB in [0, 255] and are normalised here, as the network was trained; floating-point
         frames are taken as normalised already.
         """
+        network = self._fast or self.feature_extractor
         embeddings = []
-        for batch in frames.split(ENCODER_BATCH):
-            if batch.dtype == torch.uint8:
-                batch = (batch - self.mean) / self.std
+        for batch in frames.split(self.batch_size):
             batch = batch.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(frames.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-                embeddings.append(self.feature_extractor(batch).float())
+            if batch.dtype == torch.uint8:
+                batch = batch.float().sub_(self.mean).mul_(self.scale)
+            embeddings.append(network(batch.to(self.dtype)).float())
         return torch.cat(embeddings)
 
     def forward(self, frames: Tensor) -> Tensor:

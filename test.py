@@ -10,8 +10,9 @@ from pathlib import Path
 
 import cli
 from checkpoint import load_checkpoint
-from dataset import SPLIT_NUMBERS, ClipBatches, FrameClips, frame_loader, load_split
+from dataset import SPLIT_NUMBERS, ClipBatches, Sampling, load_split
 from engine import evaluate
+from features import ClipSource
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -20,15 +21,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
     )
-    parser.add_argument(
-        "--dataset_path",
-        type=Path,
-        default=Path("data/UCF-101"),
-        help="videos or extracted frames, whichever you have",
-    )
-    parser.add_argument(
-        "--split_path", type=Path, default=Path("data/ucfTrainTestlist"), help="folder of the official lists"
-    )
+    cli.add_data_flags(parser)
     parser.add_argument(
         "--split_number",
         type=int,
@@ -74,15 +67,12 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{args.dataset_path}: not one test clip of split {split_number} is there")
 
     model = checkpoint.model.to(device)
-    model.encoder.dtype = cli.choose_dtype(args.precision, device)
-    clips = FrameClips(
-        split.test,
-        sequence_length=args.sequence_length or checkpoint.sequence_length,
-        img_dim=args.img_dim or checkpoint.img_dim,
-    )
-    batches = ClipBatches(len(split.test), args.batch_size, shuffle=False)
-    loader = frame_loader(clips, batches, workers=args.num_workers, pin_memory=device.type == "cuda")
-    print(f"split {split_number}: test", evaluate(model, loader, device, description="testing"))
+    model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
+    source = ClipSource.from_flags(args, model, split.test, args.img_dim or checkpoint.img_dim, flip=False)
+    sampling = Sampling(args.sequence_length or checkpoint.sequence_length, frame_stride=args.frame_stride)
+    loader = source.loader(split.test, sampling, ClipBatches(len(split.test), args.batch_size, shuffle=False))
+    result = evaluate(model, source.forward, loader, device, description="testing")
+    print(f"split {split_number}: test {result}")
     return 0
 
 

@@ -7,7 +7,9 @@ python3 test_on_video.py --video_path x.avi --checkpoint_model y.pth --output x.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -20,12 +22,15 @@ from tqdm import tqdm
 
 import cli
 from checkpoint import load_checkpoint
-from dataset import MIN_FRAMES, resize_frames, window_indices
-from models import ENCODER_BATCH, ConvLSTM
-from video import OUTPUT_SUFFIXES, Video, VideoError, write_video
+from dataset import MIN_FRAMES, check_length, resize_frames, window_indices
+from models import ConvLSTM
+from pipeline import Prefetch
+from video import OUTPUT_SUFFIXES, Video, write_video
 
 # Windows classified at once: the LSTM is as fast with more, and memory stays small.
 WINDOW_BATCH = 32
+# Batches that decoding and encoding may each be ahead of who comes after.
+BATCHES_AHEAD = 2
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -74,32 +79,64 @@ def new_path(folder: Path, stem: str) -> Path:
     return path
 
 
-@torch.no_grad()
-def embed_video(model: ConvLSTM, video: Video, img_dim: int, device: torch.device) -> Tensor:
-    """Embeddings of all frames of a video, each encoded once: (N, D) float32 on `device`.
+@dataclass
+class Labelled:
+    """Consecutive frames of a video, (H, W, 3) uint8 RGB each, and their class probabilities (n, C)."""
 
-    Raises: FileNotFoundError or video.VideoError for a video that cannot be used.
-    """
-    embeddings = []
+    frames: list[np.ndarray]
+    probabilities: Tensor
+
+
+def read_and_resize(video: Video, img_dim: int, size: int) -> Iterator[tuple[list[np.ndarray], Tensor]]:
+    """Frames of a video, `size` at a time, as they are and as the encoder takes them."""
     source = video.frames()
-    bar = tqdm(desc="encoding", unit="frame", dynamic_ncols=True)
-    while frames := list(islice(source, ENCODER_BATCH)):
-        embeddings.append(model.encoder.embed(resize_frames(frames, img_dim).to(device)))
-        bar.update(len(frames))
-    bar.close()
-    return torch.cat(embeddings)
+    while frames := list(islice(source, size)):
+        yield frames, resize_frames(frames, img_dim)
 
 
 @torch.no_grad()
-def classify_windows(model: ConvLSTM, embeddings: Tensor, sequence_length: int, step: int) -> Tensor:
-    """Class probabilities of each frame from the window around it: (N, D) -> (N, C), on the CPU."""
-    windows = window_indices(len(embeddings), sequence_length, step=step)
-    # At both ends, and all through a short video, many frames share a window.
-    distinct, of_frame = np.unique(windows, axis=0, return_inverse=True)
-    batches = torch.from_numpy(distinct).to(embeddings.device).split(WINDOW_BATCH)
-    bar = tqdm(batches, desc="classifying", unit="batch", dynamic_ncols=True)
-    probabilities = torch.cat([model.classify(embeddings[batch]).softmax(dim=-1).cpu() for batch in bar])
-    return probabilities[torch.from_numpy(of_frame).view(-1)]
+def label_frames(
+    model: ConvLSTM, batches: Iterable[tuple[list[np.ndarray], Tensor]], sequence_length: int, step: int
+) -> Iterator[Labelled]:
+    """Label each frame by the window around it, as `dataset.window_indices` lays windows, frames coming in.
+
+    Each frame is encoded once. A frame is given out as soon as its window is complete, so only a window's
+    worth of frames is held, however long the video. The numbers are those that the whole video would give.
+
+    Args:
+        batches: frames, and the same as uint8 (n, 3, img_dim, img_dim)
+    """
+    device = model.encoder.mean.device
+    held: deque[np.ndarray] = deque()  # frames without a label yet: numbers done to read - 1
+    embeddings = torch.empty(0, model.encoder.width, device=device)  # of frames first to read - 1
+    first = done = 0
+
+    def labelled(windows: np.ndarray) -> Labelled:
+        nonlocal done
+        done += len(windows)
+        # At both ends, and all through a short video, many frames share a window.
+        distinct, of_frame = np.unique(windows - first, axis=0, return_inverse=True)
+        parts = torch.from_numpy(distinct).to(device).split(WINDOW_BATCH)
+        probabilities = torch.cat([model.classify(embeddings[part]).softmax(dim=-1).cpu() for part in parts])
+        frames = [held.popleft() for _ in range(len(windows))]
+        return Labelled(frames, probabilities[torch.from_numpy(of_frame).view(-1)])
+
+    span = step * (sequence_length - 1)
+    for frames, resized in batches:
+        held.extend(frames)
+        embeddings = torch.cat([embeddings, model.encoder.embed(resized.to(device))])
+        read = first + len(embeddings)
+        # Shorter videos have a smaller step, which is known at their end only.
+        ready = read - span + span // 2 if read >= step * sequence_length else 0
+        if ready > done:
+            starts = np.maximum(np.arange(done, ready) - span // 2, 0)
+            yield labelled(starts[:, None] + step * np.arange(sequence_length))
+            # The windows of the last frames are shifted back, at most to this one.
+            drop = max(0, read - 1 - span - first)
+            embeddings, first = embeddings[drop:], first + drop
+    read = first + len(embeddings)
+    if read > done:
+        yield labelled(window_indices(read, sequence_length, step=step, start=done))
 
 
 @lru_cache(maxsize=256)
@@ -118,16 +155,30 @@ def label_plate(text: str, height: int, width: int) -> np.ndarray:
     return np.asarray(plate)
 
 
-def annotate(frames: Iterator[np.ndarray], probabilities: Tensor, classes: list[str]) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 RGB with the most probable action of each written into the corner."""
-    best, labels = probabilities.max(dim=1)
-    for frame, probability, label in zip(frames, best.tolist(), labels.tolist(), strict=True):
-        height, width = frame.shape[:2]
-        plate = label_plate(f"{classes[label]} {100 * probability:.0f} %", height, width)
-        margin = height // 40
-        corner = frame[margin : margin + plate.shape[0], margin : margin + plate.shape[1]]
-        corner[:] = plate[: corner.shape[0], : corner.shape[1]]
-        yield frame
+class Annotator:
+    """Writes the most probable action of each frame into its corner, and sums the probabilities up.
+
+    Attributes:
+        frames: frames seen
+        total: sum of their class probabilities (C,)
+    """
+
+    def __init__(self, classes: list[str]) -> None:
+        self.classes, self.frames, self.total = classes, 0, torch.zeros(len(classes), dtype=torch.float64)
+
+    def draw(self, batches: Iterable[Labelled]) -> Iterator[np.ndarray]:
+        """Frames (H, W, 3) uint8 RGB with their label."""
+        for batch in batches:
+            self.frames += len(batch.frames)
+            self.total += batch.probabilities.sum(dim=0)
+            best, labels = batch.probabilities.max(dim=1)
+            for frame, probability, label in zip(batch.frames, best.tolist(), labels.tolist(), strict=True):
+                height, width = frame.shape[:2]
+                plate = label_plate(f"{self.classes[label]} {100 * probability:.0f} %", height, width)
+                margin = height // 40
+                corner = frame[margin : margin + plate.shape[0], margin : margin + plate.shape[1]]
+                corner[:] = plate[: corner.shape[0], : corner.shape[1]]
+                yield frame
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,21 +195,35 @@ def main(argv: list[str] | None = None) -> int:
     fps = video.fps()
     checkpoint = load_checkpoint(args.checkpoint_model)
     model = checkpoint.model.to(device)
-    model.encoder.dtype = cli.choose_dtype(args.precision, device)
+    model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
+    check_length(args.video_path, len(list(islice(video.frames(), MIN_FRAMES))))
     cli.make_writable_folder(output.parent)
 
-    embeddings = embed_video(model, video, args.img_dim or checkpoint.img_dim, device)
-    if len(embeddings) < MIN_FRAMES:
-        raise VideoError(f"{args.video_path}: a single frame shows no action; choose a longer video")
+    annotator = Annotator(checkpoint.classes)
     sequence_length = args.sequence_length or checkpoint.sequence_length
-    probabilities = classify_windows(model, embeddings, sequence_length, args.window_step)
-    frames = tqdm(video.frames(), total=len(embeddings), desc="writing", unit="frame", dynamic_ncols=True)
-    write_video(output, annotate(iter(frames), probabilities, checkpoint.classes), fps)
+    # Three things at once: decoding ahead, encoding and classifying, and, here, drawing and writing.
+    reader = Prefetch(
+        read_and_resize(video, args.img_dim or checkpoint.img_dim, model.encoder.batch_size), BATCHES_AHEAD
+    )
+    labels = Prefetch(label_frames(model, reader, sequence_length, args.window_step), BATCHES_AHEAD)
+    bar = tqdm(desc="annotating", total=video.stated_count() or None, unit="frame", dynamic_ncols=True)
+    try:
+        write_video(output, _counted(annotator.draw(labels), bar), fps)
+    finally:
+        labels.close()
+        reader.close()
+        bar.close()
 
-    best, label = probabilities.mean(dim=0).max(dim=0)
+    best, label = (annotator.total / annotator.frames).max(dim=0)
     print(f"{args.video_path}: {checkpoint.classes[int(label)]}, mean probability {100 * best:.1f} %")
-    print(f"wrote {output}: {len(embeddings)} frames at {float(fps):.2f} frames/s")
+    print(f"wrote {output}: {annotator.frames} frames at {float(fps):.2f} frames/s")
     return 0
+
+
+def _counted(frames: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
+    for frame in frames:
+        bar.update()
+        yield frame
 
 
 if __name__ == "__main__":

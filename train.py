@@ -9,67 +9,26 @@ The data set may be the videos, or the frames that extract_frames.py made of the
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import cli
 from checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dataset import SPLIT_NUMBERS, ClipBatches, FrameClips, frame_loader, load_split
+from dataset import SPLIT_NUMBERS, ClipBatches, Sampling, load_split
 from engine import evaluate, train_one_epoch
+from features import ClipSource
 from models import ENCODERS, ConvLSTM
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of train.py."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--dataset_path",
-        type=Path,
-        default=Path("data/UCF-101"),
-        help="videos or extracted frames; the videos (default) are as fast and take a quarter of the disk",
-    )
-    data.add_argument(
-        "--split_path", type=Path, default=Path("data/ucfTrainTestlist"), help="folder of the official lists"
-    )
-    data.add_argument(
-        "--split_number",
-        type=int,
-        choices=SPLIT_NUMBERS,
-        default=1,
-        help="official split; papers quote 1, or all",
-    )
-    data.add_argument(
-        "--sequence_length",
-        type=cli.positive_int,
-        default=40,
-        help="frames of a clip; 40 (the original's) covers the 7 s of most UCF-101 clips at every 4th frame",
-    )
-    data.add_argument(
-        "--img_dim",
-        type=cli.positive_int,
-        default=224,
-        help="height and width of the frames in pixels; 224 (default) is what the encoders were trained at "
-        "and the most accurate, 112 is 4 times as fast",
-    )
-    data.add_argument(
-        "--channels", type=int, choices=(3,), default=3, help="3: the encoders take RGB and nothing else"
-    )
-    data.add_argument(
-        "--no_flip",
-        action="store_true",
-        help="do not mirror training clips; for classes that differ in left and right, not for UCF-101",
-    )
+    cli.add_data_flags(parser)
+    cli.add_encoder_flags(parser, ENCODERS)
 
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--encoder",
-        choices=ENCODERS,
-        default="resnet152",
-        help="frozen network; resnet152 (default) is the original's, efficientnet_lite0 is about 10 times as "
-        "fast and works offline",
-    )
     model.add_argument(
         "--latent_dim",
         type=cli.positive_int,
@@ -81,6 +40,22 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=Path,
         help="start from this checkpoint's weights; its encoder and sizes then hold, not the flags",
     )
+
+    clips = parser.add_argument_group("clips")
+    clips.add_argument(
+        "--split_number",
+        type=int,
+        choices=SPLIT_NUMBERS,
+        default=1,
+        help="official split; papers quote 1, or all",
+    )
+    clips.add_argument(
+        "--sequence_length",
+        type=cli.positive_int,
+        default=40,
+        help="frames of a clip; 40 (the original's) covers the 7 s of most UCF-101 clips at every 4th frame",
+    )
+    clips.add_argument("--channels", type=int, choices=(3,), default=3, help="3: the encoders take RGB only")
 
     training = parser.add_argument_group("training")
     training.add_argument(
@@ -165,15 +140,14 @@ def main(argv: list[str] | None = None) -> int:
     else:
         model = ConvLSTM(len(split.classes), encoder=args.encoder, latent_dim=args.latent_dim)
     model.to(device)
-    model.encoder.dtype = cli.choose_dtype(args.precision, device)
-
-    sizes = {"sequence_length": args.sequence_length, "img_dim": args.img_dim}
-    train_clips = FrameClips(split.train, **sizes, training=True, flip=not args.no_flip, seed=args.seed)
+    model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
+    testing = Sampling(args.sequence_length, frame_stride=args.frame_stride)
+    training = replace(testing, training=True, flip=not args.no_flip, seed=args.seed)
+    source = ClipSource.from_flags(args, model, split.train + split.test, args.img_dim, flip=training.flip)
     train_batches = ClipBatches(len(split.train), args.batch_size, shuffle=True, seed=args.seed)
     test_batches = ClipBatches(len(split.test), args.batch_size, shuffle=False)
-    pinned = {"workers": args.num_workers, "pin_memory": device.type == "cuda"}
-    train_loader = frame_loader(train_clips, train_batches, **pinned)
-    test_loader = frame_loader(FrameClips(split.test, **sizes), test_batches, **pinned)
+    train_loader = source.loader(split.train, training, train_batches)
+    test_loader = source.loader(split.test, testing, test_batches)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate)
@@ -189,10 +163,15 @@ def main(argv: list[str] | None = None) -> int:
         description = f"epoch {epoch} of {args.num_epochs}"
         print(
             f"{description}: train",
-            train_one_epoch(model, train_loader, optimizer, scheduler, device, description=description),
+            train_one_epoch(
+                model, source.forward, train_loader, optimizer, scheduler, device, description=description
+            ),
         )
         if epoch % args.checkpoint_interval == 0 or epoch == args.num_epochs:
-            print(f"{description}: test", evaluate(model, test_loader, device, description="testing"))
+            print(
+                f"{description}: test",
+                evaluate(model, source.forward, test_loader, device, description="testing"),
+            )
             path = args.output_path / f"{name}_{epoch}.pth"
             save_checkpoint(
                 path,

@@ -160,6 +160,22 @@ class Video:
                     raise VideoError(f"{self.path}: not one frame decodes; copy or download it again")
         return self._count
 
+    def size(self) -> int:
+        """Bytes of the file, or images of the folder: what grows with the frames and is quick to tell."""
+        return len(frame_files(self.path)) if self.path.is_dir() else self.path.stat().st_size
+
+    def stated_count(self) -> int:
+        """Number of frames as the file states it: quick, and in some files too many; see `count`.
+
+        Raises: FileNotFoundError or VideoError as `frames` does.
+        """
+        if self.path.is_dir():
+            return self.count()
+        capture = self._open()
+        stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        capture.release()
+        return max(0, stated)
+
     def frames(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Frames in order, (H, W, 3) uint8 RGB: all, or those of `indices`.
 

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from conftest import ROOT
 from dataset import (
     ClipBatches,
     FrameClips,
+    Sampling,
     clip_indices,
     frame_loader,
     load_split,
@@ -86,10 +88,9 @@ def test_split_of_videos_and_of_extracted_frames_agree(small):
     assert [clip.name for clip in videos.train] == [clip.name for clip in frames.train]
     assert len(videos.train) == 4
     assert len(videos.test) == 2
-    sizes = {"sequence_length": 6, "img_dim": 32}
     for index in (0, 3):
-        first, label = FrameClips(videos.train, **sizes)[0, index]
-        second, same_label = FrameClips(frames.train, **sizes)[0, index]
+        first, label = FrameClips(videos.train, Sampling(6), 32)[0, index]
+        second, same_label = FrameClips(frames.train, Sampling(6), 32)[0, index]
         assert label == same_label == index // 2
         assert first.shape == (6, 3, 32, 32)
         # The one came through JPEG.
@@ -142,8 +143,8 @@ def test_a_class_folder_that_no_list_knows(small):
 
 def test_clips_depend_on_seed_epoch_and_index_alone(small):
     clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
-    settings = {"sequence_length": 5, "img_dim": 16, "training": True}
-    here, there = FrameClips(clips, **settings, seed=3), FrameClips(clips, **settings, seed=3)
+    sampling = Sampling(5, training=True, seed=3)
+    here, there = FrameClips(clips, sampling, 16), FrameClips(clips, sampling, 16)
     there[9, 1]
     assert (here[7, 1][0] == there[7, 1][0]).all()
     assert (here[7, 1][0] != here[8, 1][0]).any()
@@ -159,8 +160,8 @@ def test_clips_depend_on_seed_epoch_and_index_alone(small):
 
 def test_flips_mirror_half_of_the_clips_whole(small):
     clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
-    settings = {"sequence_length": 4, "img_dim": 16, "training": True}
-    plain, flipped = FrameClips(clips, **settings, flip=False), FrameClips(clips, **settings)
+    sampling = Sampling(4, training=True)
+    plain, flipped = FrameClips(clips, replace(sampling, flip=False), 16), FrameClips(clips, sampling, 16)
     mirrored = 0
     for epoch in range(40):
         straight, maybe = plain[epoch, 0][0], flipped[epoch, 0][0]

@@ -140,7 +140,7 @@ def test_bf16_embeddings_are_close_to_fp32(subset):
     frames = resize_frames(list(Video(path).frames(range(0, 40, 5))), 112)
     encoder = Encoder("efficientnet_lite0", 8)
     exact = encoder.embed(frames)
-    encoder.dtype = torch.bfloat16
+    encoder.prepare(torch.bfloat16)
     fast = encoder.embed(frames)
     assert fast.dtype == torch.float32
     assert F.cosine_similarity(exact, fast).min() > 0.99

@@ -4,7 +4,7 @@ import torch
 import test as test_script
 import train
 from checkpoint import load_checkpoint
-from dataset import FrameClips, load_split
+from dataset import FrameClips, Sampling, load_split
 
 
 @pytest.fixture
@@ -34,9 +34,7 @@ def test_every_clip_counts_once_whatever_the_batches(call, toy, trained):
     # What training printed of the same epoch, on the same split.
     assert figures.pop().strip() in training.out
     checkpoint = load_checkpoint(path)
-    clips = FrameClips(
-        load_split(toy / "UCF-101", toy / "ucfTrainTestlist", 2).test, sequence_length=8, img_dim=32
-    )
+    clips = FrameClips(load_split(toy / "UCF-101", toy / "ucfTrainTestlist", 2).test, Sampling(8), 32)
     correct = 0
     with torch.no_grad():
         for index in range(len(clips)):

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from itertools import islice
 
 import av
 import numpy as np
@@ -49,18 +50,26 @@ def test_mp4_has_every_frame_of_the_source_with_a_label_on_it(call, small, train
     ]
 
 
-def test_labels_come_from_the_window_around_each_frame(toy, trained):
+@pytest.mark.parametrize(
+    ("count", "length", "step"), [(60, 8, 2), (13, 8, 2), (5, 8, 2), (16, 8, 2), (60, 7, 3)]
+)
+def test_labels_come_from_the_window_around_each_frame(toy, trained, count, length, step):
     checkpoint = load_checkpoint(trained)
     video = Video(toy / "UCF-101/WalkLeft/v_WalkLeft_g05_c01.avi")
-    embeddings = test_on_video.embed_video(checkpoint.model, video, 32, torch.device("cpu"))
-    actual = test_on_video.classify_windows(checkpoint.model, embeddings, 8, 2)
-    frames = resize_frames(list(video.frames()), 32)
+    frames = list(islice(video.frames(), count))
+    resized = resize_frames(frames, 32)
+    # In pieces of any size, as they come in.
+    pieces = [(frames[start : start + 7], resized[start : start + 7]) for start in range(0, len(frames), 7)]
+    labelled = list(test_on_video.label_frames(checkpoint.model, pieces, length, step))
+    given = [frame for batch in labelled for frame in batch.frames]
+    assert all(np.array_equal(one, other) for one, other in zip(given, frames, strict=True))
+    actual = torch.cat([batch.probabilities for batch in labelled])
     with torch.no_grad():
-        for number in (0, 1, 20, len(frames) - 1):
-            clip = frames[window_indices(len(frames), 8, step=2)[number]]
-            expected = checkpoint.model(clip[None]).softmax(dim=-1)
-            assert torch.allclose(actual[number], expected[0], atol=1e-5)
-    assert not torch.allclose(actual[0], actual[20], atol=1e-4)
+        clips = torch.stack([resized[window] for window in window_indices(len(frames), length, step=step)])
+        expected = checkpoint.model(clips).softmax(dim=-1)
+    assert torch.allclose(actual, expected, atol=1e-5)
+    if count == 60:
+        assert not torch.allclose(actual[0], actual[-1], atol=1e-4)
 
 
 def test_gif_rate_size_and_image_dim(call, trained, tmp_path):

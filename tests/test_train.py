@@ -135,6 +135,6 @@ def test_bf16_on_request_changes_the_embeddings_only_a_little(small, train_flags
     encoder = models.Encoder("tiny", 4)
     frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     exact = encoder.embed(frames)
-    encoder.dtype = torch.bfloat16
+    encoder.prepare(torch.bfloat16)
     assert not torch.equal(encoder.embed(frames), exact)
     assert torch.allclose(encoder.embed(frames), exact, rtol=0.03, atol=0.03)

@@ -1,0 +1,178 @@
+"""What the benchmarks share: the original's way of training, written fresh, and timing by ratios."""
+
+import argparse
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torchvision import transforms
+
+from cli import available_cores, choose_dtype
+from dataset import Clip, load_split
+from models import ENCODERS, ConvLSTM, Encoder
+from video import Video
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(description=description)
+    flags.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared" / "ucf101-subset",
+        help="folder with UCF-101/ and ucfTrainTestlist/; a part of UCF-101 is enough",
+    )
+    flags.add_argument("--pairs", type=int, default=5, help="measurements of each side; medians are quoted")
+    flags.add_argument("--device", default="auto")
+    flags.add_argument(
+        "--random_weights", action="store_true", help="measure without ImageNet weights, which change no time"
+    )
+    return flags
+
+
+def clips(data: Path) -> list[Clip]:
+    split = load_split(data / "UCF-101", data / "ucfTrainTestlist", 1)
+    return split.train + split.test
+
+
+def make_encoder(name: str, device: torch.device, *, random_weights: bool) -> Encoder:
+    torch.manual_seed(0)
+    encoder = Encoder(name, 512, pretrained=not random_weights).to(device)
+    encoder.prepare(choose_dtype("auto", device))
+    return encoder
+
+
+def make_model(name: str, device: torch.device, *, random_weights: bool) -> ConvLSTM:
+    torch.manual_seed(0)
+    model = ConvLSTM(101, encoder=name, pretrained=not random_weights).to(device)
+    model.encoder.prepare(choose_dtype("auto", device))
+    return model
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def raw_rate(encoder: Encoder, img_dim: int, device: torch.device, *, batches: int = 4) -> float:
+    """Frames/s of the bare network on random data in memory, in the dtype in use and batches of 32 on a CPU.
+
+    On all cores at once, and in the batch size that is best that way: what a bare loop would do.
+    """
+    shape = (32 if device.type == "cpu" else encoder.batch_size, 3, img_dim, img_dim)
+    data = torch.randn(shape, device=device).to(encoder.dtype).contiguous(memory_format=torch.channels_last)
+    assert encoder._fast is not None
+    network = encoder._fast
+    with torch.no_grad():
+        network(data)
+
+        def work() -> None:
+            for _ in range(batches):
+                network(data)
+
+        return batches * len(data) / seconds(work, device)
+
+
+class Original(nn.Module):
+    """The original's network: fp32, contiguous, BatchNorm as it is, everything in train mode."""
+
+    def __init__(self, name: str, num_classes: int) -> None:
+        super().__init__()
+        network = ENCODERS[name].build(pretrained=False)
+        self.feature_extractor = network
+        width = ENCODERS[name].width
+        self.final = nn.Sequential(nn.Linear(width, 512), nn.BatchNorm1d(512, momentum=0.01))
+        self.lstm = nn.LSTM(512, 1024, 1, batch_first=True, bidirectional=True)
+        self.attention_layer = nn.Linear(2048, 1)
+        self.output_layers = nn.Sequential(
+            nn.Linear(2048, 1024),
+            nn.BatchNorm1d(1024, momentum=0.01),
+            nn.ReLU(),
+            nn.Linear(1024, num_classes),
+            nn.Softmax(dim=-1),
+        )
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.feature_extractor(frames)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        batch, time_steps = clips.shape[:2]
+        latent = self.final(self.encode(clips.flatten(0, 1))).view(batch, time_steps, -1)
+        hidden = self.lstm(latent)[0]
+        weights = self.attention_layer(hidden).softmax(dim=1)
+        return self.output_layers((weights * hidden).sum(dim=1))
+
+
+class OriginalClips:
+    """Clips as the original reads them: JPEG files, one by one, through PIL and torchvision's transforms."""
+
+    def __init__(self, img_dim: int) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((img_dim, img_dim), transforms.InterpolationMode.BICUBIC),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        )
+
+    def extract(self, video: Video) -> Path:
+        folder = Path(self.folder.name) / video.path.stem
+        folder.mkdir(exist_ok=True)
+        for number, frame in enumerate(video.frames()):
+            Image.fromarray(frame).save(folder / f"{number}.jpg")
+        return folder
+
+    def read(self, folder: Path, length: int) -> torch.Tensor:
+        paths = sorted(folder.glob("*.jpg"), key=lambda path: int(path.stem))
+        paths = [paths[0]] * max(0, length - len(paths)) + paths
+        return torch.stack([self.transform(Image.open(path)) for path in paths[:length]])
+
+
+def table(title: str, rows: list[tuple[str, str]]) -> None:
+    print(f"\n### {title}\n")
+    print("| what | median |\n| --- | --- |")
+    for row in rows:
+        print(f"| {row[0]} | {row[1]} |")
+
+
+def spread(values: list[float], unit: str, digits: int = 1) -> str:
+    middle = statistics.median(values)
+    return f"{middle:,.{digits}f} {unit} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def machine(device: torch.device) -> str:
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [
+            line.split(": ", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = lines[0] if lines else name
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {name}, {available_cores()} cores, PyTorch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}, {platform.system()}"
+    )

@@ -1,0 +1,79 @@
+"""How the cost grows with the data: seconds and bytes of the cache, seconds of an epoch, peak memory.
+
+python3 benchmarks/growth.py --clips 10 100 391
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+
+import common
+
+import cli
+
+CHILD = """
+import json, resource, sys, time
+from pathlib import Path
+sys.path.insert(0, "benchmarks")
+import common, torch
+from torch.nn import functional as F
+from dataset import ClipBatches, Sampling
+from features import EmbeddingClips, open_cache
+data, encoder, img_dim, count, folder = sys.argv[1:]
+every = common.clips(Path(data))
+count = int(count)
+chosen = [every[index * len(every) // count] for index in range(count)]
+model = common.make_model(encoder, torch.device("cpu"), random_weights=False)
+start = time.perf_counter()
+cache = open_cache(Path(folder), chosen, model.encoder, int(img_dim), flip=False, threads=2)
+fill = time.perf_counter() - start
+frames = sum(cache.frames(clip) for clip in chosen)
+size = sum(path.stat().st_size for path in cache.folder.iterdir())
+trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+optimizer = torch.optim.AdamW(trained, lr=5e-4)
+batches = ClipBatches(len(chosen), 16, shuffle=True)
+loader = EmbeddingClips(cache, chosen, Sampling(40, training=True), batches)
+model.train()
+times = []
+for batches.epoch in range(3):
+    start = time.perf_counter()
+    for embeddings, labels in loader:
+        loss = F.cross_entropy(model.classify(embeddings), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    times.append(time.perf_counter() - start)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps(dict(frames=frames, fill=fill, size=size, epoch=sorted(times)[1], peak=peak)))
+"""
+
+
+def main() -> None:
+    flags = common.parser(__doc__.split("\n")[0])
+    flags.add_argument("--encoder", default="efficientnet_lite0")
+    flags.add_argument("--img_dim", type=int, default=112)
+    flags.add_argument("--clips", type=int, nargs="+", default=[10, 100, 391])
+    args = flags.parse_args()
+    print(common.machine(cli.choose_device("cpu")))
+    print(f"\n### Growth, {args.encoder} at {args.img_dim} px\n")
+    print(
+        "| clips | frames | filling, s | ms/frame | cache, MB | bytes/frame | epoch, s | ms/clip | peak, MB |"
+    )
+    print("| --- " * 9 + "|")
+    for count in args.clips:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-c", CHILD, args.data, args.encoder, args.img_dim, count, folder]
+            done = subprocess.run(
+                [*map(str, command)], cwd=common.ROOT, capture_output=True, text=True, check=True
+            )
+        got = json.loads(done.stdout.splitlines()[-1])
+        print(
+            f"| {count} | {got['frames']:,} | {got['fill']:.1f} | {1000 * got['fill'] / got['frames']:.2f} "
+            f"| {got['size'] / 1e6:.1f} | {got['size'] / got['frames']:.0f} | {got['epoch']:.2f} "
+            f"| {1000 * got['epoch'] / count:.0f} | {got['peak']:,.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

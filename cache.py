@@ -1,0 +1,296 @@
+"""Embeddings of frames on disk: fill a cache, check it, read it.
+
+A cache is a folder of three plain files:
+
+    embeddings.npy   float16 (frames, views, D): all clips one after another. NumPy's own format, since any
+                     tool can map it into memory and read single rows. View 0 is the frame, view 1 its mirror
+                     image.
+    index.jsonl      one line per clip: its name, its rows, and size and time of its file
+    key.json         what the embeddings depend on, in words; the folder's name ends in a hash of it
+
+float16 keeps 11 significant bits: a stored embedding is within 1/2048 of what the encoder gave. Rows are
+written first and named in the index afterwards, so a clip is whole or not there, whenever the power goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import filelock
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset import Clip
+from models import Encoder
+from pipeline import embed_ahead, read_ahead
+from video import Video, VideoError
+
+RESIZE = "torchvision bicubic antialias uint8, squeezed to a square"
+# Bytes before the rows; NumPy pads the header of a .npy file to a multiple of 64, so that this one can grow.
+HEADER = 256
+# Seconds of work that a power cut may cost.
+COMMIT_SECONDS = 10
+
+
+class CacheError(ValueError):
+    """A cache that cannot be used; the message names it and the next step."""
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """All that changes an embedding. Another key is another cache, so that no stale one is ever used.
+
+    Attributes:
+        encoder: its name in models.ENCODERS
+        encoder_sha256: of its weights
+        img_dim: height and width of the frames in pixels
+        dtype: what the encoder computed in
+        flip: mirrored frames are kept too
+        frame_stride: every how manieth frame is kept
+        resize: how frames came to their size
+    """
+
+    encoder: str
+    encoder_sha256: str
+    img_dim: int
+    dtype: str
+    flip: bool = True
+    frame_stride: int = 1
+    resize: str = RESIZE
+
+    @property
+    def folder(self) -> str:
+        """Name of the cache's folder: readable, and with a hash of the whole key."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        flip = "-flip" if self.flip else ""
+        stride = f"-stride{self.frame_stride}" if self.frame_stride > 1 else ""
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return f"{self.encoder}-{self.img_dim}px-{self.dtype}{flip}{stride}-{digest}"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the index: rows [row, row + frames) of the file; stride times as many frames of the video."""
+
+    row: int
+    frames: int
+    size: int
+    mtime_ns: int
+
+
+def _stamp(video: Video) -> tuple[int, int]:
+    status = video.path.stat()
+    return (0 if video.path.is_dir() else status.st_size), status.st_mtime_ns
+
+
+class EmbeddingCache:
+    """A cache of one key in a folder, open for reading; `fill` adds the clips that are missing.
+
+    Args:
+        path: folder of all caches of a data set
+        key: which of them
+        width: D
+
+    Raises: CacheError if the files do not fit together, OSError if the folder cannot be read or made.
+    """
+
+    def __init__(self, path: Path, key: CacheKey, width: int) -> None:
+        self.folder, self.key, self.width = path / key.folder, key, width
+        self.views = 2 if key.flip else 1
+        self._data, self._index = self.folder / "embeddings.npy", self.folder / "index.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._entries: dict[str, _Entry] = {}
+        self._rows: np.ndarray = np.empty((0, self.views, width), np.float16)
+        self._read()
+
+    def _read(self) -> None:
+        self._entries = {}
+        rows = 0
+        if self._index.exists():
+            for line in self._index.read_bytes().split(b"\n")[:-1]:  # a line without its end is not whole
+                try:
+                    fields = json.loads(line)
+                    name, entry = fields.pop("clip"), _Entry(**fields)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise CacheError(
+                        f"{self._index}: damaged; delete the folder, it is made again"
+                    ) from error
+                self._entries[name] = entry
+                rows = max(rows, entry.row + entry.frames)
+        if rows:
+            length = self._data.stat().st_size if self._data.exists() else 0
+            if length < HEADER + rows * self._row_bytes:
+                raise CacheError(
+                    f"{self._data}: shorter than its index says; delete the folder, it is made again"
+                )
+            shape = (rows, self.views, self.width)
+            self._rows = np.memmap(self._data, np.float16, "r", HEADER, shape)
+
+    @property
+    def _row_bytes(self) -> int:
+        return 2 * self.views * self.width
+
+    def missing(self, clips: Sequence[Clip]) -> list[Clip]:
+        """The clips that are not kept, or whose file has changed since, sorted by name."""
+        kept = self._entries
+        gone = []
+        for clip in clips:
+            entry = kept.get(clip.name)
+            if entry is None or (entry.size, entry.mtime_ns) != _stamp(clip.video):
+                gone.append(clip)
+        # Sorted, so that the cache is the same whichever split was first.
+        return sorted(gone, key=lambda clip: clip.name)
+
+    def fill(self, clips: Sequence[Clip], encoder: Encoder, *, threads: int) -> None:
+        """Encode and keep what is missing of `clips`; a bar shows frames/s and the time left.
+
+        Interrupted at any instant, it goes on where it was. A second process waits for the first.
+
+        Raises: CacheError if the disk is too small; VideoError, after all other clips, for those that cannot
+            be read; OSError if the cache cannot be written.
+        """
+        if not self.missing(clips):
+            return
+        # Held by the process, not by the file: a killed one holds it no longer.
+        lock = filelock.FileLock(self.folder / "lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            print(f"another process fills {self.folder}; waiting for it")
+            lock.acquire()
+        try:
+            self._read()
+            missing = self.missing(clips)
+            if missing:
+                self._check_space(missing)
+                self._write(missing, encoder, threads)
+        finally:
+            lock.release()
+            self._read()
+
+    def _check_space(self, clips: Sequence[Clip]) -> None:
+        # Opening all of 13,000 clips would take minutes: some tell how many frames a byte of video holds.
+        some = clips[:: max(1, len(clips) // 200)]
+        share = sum(clip.video.size() for clip in clips) / max(1, sum(clip.video.size() for clip in some))
+        frames = sum(map(_stated_count, some)) * share / self.key.frame_stride
+        need, free = frames * self._row_bytes, shutil.disk_usage(self.folder).free
+        print(
+            f"encoding {len(clips):,} clips, about {frames:,.0f} frames, into {self.folder}: "
+            f"{need / 1e9:.2f} GB needed, {free / 1e9:.1f} GB free"
+        )
+        # What a file system keeps for itself, and what the estimate is off by.
+        if 1.05 * need + 1e8 > free:
+            raise CacheError(
+                f"{self.folder}: {need / 1e9:.2f} GB needed and {free / 1e9:.2f} GB free; make room, name "
+                "another disk with --cache_path, keep fewer frames with --frame_stride 2, or use --cache off"
+            )
+
+    def _write(self, clips: Sequence[Clip], encoder: Encoder, threads: int) -> None:
+        _replace(self.folder / "key.json", json.dumps(asdict(self.key), indent=1, sort_keys=True) + "\n")
+        videos = [clip.video for clip in clips]
+        stamps = [_stamp(video) for video in videos]
+        failures: list[str] = []
+        first = rows = len(self._rows)
+        lines: list[str] = []
+        committed = started = time.monotonic()
+        encoded = 0
+        with (
+            self._data.open("r+b" if self._data.exists() else "w+b") as data,
+            self._index.open("r+b" if self._index.exists() else "w+b") as index,
+            tqdm(total=len(clips), desc="encoding", unit="clip", dynamic_ncols=True) as bar,
+            contextlib.closing(
+                read_ahead(videos, self.key.img_dim, self.key.frame_stride, threads)
+            ) as chunks,
+        ):
+
+            def back_to_whole_clips() -> None:
+                data.seek(HEADER + first * self._row_bytes)
+                data.truncate()
+
+            def commit() -> None:
+                data.flush()
+                os.fsync(data.fileno())
+                index.write("".join(lines).encode())
+                index.flush()
+                os.fsync(index.fileno())
+                lines.clear()
+
+            # What an interrupted run left behind the last whole line, and behind the last whole clip.
+            index.truncate(index.read().rfind(b"\n") + 1)
+            index.seek(0, os.SEEK_END)
+            back_to_whole_clips()
+            try:
+                for number, item in embed_ahead(encoder, chunks, flip=self.key.flip):
+                    if isinstance(item, np.ndarray):
+                        if not (np.abs(item) <= np.finfo(np.float16).max).all():
+                            raise CacheError(f"{videos[number].path}: an embedding does not fit into float16")
+                        data.write(item.astype(np.float16).tobytes())
+                        rows += len(item)
+                        encoded += len(item)
+                        continue
+                    bar.update()
+                    bar.set_postfix_str(f"{encoded / (time.monotonic() - started):.0f} frames/s")
+                    if isinstance(item, Exception):
+                        failures.append(str(item))
+                        back_to_whole_clips()
+                        rows = first
+                        continue
+                    entry = _Entry(first, rows - first, *stamps[number])
+                    lines.append(json.dumps({"clip": clips[number].name, **asdict(entry)}) + "\n")
+                    first = rows
+                    if time.monotonic() - committed > COMMIT_SECONDS:
+                        commit()
+                        committed = time.monotonic()
+            finally:
+                back_to_whole_clips()
+                data.seek(0)
+                data.write(_npy_header((first, self.views, self.width)))
+                commit()
+        if failures:
+            raise VideoError(
+                f"{len(failures)} of {len(clips):,} clips cannot be read; the first: {failures[0]}"
+            )
+
+    def frames(self, clip: Clip) -> int:
+        """Number of frames of a clip that are kept."""
+        return self._entries[clip.name].frames
+
+    def gather(self, clips: Sequence[Clip], frames: np.ndarray, flipped: np.ndarray) -> Tensor:
+        """Embeddings (B, T, D) float32 of frames (B, T) of B clips, mirrored where `flipped` (B,) says so."""
+        first = np.array([self._entries[clip.name].row for clip in clips])
+        return torch.from_numpy(self._rows[first[:, None] + frames, flipped[:, None].astype(int)]).float()
+
+
+def _stated_count(clip: Clip) -> int:
+    # An unreadable clip is told of when its turn comes.
+    try:
+        return clip.video.stated_count()
+    except VideoError:
+        return 0
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """Header of a float16 .npy file, version 1.0, padded to `HEADER` bytes so that it can be rewritten."""
+    fields = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {shape}, }}"
+    return (
+        b"\x93NUMPY\x01\x00"
+        + (HEADER - 10).to_bytes(2, "little")
+        + fields.ljust(HEADER - 11).encode()
+        + b"\n"
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,188 @@
+"""Each frame is encoded once and kept; training and testing start from its embedding.
+
+    python3 features.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist     # fill it ahead
+
+train.py and test.py fill what is missing by themselves. `cache` describes the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import cli
+from cache import CacheKey, EmbeddingCache
+from dataset import Clip, ClipBatches, FrameClips, Sampling, check_length, frame_loader, load_split
+from models import ENCODERS, ConvLSTM, Encoder
+from pipeline import Prefetch
+
+
+def default_cache_path(dataset_path: Path) -> Path:
+    """<dataset_path>-embeddings, beside the data set."""
+    dataset_path = Path(os.path.abspath(dataset_path))  # noqa: PTH100 - a link shall not be followed
+    return dataset_path.with_name(dataset_path.name + "-embeddings")
+
+
+class EmbeddingClips:
+    """Batches of embeddings (B, T, D) float32 and labels (B,): what `frame_loader` gives, already encoded.
+
+    Args:
+        cache: holds all of `clips`
+        clips: what to read
+        sampling: which frames make an item
+        batches: which items make a batch
+    """
+
+    def __init__(
+        self, cache: EmbeddingCache, clips: Sequence[Clip], sampling: Sampling, batches: ClipBatches
+    ) -> None:
+        self.cache, self.clips, self.sampling, self.batches = cache, clips, sampling, batches
+        for clip in clips:
+            check_length(clip.video.path, cache.frames(clip))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # A thread reads the next batches while the head trains: there is no process to start in an epoch.
+        ahead = Prefetch(map(self._gather, self.batches), 2)
+        try:
+            yield from ahead
+        finally:
+            ahead.close()
+
+    def _gather(self, items: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        clips = [self.clips[index] for _, index in items]
+        drawn = [
+            self.sampling.draw(item, self.cache.frames(clip)) for item, clip in zip(items, clips, strict=True)
+        ]
+        frames = np.stack([indices for indices, _ in drawn])
+        flipped = np.array([mirrored for _, mirrored in drawn])
+        return self.cache.gather(clips, frames, flipped), torch.tensor([clip.label for clip in clips])
+
+
+def open_cache(
+    path: Path,
+    clips: Sequence[Clip],
+    encoder: Encoder,
+    img_dim: int,
+    *,
+    flip: bool,
+    frame_stride: int = 1,
+    threads: int = 1,
+) -> EmbeddingCache:
+    """The cache of what `encoder` gives of `clips`, filled where something is missing.
+
+    Without `flip`, one that keeps mirrored frames too is used where it is there.
+
+    Raises: as `EmbeddingCache` and `EmbeddingCache.fill`.
+    """
+    dtype = str(encoder.dtype).removeprefix("torch.")
+    key = CacheKey(encoder.name, encoder.sha256(), img_dim, dtype, True, frame_stride)
+    if not flip and not (path / key.folder).is_dir():
+        key = replace(key, flip=False)
+    cache = EmbeddingCache(path, key, encoder.width)
+    cache.fill(clips, encoder, threads=threads)
+    return cache
+
+
+class Batches(Protocol):
+    """Inputs of a model and labels (B,), batch by batch, as often as asked for."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def __len__(self) -> int: ...
+
+
+class ClipSource:
+    """Where the clips of a command come from: the cache, or the encoder anew in each epoch.
+
+    Args:
+        model: on its device, its encoder prepared
+        img_dim: height and width of the frames in pixels
+        cache: holds the embeddings of all clips; None decodes and encodes them when they are asked for
+        workers: processes that decode where there is no cache
+
+    Attributes:
+        forward: gives the logits of what `loader` gives
+    """
+
+    def __init__(self, model: ConvLSTM, img_dim: int, cache: EmbeddingCache | None, workers: int) -> None:
+        self.img_dim, self.cache, self.workers = img_dim, cache, workers
+        self.pin_memory = model.encoder.mean.device.type == "cuda"
+        self.forward: Callable[[Tensor], Tensor] = model if cache is None else model.classify
+
+    @classmethod
+    def from_flags(
+        cls, args: argparse.Namespace, model: ConvLSTM, clips: Sequence[Clip], img_dim: int, *, flip: bool
+    ) -> Self:
+        """What --cache, --cache_path, --frame_stride and --num_workers ask for; fills the cache with `clips`.
+
+        Raises: as `open_cache`.
+        """
+        cache = None
+        if args.cache == "disk":
+            path = args.cache_path or default_cache_path(args.dataset_path)
+            cache = open_cache(
+                path,
+                clips,
+                model.encoder,
+                img_dim,
+                flip=flip,
+                frame_stride=args.frame_stride,
+                threads=max(1, args.num_workers),
+            )
+        return cls(model, img_dim, cache, args.num_workers)
+
+    def loader(self, clips: Sequence[Clip], sampling: Sampling, batches: ClipBatches) -> Batches:
+        """Batches of clips: embeddings (B, T, D) float32 or frames (B, T, 3, H, W) uint8, and labels (B,)."""
+        if self.cache is not None:
+            return EmbeddingClips(self.cache, clips, sampling, batches)
+        frames = FrameClips(clips, sampling, self.img_dim)
+        return frame_loader(frames, batches, workers=self.workers, pin_memory=self.pin_memory)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of features.py."""
+    parser = argparse.ArgumentParser(description="Fill the embedding cache of a data set ahead of training.")
+    cli.add_data_flags(parser)
+    cli.add_encoder_flags(parser, ENCODERS)
+    cli.add_device_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fill the cache; returns the exit status."""
+    args = get_args_parser().parse_args(argv)
+    if args.cache == "off":
+        raise ValueError("--cache off leaves nothing to do here")
+    device = cli.choose_device(args.device)
+    # Any split lists every clip, on one side or the other.
+    split = load_split(args.dataset_path, args.split_path, 1)
+    if missing := split.missing():
+        print(f"warning: {missing}")
+    encoder = Encoder(args.encoder, 1).to(device)
+    encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
+    cache = open_cache(
+        args.cache_path or default_cache_path(args.dataset_path),
+        split.train + split.test,
+        encoder,
+        args.img_dim,
+        flip=not args.no_flip,
+        frame_stride=args.frame_stride,
+        threads=max(1, args.num_workers),
+    )
+    print(f"{len(split.train) + len(split.test):,} clips in {cache.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,158 @@
+"""Many frames through the encoder: decoded ahead in threads, encoded in full batches across clips."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset import resize_frames
+from models import Encoder
+from video import Video, VideoError
+
+# Frames that a decoding thread hands over at once, and how many such chunks it may be ahead.
+CHUNK, AHEAD = 32, 4
+
+T = TypeVar("T")
+
+
+class Prefetch(Iterator[T]):
+    """Runs an iterator in a thread of its own, at most `depth` items ahead of who asks.
+
+    It starts at once. Errors of the iterator are raised where its items are asked for. OpenCV, PyTorch and
+    FFmpeg leave the interpreter to others while they work, so threads of this kind do run side by side.
+    """
+
+    def __init__(self, items: Iterable[T], depth: int) -> None:
+        self._queue: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(iter(items),), daemon=True)
+        self._thread.start()
+
+    def _run(self, items: Iterator[T]) -> None:
+        try:
+            for item in items:
+                if not self._put(True, item):
+                    break
+            else:
+                self._put(False, StopIteration())
+        except Exception as error:
+            self._put(False, error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    def _put(self, good: bool, item: Any) -> bool:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put((good, item), timeout=0.1)
+                return True
+        return False
+
+    def __next__(self) -> T:
+        if self._stopped.is_set():
+            raise StopIteration
+        good, item = self._queue.get()
+        if good:
+            return item
+        self._stopped.set()
+        raise item
+
+    def close(self) -> None:
+        """Stop the thread and wait for it; further items are lost."""
+        self._stopped.set()
+        self._thread.join()
+
+
+def _chunks(video: Video, img_dim: int, stride: int) -> Iterator[Tensor]:
+    frames: list[np.ndarray] = []
+    for number, frame in enumerate(video.frames()):
+        if number % stride == 0:
+            frames.append(frame)
+        if len(frames) == CHUNK:
+            yield resize_frames(frames, img_dim)
+            frames = []
+    if frames:
+        yield resize_frames(frames, img_dim)
+
+
+def read_ahead(
+    videos: Sequence[Video], img_dim: int, stride: int, threads: int
+) -> Generator[tuple[int, Tensor | Exception | None]]:
+    """Resized frames of many videos in order, decoded by `threads` threads ahead of who asks.
+
+    Yields: the number of a video, and its next frames (n, 3, img_dim, img_dim) uint8, or None at its end, or
+        what made it end.
+    """
+    readers: deque[Prefetch[Tensor]] = deque()
+    waiting = iter(videos)
+    try:
+        for number in range(len(videos)):
+            while len(readers) < threads and (video := next(waiting, None)) is not None:
+                readers.append(Prefetch(_chunks(video, img_dim, stride), AHEAD))
+            try:
+                for chunk in readers[0]:
+                    yield number, chunk
+                yield number, None
+            except (VideoError, OSError) as error:
+                yield number, error
+            readers.popleft()
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+def embed_ahead(
+    encoder: Encoder, chunks: Iterable[tuple[int, Tensor | Exception | None]], *, flip: bool
+) -> Iterator[tuple[int, np.ndarray | Exception | None]]:
+    """Embeddings of the frames that `read_ahead` gives, in batches across the borders of clips.
+
+    Every batch has the same size, the last one filled up: compiled networks and autotuned kernels want it,
+    and an embedding cannot depend on where a run was interrupted.
+
+    Yields: as `read_ahead`, with float32 (n, views, D) in place of frames; view 1 is of the mirrored frames.
+    """
+    device = encoder.mean.device
+    batch = torch.empty(0)
+    used = 0
+    parts: list[tuple[int, int | Exception | None]] = []
+
+    def encode() -> Iterator[tuple[int, np.ndarray | Exception | None]]:
+        embeddings = np.empty(0)
+        if used:
+            frames = batch.to(device, non_blocking=True)
+            views = [frames, frames.flip(-1)] if flip else [frames]
+            embeddings = torch.stack([encoder.embed(view) for view in views], dim=1).cpu().numpy()
+        start = 0
+        for number, part in parts:
+            if isinstance(part, int):
+                yield number, embeddings[start : start + part]
+                start += part
+            else:
+                yield number, part
+
+    for number, chunk in chunks:
+        if not isinstance(chunk, Tensor):
+            parts.append((number, chunk))
+            continue
+        if not len(batch):
+            shape = (encoder.batch_size, *chunk.shape[1:])
+            # In the layout that frames come in and the network wants.
+            layout = {"memory_format": torch.channels_last, "pin_memory": device.type == "cuda"}
+            batch = torch.empty(shape, dtype=torch.uint8, **layout).zero_()  # type: ignore[call-overload]
+        while len(chunk):
+            count = min(encoder.batch_size - used, len(chunk))
+            batch[used : used + count] = chunk[:count]
+            parts.append((number, count))
+            used, chunk = used + count, chunk[count:]
+            if used == encoder.batch_size:
+                yield from encode()
+                used, parts = 0, []
+    yield from encode()
