@@ -108,7 +108,13 @@ class EmbeddingCache:
         self.folder, self.key, self.width = path / key.folder, key, width
         self.views = 2 if key.flip else 1
         self._data, self._index = self.folder / "embeddings.npy", self.folder / "index.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"{self.folder}: cannot make this folder ({error.strerror}); name another with --cache_path, or "
+                "use --cache off"
+            ) from error
         self._entries: dict[str, _Entry] = {}
         self._rows: np.ndarray = np.empty((0, self.views, width), np.float16)
         self._read()

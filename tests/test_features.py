@@ -215,6 +215,12 @@ def test_the_space_is_checked_and_the_need_printed(call, small, train_flags, mon
     assert "GB needed" in done.out
 
 
+def test_a_folder_that_cannot_be_made(call, small, train_flags, tmp_path):
+    (tmp_path / "file").touch()
+    done = call(train, *train_flags(small), "--num_epochs", 1, "--cache_path", tmp_path / "file" / "cache")
+    assert (done.status, "--cache_path" in done.one_line_error()) == (1, True)
+
+
 def feature_flags(path, train_flags):
     flags = list(map(str, train_flags(path)))
     at = flags.index("--sequence_length")
