@@ -112,8 +112,8 @@ class EmbeddingCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(
-                f"{self.folder}: cannot make this folder ({error.strerror}); name another with --cache_path, or "
-                "use --cache off"
+                f"{self.folder}: cannot make this folder ({error.strerror}); name another with --cache_path, "
+                "or use --cache off"
             ) from error
         self._entries: dict[str, _Entry] = {}
         self._rows: np.ndarray = np.empty((0, self.views, width), np.float16)
