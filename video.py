@@ -15,12 +15,14 @@ from pathlib import Path
 
 # FFmpeg prints its own complaints about a damaged file; ours are one line and say what to do.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 
 import av
 import cv2
 import numpy as np
 from PIL import Image
+
+# OpenCV reads the variable for its own log when it is loaded, which may have been before.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -10,7 +10,7 @@ from PIL import Image
 import test_on_video
 import train
 from checkpoint import load_checkpoint
-from conftest import gray_frames
+from conftest import gray_frames, run_script
 from dataset import resize_frames, window_indices
 from video import Video, write_video
 
@@ -125,6 +125,11 @@ def test_bad_videos_end_in_one_line(call, trained, toy, tmp_path, gray_video):
         container.start_encoding()
     one = gray_video("one.mp4", count=1)
 
+    # As a user types it: the libraries are loaded in another order, and say nothing of their own either.
+    typed = run_script(
+        "test_on_video.py", "--video_path", tmp_path / "text.avi", "--checkpoint_model", trained
+    )
+    assert (typed.status, "decoded" in typed.one_line_error()) == (1, True)
     assert "gone.avi" in error("gone.avi")
     assert "decoded" in error("text.avi")
     assert "empty" in error("empty.avi")
