@@ -74,7 +74,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--learning_rate",
         type=cli.positive_float,
         default=5e-4,
-        help="of AdamW at the start, falling to 0 as a cosine; the original's 1e-5 needs 10 times the epochs",
+        help="of AdamW at the start, falling to 0 as a cosine; the original's 1e-5 was meant for 200 epochs",
     )
     training.add_argument(
         "--seed",
