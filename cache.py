@@ -39,7 +39,7 @@ RESIZE = "torchvision bicubic antialias uint8, squeezed to a square"
 # Bytes before the rows; NumPy pads the header of a .npy file to a multiple of 64, so that this one can grow.
 HEADER = 256
 # Seconds of work that a power cut may cost.
-COMMIT_SECONDS = 10
+COMMIT_SECONDS = 3
 
 
 class CacheError(ValueError):
@@ -54,7 +54,7 @@ class CacheKey:
         encoder: its name in models.ENCODERS
         encoder_sha256: of its weights
         img_dim: height and width of the frames in pixels
-        dtype: what the encoder computed in
+        dtype: what the encoder computed in, and whether it was compiled
         flip: mirrored frames are kept too
         frame_stride: every how manieth frame is kept
         resize: how frames came to their size

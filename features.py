@@ -85,8 +85,7 @@ def open_cache(
 
     Raises: as `EmbeddingCache` and `EmbeddingCache.fill`.
     """
-    dtype = str(encoder.dtype).removeprefix("torch.")
-    key = CacheKey(encoder.name, encoder.sha256(), img_dim, dtype, True, frame_stride)
+    key = CacheKey(encoder.name, encoder.sha256(), img_dim, encoder.variant, True, frame_stride)
     if not flip and not (path / key.folder).is_dir():
         key = replace(key, flip=False)
     cache = EmbeddingCache(path, key, encoder.width)

@@ -157,6 +157,7 @@ class Encoder(nn.Module):
 
     Attributes:
         dtype: what `embed` computes in; the answer is float32 all the same
+        variant: dtype and all else about the computation that may change a rounding, in a word
 
     Raises: ValueError for an unknown name, WeightsError where the weights cannot be had.
     """
@@ -170,7 +171,7 @@ class Encoder(nn.Module):
             raise ValueError(f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}")
         spec = ENCODERS[name]
         self.name, self.pretrained, self.width = name, pretrained, spec.width
-        self.dtype = torch.float32
+        self.dtype, self.variant = torch.float32, "float32"
         self._fast: Callable[[Tensor], Tensor] | None = None
         # Convolutions read channels_last faster on CPUs and on tensor cores.
         self.feature_extractor = cast(nn.Module, spec.build(pretrained=pretrained)).to(
@@ -214,6 +215,7 @@ class Encoder(nn.Module):
         if self.mean.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
         self.dtype = dtype
+        self.variant = str(dtype).removeprefix("torch.") + ("-compiled" if compile else "")
         # In a closure, not an attribute: it has no part in state_dict, parameters or train.
         fast = torch.compile(network, dynamic=False, options={"freezing": True}) if compile else network
         self._fast = lambda batch: fast(batch)

@@ -67,6 +67,15 @@ def test_order_matters(frames):
     assert not torch.allclose(net(frames), net(frames.flip(1)), atol=1e-5)
 
 
+def test_a_compiled_encoder_is_told_apart():
+    encoder = Encoder("tiny", 4)
+    assert encoder.variant == "float32"
+    encoder.prepare(torch.bfloat16)
+    assert encoder.variant == "bfloat16"
+    encoder.prepare(torch.bfloat16, compile=True)
+    assert encoder.variant == "bfloat16-compiled"
+
+
 def test_many_frames_go_through_in_parts():
     encoder = Encoder("tiny", 4)
     frames = torch.randint(0, 256, (150, 3, 8, 8), dtype=torch.uint8)
