@@ -46,6 +46,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """<path><suffix>, beside a folder; a link to the folder is not followed."""
+    # Absolute, so that "." has a name too.
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve would follow the link
+    return path.with_name(path.name + suffix)
+
+
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where clips and their embeddings are."""
     group = parser.add_argument_group("data")

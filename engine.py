@@ -50,8 +50,8 @@ class _Tally:
     def __init__(self) -> None:
         self.loss_sum, self.correct, self.clips = 0.0, 0, 0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.loss_sum += loss.item() * len(labels)
+    def add(self, loss: float, logits: Tensor, labels: Tensor) -> None:
+        self.loss_sum += loss * len(labels)
         self.correct += int((logits.argmax(1) == labels).sum())
         self.clips += len(labels)
 
@@ -87,13 +87,15 @@ def train_one_epoch(
         inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         logits = forward(inputs)
         loss = F.cross_entropy(logits, labels)
-        if not math.isfinite(loss.item()):
-            raise ValueError(f"the loss became {loss.item()}; train with a smaller --learning_rate")
+        # Once: on an accelerator each look at the loss waits for all work before it.
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ValueError(f"the loss became {value}; train with a smaller --learning_rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         scheduler.step()
-        tally.add(loss, logits, labels)
+        tally.add(value, logits, labels)
         tally.show(bar)
     return tally.result()
 
@@ -109,6 +111,6 @@ def evaluate(
     for inputs, labels in bar:
         inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         logits = forward(inputs)
-        tally.add(F.cross_entropy(logits, labels), logits, labels)
+        tally.add(F.cross_entropy(logits, labels).item(), logits, labels)
         tally.show(bar)
     return tally.result()

@@ -47,10 +47,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def frames_folder(dataset_path: Path) -> Path:
-    """<dataset_path>-frames, beside the data set; a link to the data set is not followed."""
-    # Absolute, so that "." has a name too.
-    dataset_path = Path(os.path.abspath(dataset_path))  # noqa: PTH100 - Path.resolve would follow the link
-    return dataset_path.with_name(dataset_path.name + "-frames")
+    """<dataset_path>-frames, beside the data set."""
+    return cli.beside(dataset_path, "-frames")
 
 
 def find_videos(dataset_path: Path) -> list[Path]:

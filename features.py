@@ -8,7 +8,6 @@ train.py and test.py fill what is missing by themselves. `cache` describes the f
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +22,6 @@ from cache import CacheKey, EmbeddingCache
 from dataset import Clip, ClipBatches, FrameClips, Sampling, check_length, frame_loader, load_split
 from models import ENCODERS, ConvLSTM, Encoder
 from pipeline import Prefetch
-
-
-def default_cache_path(dataset_path: Path) -> Path:
-    """<dataset_path>-embeddings, beside the data set."""
-    dataset_path = Path(os.path.abspath(dataset_path))  # noqa: PTH100 - a link shall not be followed
-    return dataset_path.with_name(dataset_path.name + "-embeddings")
 
 
 class EmbeddingClips:
@@ -93,6 +86,21 @@ def open_cache(
     return cache
 
 
+def cache_from_flags(
+    args: argparse.Namespace, clips: Sequence[Clip], encoder: Encoder, img_dim: int, *, flip: bool
+) -> EmbeddingCache:
+    """`open_cache` with what --cache_path, --dataset_path, --frame_stride and --num_workers say."""
+    return open_cache(
+        args.cache_path or cli.beside(args.dataset_path, "-embeddings"),
+        clips,
+        encoder,
+        img_dim,
+        flip=flip,
+        frame_stride=args.frame_stride,
+        threads=max(1, args.num_workers),
+    )
+
+
 class Batches(Protocol):
     """Inputs of a model and labels (B,), batch by batch, as often as asked for."""
 
@@ -129,16 +137,7 @@ class ClipSource:
         """
         cache = None
         if args.cache == "disk":
-            path = args.cache_path or default_cache_path(args.dataset_path)
-            cache = open_cache(
-                path,
-                clips,
-                model.encoder,
-                img_dim,
-                flip=flip,
-                frame_stride=args.frame_stride,
-                threads=max(1, args.num_workers),
-            )
+            cache = cache_from_flags(args, clips, model.encoder, img_dim, flip=flip)
         return cls(model, img_dim, cache, args.num_workers)
 
     def loader(self, clips: Sequence[Clip], sampling: Sampling, batches: ClipBatches) -> Batches:
@@ -170,16 +169,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"warning: {missing}")
     encoder = Encoder(args.encoder, 1).to(device)
     encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
-    cache = open_cache(
-        args.cache_path or default_cache_path(args.dataset_path),
-        split.train + split.test,
-        encoder,
-        args.img_dim,
-        flip=not args.no_flip,
-        frame_stride=args.frame_stride,
-        threads=max(1, args.num_workers),
-    )
-    print(f"{len(split.train) + len(split.test):,} clips in {cache.folder}")
+    clips = split.train + split.test
+    cache = cache_from_flags(args, clips, encoder, args.img_dim, flip=not args.no_flip)
+    print(f"{len(clips):,} clips in {cache.folder}")
     return 0
 
 

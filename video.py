@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import BinaryIO
 
 # FFmpeg prints its own complaints about a damaged file; ours are one line and say what to do.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -89,12 +90,12 @@ def check_whole(path: Path) -> None:
         )
 
 
-def _mp4_size(file: Iterable[bytes], size: int) -> int:
+def _mp4_size(file: BinaryIO, size: int) -> int:
     """Bytes that the top-level boxes of an MP4 file state in all (ISO/IEC 14496-12, 4.2)."""
     position = 0
     while position < size:
-        file.seek(position)  # type: ignore[attr-defined]
-        header = file.read(16)  # type: ignore[attr-defined]
+        file.seek(position)
+        header = file.read(16)
         if len(header) < 8:
             return position + 8
         length = struct.unpack(">I", header[:4])[0]
