@@ -124,7 +124,7 @@ class ClipSource:
 
     def __init__(self, model: ConvLSTM, img_dim: int, cache: EmbeddingCache | None, workers: int) -> None:
         self.img_dim, self.cache, self.workers = img_dim, cache, workers
-        self.pin_memory = model.encoder.mean.device.type == "cuda"
+        self.pin_memory = model.encoder.device.type == "cuda"
         self.forward: Callable[[Tensor], Tensor] = model if cache is None else model.classify
 
     @classmethod

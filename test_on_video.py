@@ -106,7 +106,7 @@ def label_frames(
     Args:
         batches: frames, and the same as uint8 (n, 3, img_dim, img_dim)
     """
-    device = model.encoder.mean.device
+    device = model.encoder.device
     held: deque[np.ndarray] = deque()  # frames without a label yet: numbers done to read - 1
     embeddings = torch.empty(0, model.encoder.width, device=device)  # of frames first to read - 1
     first = done = 0
