@@ -215,7 +215,7 @@ class EmbeddingCache:
             self._index.open("r+b" if self._index.exists() else "w+b") as index,
             tqdm(total=len(clips), desc="encoding", unit="clip", dynamic_ncols=True) as bar,
             contextlib.closing(
-                read_ahead(videos, self.key.img_dim, self.key.frame_stride, threads)
+                read_ahead(videos, self.key.img_dim, self.key.frame_stride, threads, encoder.device)
             ) as chunks,
         ):
 

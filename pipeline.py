@@ -7,6 +7,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,10 +19,13 @@ from dataset import resize_frames
 from models import Encoder
 from video import Video, VideoError
 
-# Frames that a decoding thread hands over at once, and how many such chunks it may be ahead.
-CHUNK, AHEAD = 32, 4
+# Frames that a decoding thread hands over at once, and how many such chunks of a video it may be ahead.
+CHUNK, AHEAD = 32, 8
 
 T = TypeVar("T")
+
+# The number of a video, and some of its frames, or None at its end, or what made it end.
+Frames = tuple[int, Tensor | Exception | None]
 
 
 class Prefetch(Iterator[T]):
@@ -71,55 +76,88 @@ class Prefetch(Iterator[T]):
         self._thread.join()
 
 
-def _chunks(video: Video, img_dim: int, stride: int) -> Iterator[Tensor]:
-    frames: list[np.ndarray] = []
-    for number, frame in enumerate(video.frames()):
-        if number % stride == 0:
-            frames.append(frame)
-        if len(frames) == CHUNK:
-            yield resize_frames(frames, img_dim)
-            frames = []
-    if frames:
-        yield resize_frames(frames, img_dim)
+class _Reader:
+    """A video's resized frames, read on a chunk at a time when it is told to."""
+
+    def __init__(self, video: Video, img_dim: int, stride: int) -> None:
+        self._chunks = self._read(video, img_dim, stride)
+        self.ready: deque[Tensor | Exception | None] = deque()
+
+    @staticmethod
+    def _read(video: Video, img_dim: int, stride: int) -> Iterator[Tensor | Exception | None]:
+        kept = (frame for number, frame in enumerate(video.frames()) if number % stride == 0)
+        try:
+            while frames := list(islice(kept, CHUNK)):
+                yield resize_frames(frames, img_dim)
+            yield None
+        except (VideoError, OSError) as error:
+            yield error
+
+    def read(self) -> None:
+        self.ready.extend(islice(self._chunks, 1))
+
+    def wants_more(self) -> bool:
+        return not self.ready or (len(self.ready) < AHEAD and isinstance(self.ready[-1], Tensor))
+
+
+def read_in_turns(videos: Sequence[Video], img_dim: int, stride: int, threads: int) -> Generator[Frames]:
+    """Resized frames of many videos in order, decoded by `threads` threads some hundred frames at a time.
+
+    Nothing is decoded while the frames so far are in use: an encoder on the CPU keeps all cores busy, and a
+    thread that takes one of them from it lets all others wait. Memory does not grow with the videos.
+
+    Yields: for each video its frames, some (n, 3, img_dim, img_dim) uint8 at a time, then None or an error.
+    """
+    waiting = iter(videos)
+    readers: deque[_Reader] = deque()
+
+    def take_turn() -> None:
+        # More videos than threads, so that none waits for another's.
+        readers.extend(
+            _Reader(video, img_dim, stride) for video in islice(waiting, threads + 4 - len(readers))
+        )
+        idle = deque(reader for reader in readers if reader.wants_more())
+
+        def read_one(_: int) -> None:
+            with contextlib.suppress(IndexError):
+                reader = idle.popleft()
+                reader.read()
+                if reader.wants_more():
+                    idle.append(reader)
+
+        list(pool.map(read_one, range(AHEAD * (threads + 1))))
+
+    with ThreadPoolExecutor(threads) as pool:
+        for number in range(len(videos)):
+            more = True
+            while more:
+                if not readers or not readers[0].ready:
+                    take_turn()
+                item = readers[0].ready.popleft()
+                yield number, item
+                more = isinstance(item, Tensor)
+            readers.popleft()
 
 
 def read_ahead(
-    videos: Sequence[Video], img_dim: int, stride: int, threads: int
-) -> Generator[tuple[int, Tensor | Exception | None]]:
-    """Resized frames of many videos in order, decoded by `threads` threads ahead of who asks.
-
-    Yields: the number of a video, and its next frames (n, 3, img_dim, img_dim) uint8, or None at its end, or
-        what made it end.
-    """
-    readers: deque[Prefetch[Tensor]] = deque()
-    waiting = iter(videos)
-    try:
-        for number in range(len(videos)):
-            while len(readers) < threads and (video := next(waiting, None)) is not None:
-                readers.append(Prefetch(_chunks(video, img_dim, stride), AHEAD))
-            try:
-                for chunk in readers[0]:
-                    yield number, chunk
-                yield number, None
-            except (VideoError, OSError) as error:
-                yield number, error
-            readers.popleft()
-    finally:
-        for reader in readers:
-            reader.close()
+    videos: Sequence[Video], img_dim: int, stride: int, threads: int, device: torch.device
+) -> Generator[Frames] | Prefetch[Frames]:
+    """`read_in_turns` for an encoder on `device`: an accelerator leaves the cores free to read meanwhile."""
+    frames = read_in_turns(videos, img_dim, stride, threads)
+    return frames if device.type == "cpu" else Prefetch(frames, threads * AHEAD)
 
 
 def embed_ahead(
-    encoder: Encoder, chunks: Iterable[tuple[int, Tensor | Exception | None]], *, flip: bool
+    encoder: Encoder, chunks: Iterable[Frames], *, flip: bool
 ) -> Iterator[tuple[int, np.ndarray | Exception | None]]:
-    """Embeddings of the frames that `read_ahead` gives, in batches across the borders of clips.
+    """Embeddings of what `read_ahead` gives, in batches across the borders of clips.
 
     Every batch has the same size, the last one filled up: compiled networks and autotuned kernels want it,
     and an embedding cannot depend on where a run was interrupted.
 
     Yields: as `read_ahead`, with float32 (n, views, D) in place of frames; view 1 is of the mirrored frames.
     """
-    device = encoder.mean.device
+    device = encoder.device
     batch = torch.empty(0)
     used = 0
     parts: list[tuple[int, int | Exception | None]] = []

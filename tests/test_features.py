@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -142,10 +143,11 @@ def test_a_changed_clip_is_encoded_anew_and_the_others_are_not(small, encoder, t
 def test_embeddings_do_not_depend_on_batches_or_threads(small, encoder):
     videos = [clip.video for clip in clips_of(small)]
     expected = [encoder.embed(resize_frames(list(video.frames()), 32)).numpy() for video in videos]
-    for threads in (1, 3, 10):
+    # An accelerator's frames are read in a thread.
+    for threads, device in itertools.product((1, 3, 10), (torch.device("cpu"), torch.device("cuda"))):
         parts = {number: [] for number in range(len(videos))}
         ended = []
-        for number, item in embed_ahead(encoder, read_ahead(videos, 32, 1, threads), flip=False):
+        for number, item in embed_ahead(encoder, read_ahead(videos, 32, 1, threads, device), flip=False):
             parts[number].append(item) if item is not None else ended.append(number)
         assert ended == list(range(len(videos)))
         for number, values in enumerate(expected):
