@@ -7,7 +7,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -74,6 +74,28 @@ class Prefetch(Iterator[T]):
         """Stop the thread and wait for it; further items are lost."""
         self._stopped.set()
         self._thread.join()
+
+
+class OneAhead(Iterator[T]):
+    """Gets the next item of an iterator in a thread, from when it is told that a core is free for that."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items, self._pool = iter(items), ThreadPoolExecutor(1)
+        self._next: Future[T] | None = None
+
+    def start(self) -> None:
+        """Begin to get the next item, if that has not begun."""
+        self._next = self._next or self._pool.submit(next, self._items)
+
+    def __next__(self) -> T:
+        self.start()
+        assert self._next is not None
+        coming, self._next = self._next, None
+        return coming.result()
+
+    def close(self) -> None:
+        """Wait for the item under way; further items are lost."""
+        self._pool.shutdown()
 
 
 class _Reader:

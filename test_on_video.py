@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,13 @@ import cli
 from checkpoint import load_checkpoint
 from dataset import MIN_FRAMES, check_length, resize_frames, window_indices
 from models import ConvLSTM
-from pipeline import Prefetch
+from pipeline import OneAhead, Prefetch
 from video import OUTPUT_SUFFIXES, Video, write_video
 
-# Windows classified at once: the LSTM is as fast with more, and memory stays small.
-WINDOW_BATCH = 32
-# Batches that decoding and encoding may each be ahead of who comes after.
-BATCHES_AHEAD = 2
+# Windows classified at once: with fewer the LSTM's weights are read too often, with more nothing is gained.
+WINDOW_BATCH = 16
+# Frames read, encoded and labelled at once: enough for such a batch, and fewer where they are large.
+READ_FRAMES, READ_BYTES = 128, 2**27
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -66,6 +66,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         default=2,
         help="frames from one of the window to the next; 2 is the middle of what training draws on UCF-101",
     )
+    parser.add_argument(
+        "--label_every",
+        type=cli.positive_int,
+        default=10,
+        help="frames that share a label, that of the window around their middle; 10, or 0.4 s at 25 fps, is "
+        "as often as one can read; 1 takes up to half as long again",
+    )
     cli.add_device_flags(parser)
     return parser
 
@@ -79,6 +86,10 @@ def new_path(folder: Path, stem: str) -> Path:
     return path
 
 
+# Frames (H, W, 3) uint8 RGB, and the same as uint8 (n, 3, img_dim, img_dim).
+Batch = tuple[list[np.ndarray], Tensor]
+
+
 @dataclass
 class Labelled:
     """Consecutive frames of a video, (H, W, 3) uint8 RGB each, and their class probabilities (n, C)."""
@@ -87,56 +98,70 @@ class Labelled:
     probabilities: Tensor
 
 
-def read_and_resize(video: Video, img_dim: int, size: int) -> Iterator[tuple[list[np.ndarray], Tensor]]:
-    """Frames of a video, `size` at a time, as they are and as the encoder takes them."""
+def read_and_resize(video: Video, img_dim: int) -> Iterator[Batch]:
+    """Frames of a video, some at a time, as they are and as the encoder takes them."""
     source = video.frames()
+    first = next(source)
+    source = chain([first], source)
+    size = max(1, min(READ_FRAMES, READ_BYTES // first.nbytes))
     while frames := list(islice(source, size)):
         yield frames, resize_frames(frames, img_dim)
 
 
 @torch.no_grad()
 def label_frames(
-    model: ConvLSTM, batches: Iterable[tuple[list[np.ndarray], Tensor]], sequence_length: int, step: int
-) -> Iterator[Labelled]:
-    """Label each frame by the window around it, as `dataset.window_indices` lays windows, frames coming in.
+    model: ConvLSTM,
+    batches: Iterable[Batch],
+    sequence_length: int,
+    step: int,
+    every: int = 1,
+) -> Generator[Labelled]:
+    """Label frames by the windows around them, as `dataset.window_indices` lays windows, frames coming in.
 
     Each frame is encoded once. A frame is given out as soon as its window is complete, so only a window's
     worth of frames is held, however long the video. The numbers are those that the whole video would give.
 
     Args:
-        batches: frames, and the same as uint8 (n, 3, img_dim, img_dim)
+        batches: frames in order, any number at a time
+        every: frames that share a label, that of the window around their middle one
     """
-    device = model.encoder.device
-    held: deque[np.ndarray] = deque()  # frames without a label yet: numbers done to read - 1
-    embeddings = torch.empty(0, model.encoder.width, device=device)  # of frames first to read - 1
-    first = done = 0
+    encoder = model.encoder
+    # bf16 is more than twice as fast on a CPU too, and moves a probability by 2e-6.
+    half = torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != torch.float32)
+    held: deque[np.ndarray] = deque()  # frames without a label yet
+    embeddings = torch.empty(0, encoder.width, device=encoder.device)  # of frames first to read - 1
+    first = done = read = 0  # frames, groups of frames, frames
 
     def labelled(windows: np.ndarray) -> Labelled:
         nonlocal done
         done += len(windows)
-        # At both ends, and all through a short video, many frames share a window.
-        distinct, of_frame = np.unique(windows - first, axis=0, return_inverse=True)
-        parts = torch.from_numpy(distinct).to(device).split(WINDOW_BATCH)
-        probabilities = torch.cat([model.classify(embeddings[part]).softmax(dim=-1).cpu() for part in parts])
-        frames = [held.popleft() for _ in range(len(windows))]
-        return Labelled(frames, probabilities[torch.from_numpy(of_frame).view(-1)])
+        # At both ends, and all through a short video, windows are the same.
+        distinct, of_group = np.unique(windows - first, axis=0, return_inverse=True)
+        parts = torch.from_numpy(distinct).to(encoder.device).split(WINDOW_BATCH)
+        with half:
+            logits = torch.cat([model.classify(embeddings[part]).float() for part in parts])
+        frames = [held.popleft() for _ in range(min(len(held), every * len(windows)))]
+        of_frame = torch.from_numpy(of_group).view(-1).repeat_interleave(every)[: len(frames)]
+        return Labelled(frames, logits.softmax(dim=-1).cpu()[of_frame])
 
     span = step * (sequence_length - 1)
     for frames, resized in batches:
         held.extend(frames)
-        embeddings = torch.cat([embeddings, model.encoder.embed(resized.to(device))])
+        embeddings = torch.cat([embeddings, encoder.embed(resized.to(encoder.device))])
         read = first + len(embeddings)
         # Shorter videos have a smaller step, which is known at their end only.
-        ready = read - span + span // 2 if read >= step * sequence_length else 0
-        if ready > done:
-            starts = np.maximum(np.arange(done, ready) - span // 2, 0)
+        complete = read - span + span // 2 if read >= step * sequence_length else 0
+        groups = min(read, max(0, complete + every - 1 - every // 2)) // every
+        if groups > done:
+            starts = np.maximum(every * np.arange(done, groups) + every // 2 - span // 2, 0)
             yield labelled(starts[:, None] + step * np.arange(sequence_length))
-            # The windows of the last frames are shifted back, at most to this one.
-            drop = max(0, read - 1 - span - first)
+            # What comes needs nothing before its own window, or before the video's last one.
+            drop = max(0, min(every * groups + every // 2 - span // 2, read - 1 - span) - first)
             embeddings, first = embeddings[drop:], first + drop
-    read = first + len(embeddings)
-    if read > done:
-        yield labelled(window_indices(read, sequence_length, step=step, start=done))
+    if held:
+        start = every * done
+        middles = np.minimum(np.arange(start, read, every) + every // 2, read - 1)
+        yield labelled(window_indices(read, sequence_length, step=step, start=start)[middles - start])
 
 
 @lru_cache(maxsize=256)
@@ -200,12 +225,17 @@ def main(argv: list[str] | None = None) -> int:
     cli.make_writable_folder(output.parent)
 
     annotator = Annotator(checkpoint.classes)
-    sequence_length = args.sequence_length or checkpoint.sequence_length
-    # Three things at once: decoding ahead, encoding and classifying, and, here, drawing and writing.
-    reader = Prefetch(
-        read_and_resize(video, args.img_dim or checkpoint.img_dim, model.encoder.batch_size), BATCHES_AHEAD
-    )
-    labels = Prefetch(label_frames(model, reader, sequence_length, args.window_step), BATCHES_AHEAD)
+    windows = (args.sequence_length or checkpoint.sequence_length, args.window_step, args.label_every)
+    frames = read_and_resize(video, args.img_dim or checkpoint.img_dim)
+    reader: OneAhead[Batch] | Prefetch[Batch]
+    labels: Generator[Labelled] | Prefetch[Labelled]
+    if device.type == "cpu":
+        # The encoder needs all cores; drawing and writing leave one to read the next frames.
+        reader = OneAhead(frames)
+        labels = _reading_meanwhile(label_frames(model, reader, *windows), reader)
+    else:
+        reader = Prefetch(frames, 1)
+        labels = Prefetch(label_frames(model, reader, *windows), 1)
     bar = tqdm(desc="annotating", total=video.stated_count() or None, unit="frame", dynamic_ncols=True)
     try:
         write_video(output, _counted(annotator.draw(labels), bar), fps)
@@ -218,6 +248,12 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{args.video_path}: {checkpoint.classes[int(label)]}, mean probability {100 * best:.1f} %")
     print(f"wrote {output}: {annotator.frames} frames at {float(fps):.2f} frames/s")
     return 0
+
+
+def _reading_meanwhile(labels: Iterable[Labelled], reader: OneAhead) -> Generator[Labelled]:
+    for labelled in labels:
+        reader.start()
+        yield labelled
 
 
 def _counted(frames: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:

@@ -26,10 +26,9 @@ ORIGINAL_RATE = 7.7
 def annotate(video: Path, checkpoint: Path, output: Path) -> tuple[float, float]:
     """Seconds and peak memory in MB of one run of the command; the seconds without its start-up."""
     code = (
-        "import resource, sys, time, test_on_video; from pipeline import Prefetch; start = [0.0]\n"
-        "make = test_on_video.Prefetch\n"
-        "def first(*a): start[0] = start[0] or time.perf_counter(); return make(*a)\n"
-        "test_on_video.Prefetch = first; test_on_video.main(sys.argv[1:])\n"
+        "import resource, sys, time, test_on_video; start = [0.0]; read = test_on_video.read_and_resize\n"
+        "def reading(*a): start[0] = time.perf_counter(); return read(*a)\n"
+        "test_on_video.read_and_resize = reading; test_on_video.main(sys.argv[1:])\n"
         "print(time.perf_counter() - start[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     command = [sys.executable, "-c", code, "--video_path", video, "--checkpoint_model", checkpoint]

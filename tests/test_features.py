@@ -23,7 +23,7 @@ from conftest import ROOT, run_script
 from dataset import ClipBatches, FrameClips, Sampling, load_split, resize_frames
 from features import EmbeddingClips, open_cache
 from models import Encoder
-from pipeline import Prefetch, embed_ahead, read_ahead
+from pipeline import OneAhead, Prefetch, embed_ahead, read_ahead
 from video import Video, VideoError
 
 
@@ -351,3 +351,28 @@ def test_prefetch_hands_on_items_errors_and_the_end():
     count = len(taken)
     time.sleep(0.05)
     assert len(taken) == count <= 7
+
+
+def test_one_ahead_takes_the_next_item_only_when_told():
+    taken = []
+
+    def items():
+        for number in range(3):
+            taken.append(number)
+            yield number
+        raise ValueError("broke off")
+
+    reader = OneAhead(items())
+    assert next(reader) == 0
+    time.sleep(0.05)
+    assert taken == [0]
+    reader.start()
+    reader.start()
+    reader.close()  # waits for the item under way
+    assert taken == [0, 1]
+
+    reader = OneAhead(items())
+    assert list(zip(range(3), reader, strict=False)) == [(0, 0), (1, 1), (2, 2)]
+    with pytest.raises(ValueError, match="broke off"):
+        next(reader)
+    assert list(OneAhead(range(2))) == [0, 1]
