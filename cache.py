@@ -1,12 +1,15 @@
 """Embeddings of frames on disk: fill a cache, check it, read it.
 
-A cache is a folder of three plain files:
+A cache is a folder of plain files:
 
     embeddings.npy   float16 (frames, views, D): all clips one after another. NumPy's own format, since any
                      tool can map it into memory and read single rows. View 0 is the frame, view 1 its mirror
                      image.
-    index.jsonl      one line per clip: its name, its rows, and size and time of its file
+    index.jsonl      one line per clip: its name, its rows, their CRC-32, and size and time of its file
     key.json         what the embeddings depend on, in words; the folder's name ends in a hash of it
+
+Several processes or machines fill shards of their own, embeddings-2of8.npy and index-2of8.jsonl for example.
+All that stand in the folder are read as one: whoever collects shards copies their files into one folder.
 
 float16 keeps 11 significant bits: a stored embedding is within 1/2048 of what the encoder gave. Rows are
 written first and named in the index afterwards, so a clip is whole or not there, whenever the power goes.
@@ -15,14 +18,18 @@ written first and named in the index afterwards, so a clip is whole or not there
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import filelock
 import numpy as np
@@ -30,9 +37,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset import Clip
+from files import write_whole
 from models import Encoder
 from pipeline import embed_ahead, read_ahead
+from splits import Clip
 from video import Video, VideoError
 
 RESIZE = "torchvision bicubic antialias uint8, squeezed to a square"
@@ -80,12 +88,49 @@ class CacheKey:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the index: rows [row, row + frames) of the file; stride times as many frames of the video."""
+    """A line of an index: rows [row, row + frames) of the file; stride times as many frames of the video."""
 
     row: int
     frames: int
     size: int
     mtime_ns: int
+    crc32: int
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of the video that was encoded."""
+        return self.size, self.mtime_ns
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of the clips, and the files for it, of process `number` (from 1) out of `count`."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of a flag such as 2/8.
+
+        Raises: ValueError if it is anything else.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(f"shard {text!r} does not exist; write 1/8 for the first of eight")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def suffix(self) -> str:
+        """What its file names end in."""
+        return "" if self.count == 1 else f"-{self.number}of{self.count}"
+
+    def of(self, clips: Sequence[Clip]) -> list[Clip]:
+        """The clips that fall to it; depends on nothing but their names."""
+        return sorted(clips, key=lambda clip: clip.name)[self.number - 1 :: self.count]
+
+
+WHOLE = Shard()
 
 
 def _stamp(video: Video) -> tuple[int, int]:
@@ -100,14 +145,15 @@ class EmbeddingCache:
         path: folder of all caches of a data set
         key: which of them
         width: D
+        shard: which files `fill` writes
 
     Raises: CacheError if the files do not fit together, OSError if the folder cannot be read or made.
     """
 
-    def __init__(self, path: Path, key: CacheKey, width: int) -> None:
-        self.folder, self.key, self.width = path / key.folder, key, width
+    def __init__(self, path: Path, key: CacheKey, width: int, shard: Shard = WHOLE) -> None:
+        self.folder, self.key, self.width, self.shard = path / key.folder, key, width, shard
         self.views = 2 if key.flip else 1
-        self._data, self._index = self.folder / "embeddings.npy", self.folder / "index.jsonl"
+        self._index = self.folder / f"index{shard.suffix}.jsonl"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -115,32 +161,42 @@ class EmbeddingCache:
                 f"{self.folder}: cannot make this folder ({error.strerror}); name another with --cache_path, "
                 "or use --cache off"
             ) from error
-        self._entries: dict[str, _Entry] = {}
-        self._rows: np.ndarray = np.empty((0, self.views, width), np.float16)
-        self._read()
+        self._rows: dict[Path, np.ndarray] = {}
+        # Every version of every clip in every index, and of those the ones that the clips' files match.
+        self._known: dict[tuple[str, tuple[int, int]], tuple[Path, _Entry]] = {}
+        self._kept: dict[str, tuple[Path, _Entry]] = {}
+        self._whole: set[tuple[Path, _Entry]] = set()
+        self.read()
 
-    def _read(self) -> None:
-        self._entries = {}
+    def read(self) -> None:
+        """Read the indices anew, to see what other processes have added.
+
+        Raises: CacheError if the files do not fit together.
+        """
+        self._rows, self._known = {}, {}
+        for index in sorted(self.folder.glob("index*.jsonl")):
+            self._rows[index] = self._read_shard(index)
+
+    def _read_shard(self, index: Path) -> np.ndarray:
         rows = 0
-        if self._index.exists():
-            for line in self._index.read_bytes().split(b"\n")[:-1]:  # a line without its end is not whole
-                try:
-                    fields = json.loads(line)
-                    name, entry = fields.pop("clip"), _Entry(**fields)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise CacheError(
-                        f"{self._index}: damaged; delete the folder, it is made again"
-                    ) from error
-                self._entries[name] = entry
-                rows = max(rows, entry.row + entry.frames)
-        if rows:
-            length = self._data.stat().st_size if self._data.exists() else 0
-            if length < HEADER + rows * self._row_bytes:
-                raise CacheError(
-                    f"{self._data}: shorter than its index says; delete the folder, it is made again"
-                )
-            shape = (rows, self.views, self.width)
-            self._rows = np.memmap(self._data, np.float16, "r", HEADER, shape)
+        for line in index.read_bytes().split(b"\n")[:-1]:  # a line without its end is not whole
+            try:
+                fields = json.loads(line)
+                name, entry = fields.pop("clip"), _Entry(**fields)
+                if not all(isinstance(value, int) for value in fields.values()) or entry.row < 0:
+                    raise ValueError(line)
+                self._known[name, entry.stamp] = index, entry
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CacheError(f"{index}: damaged; delete the folder, it is made again") from error
+            rows = max(rows, entry.row + entry.frames)
+        data = _data_of(index)
+        shape = (rows, self.views, self.width)
+        if not rows:
+            return np.empty(shape, np.float16)
+        length = data.stat().st_size if data.exists() else 0
+        if length < HEADER + rows * self._row_bytes:
+            raise CacheError(f"{data}: shorter than its index says; delete the folder, it is made again")
+        return np.memmap(data, np.float16, "r", HEADER, shape)
 
     @property
     def _row_bytes(self) -> int:
@@ -148,48 +204,64 @@ class EmbeddingCache:
 
     def missing(self, clips: Sequence[Clip]) -> list[Clip]:
         """The clips that are not kept, or whose file has changed since, sorted by name."""
-        kept = self._entries
         gone = []
         for clip in clips:
-            entry = kept.get(clip.name)
-            if entry is None or (entry.size, entry.mtime_ns) != _stamp(clip.video):
+            found = self._known.get((clip.name, _stamp(clip.video)))
+            if found is None:
                 gone.append(clip)
+            else:
+                self._kept[clip.name] = found
         # Sorted, so that the cache is the same whichever split was first.
         return sorted(gone, key=lambda clip: clip.name)
 
     def fill(self, clips: Sequence[Clip], encoder: Encoder, *, threads: int) -> None:
-        """Encode and keep what is missing of `clips`; a bar shows frames/s and the time left.
+        """Encode and keep what is missing of the shard's clips; a bar shows frames/s and the time left.
 
         Interrupted at any instant, it goes on where it was. A second process waits for the first.
 
         Raises: CacheError if the disk is too small; VideoError, after all other clips, for those that cannot
             be read; OSError if the cache cannot be written.
         """
+        clips = self.shard.of(clips)
         if not self.missing(clips):
             return
         # Held by the process, not by the file: a killed one holds it no longer.
-        lock = filelock.FileLock(self.folder / "lock")
+        lock = filelock.FileLock(self.folder / f"lock{self.shard.suffix}")
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
             print(f"another process fills {self.folder}; waiting for it")
             lock.acquire()
         try:
-            self._read()
+            self.read()
             missing = self.missing(clips)
             if missing:
-                self._check_space(missing)
-                self._write(missing, encoder, threads)
+                need = self._check_space(missing)
+                try:
+                    self._write(missing, encoder, threads)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                        raise
+                    raise CacheError(
+                        f"{self.folder}: the disk became full ({error.strerror}), about {need:,.0f} bytes "
+                        "were "
+                        "needed; what is encoded is kept; make room and start again, or name another disk "
+                        "with "
+                        "--cache_path"
+                    ) from error
         finally:
             lock.release()
-            self._read()
+            self.read()
+            self.missing(clips)
 
-    def _check_space(self, clips: Sequence[Clip]) -> None:
+    def _check_space(self, clips: Sequence[Clip]) -> float:
         # Opening all of 13,000 clips would take minutes: some tell how many frames a byte of video holds.
         some = clips[:: max(1, len(clips) // 200)]
         share = sum(clip.video.size() for clip in clips) / max(1, sum(clip.video.size() for clip in some))
         frames = sum(map(_stated_count, some)) * share / self.key.frame_stride
-        need, free = frames * self._row_bytes, shutil.disk_usage(self.folder).free
+        # The other shards are filled meanwhile, perhaps on the same disk.
+        need = frames * self._row_bytes * self.shard.count
+        free = shutil.disk_usage(self.folder).free
         print(
             f"encoding {len(clips):,} clips, about {frames:,.0f} frames, into {self.folder}: "
             f"{need / 1e9:.2f} GB needed, {free / 1e9:.1f} GB free"
@@ -200,18 +272,21 @@ class EmbeddingCache:
                 f"{self.folder}: {need / 1e9:.2f} GB needed and {free / 1e9:.2f} GB free; make room, name "
                 "another disk with --cache_path, keep fewer frames with --frame_stride 2, or use --cache off"
             )
+        return need
 
     def _write(self, clips: Sequence[Clip], encoder: Encoder, threads: int) -> None:
-        _replace(self.folder / "key.json", json.dumps(asdict(self.key), indent=1, sort_keys=True) + "\n")
+        key = json.dumps(asdict(self.key), indent=1, sort_keys=True) + "\n"
+        write_whole(self.folder / "key.json", key.encode())
         videos = [clip.video for clip in clips]
         stamps = [_stamp(video) for video in videos]
         failures: list[str] = []
-        first = rows = len(self._rows)
+        data_path = _data_of(self._index)
+        first = rows = len(self._rows.get(self._index, ()))
         lines: list[str] = []
         committed = started = time.monotonic()
-        encoded = 0
+        encoded = crc32 = 0
         with (
-            self._data.open("r+b" if self._data.exists() else "w+b") as data,
+            data_path.open("r+b" if data_path.exists() else "w+b") as data,
             self._index.open("r+b" if self._index.exists() else "w+b") as index,
             tqdm(total=len(clips), desc="encoding", unit="clip", dynamic_ncols=True) as bar,
             contextlib.closing(
@@ -240,7 +315,9 @@ class EmbeddingCache:
                     if isinstance(item, np.ndarray):
                         if not (np.abs(item) <= np.finfo(np.float16).max).all():
                             raise CacheError(f"{videos[number].path}: an embedding does not fit into float16")
-                        data.write(item.astype(np.float16).tobytes())
+                        contents = item.astype(np.float16).tobytes()
+                        data.write(contents)
+                        crc32 = zlib.crc32(contents, crc32)
                         rows += len(item)
                         encoded += len(item)
                         continue
@@ -249,11 +326,11 @@ class EmbeddingCache:
                     if isinstance(item, Exception):
                         failures.append(str(item))
                         back_to_whole_clips()
-                        rows = first
+                        rows, crc32 = first, 0
                         continue
-                    entry = _Entry(first, rows - first, *stamps[number])
+                    entry = _Entry(first, rows - first, *stamps[number], crc32)
                     lines.append(json.dumps({"clip": clips[number].name, **asdict(entry)}) + "\n")
-                    first = rows
+                    first, crc32 = rows, 0
                     if time.monotonic() - committed > COMMIT_SECONDS:
                         commit()
                         committed = time.monotonic()
@@ -268,13 +345,37 @@ class EmbeddingCache:
             )
 
     def frames(self, clip: Clip) -> int:
-        """Number of frames of a clip that are kept."""
-        return self._entries[clip.name].frames
+        """Number of frames of a clip that are kept, as `missing` last found."""
+        return self._kept[clip.name][1].frames
 
     def gather(self, clips: Sequence[Clip], frames: np.ndarray, flipped: np.ndarray) -> Tensor:
-        """Embeddings (B, T, D) float32 of frames (B, T) of B clips, mirrored where `flipped` (B,) says so."""
-        first = np.array([self._entries[clip.name].row for clip in clips])
-        return torch.from_numpy(self._rows[first[:, None] + frames, flipped[:, None].astype(int)]).float()
+        """Embeddings (B, T, D) float32 of frames (B, T) of B clips, mirrored where `flipped` (B,) says so.
+
+        Raises: CacheError if a clip's rows are not those that were written.
+        """
+        found = [self._kept[clip.name] for clip in clips]
+        for clip, (index, entry) in zip(clips, found, strict=True):
+            # All rows of a clip, but once for each process.
+            if (index, entry) not in self._whole:
+                rows = self._rows[index][entry.row : entry.row + entry.frames]
+                if zlib.crc32(rows.tobytes()) != entry.crc32:
+                    raise CacheError(
+                        f"{_data_of(index)}: the embeddings of {clip.name} are damaged; delete the folder, "
+                        "it is "
+                        "made again"
+                    )
+                self._whole.add((index, entry))
+        numbers = np.array([entry.row for _, entry in found])[:, None] + frames
+        views = np.broadcast_to(flipped[:, None].astype(int), numbers.shape)
+        embeddings = np.empty((*numbers.shape, self.width), np.float16)
+        for shard in {index for index, _ in found}:
+            chosen = np.array([index == shard for index, _ in found])
+            embeddings[chosen] = self._rows[shard][numbers[chosen], views[chosen]]
+        return torch.from_numpy(embeddings).float()
+
+
+def _data_of(index: Path) -> Path:
+    return index.with_name(index.name.replace("index", "embeddings", 1)).with_suffix(".npy")
 
 
 def _stated_count(clip: Clip) -> int:
@@ -294,9 +395,3 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
         + fields.ljust(HEADER - 11).encode()
         + b"\n"
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)

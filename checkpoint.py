@@ -11,14 +11,17 @@ The original (E. Linder-Noren, 2019) saved a bare state dict, in three layouts o
     c   output_layers.*         bi-directional, pooled by attention_layer; without it, the last time step
 
 Nothing is loaded that could run code: `weights_only=True` everywhere.
+
+    python3 checkpoint.py export model_checkpoints/best.pth best_with_encoder.pth
 """
 
 from __future__ import annotations
 
-import os
+import argparse
+import io
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from dataset import read_classes
+import cli
+from files import write_whole
 from models import MODELS, ConvLSTM
+from splits import read_classes
 
 FORMAT = "action-recognition 1"
 ENCODER_PREFIX = "encoder.feature_extractor."
@@ -51,23 +56,30 @@ class Checkpoint:
         sequence_length: frames of the clips that it was trained on
         split_number: the official split whose training list it has seen; None where the file does not say
         epoch: epochs trained
+        settings: flags of the training that it comes from, by name; plain values
+        training: what training needs to go on from here, as `run.Run` keeps it; None where that is not kept
     """
 
     model: ConvLSTM
     classes: list[str]
     img_dim: int
     sequence_length: int
-    split_number: int | None
+    split_number: int | str | None
     epoch: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = False) -> None:
     """Write a checkpoint beside and rename it, so that `path` is always a whole file.
 
-    Raises: OSError if it cannot be written.
+    Args:
+        with_encoder: put the frozen encoder into the file even if the table of encoders gives the same
+
+    Raises: OSError with the bytes needed if it cannot be written.
     """
     model = checkpoint.model
-    with_encoder = not model.encoder.pretrained
+    with_encoder = with_encoder or not model.encoder.pretrained
     state = {
         name: tensor.detach().cpu()
         for name, tensor in model.state_dict().items()
@@ -84,17 +96,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "sequence_length": checkpoint.sequence_length,
         "split_number": checkpoint.split_number,
         "epoch": checkpoint.epoch,
+        "settings": checkpoint.settings,
+        "training": checkpoint.training,
         "versions": {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)},
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # In memory first, so that the size is known if the disk is full.
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -160,6 +169,8 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
         int(contents["sequence_length"]),
         contents["split_number"],
         int(contents["epoch"]),
+        dict(contents.get("settings") or {}),
+        contents.get("training"),
     )
 
 
@@ -202,3 +213,35 @@ def _from_original(path: Path, state: Mapping[str, Tensor]) -> Checkpoint:
             "put the names that it was trained with there"
         )
     return Checkpoint(model.eval(), classes, ORIGINAL_IMG_DIM, ORIGINAL_SEQUENCE_LENGTH, None, 0)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of checkpoint.py."""
+    parser = argparse.ArgumentParser(description="Work on a checkpoint.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser(
+        "export", help="write one file that holds the frozen encoder too, and works without any download"
+    )
+    export.add_argument("source", type=Path, help="checkpoint of this project or of the original")
+    export.add_argument("target", type=Path, help="new file to write")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export; returns the exit status."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if args.target.exists():
+        parser.error(f"{args.target} is there already; choose another name")
+    checkpoint = replace(load_checkpoint(args.source), training=None)
+    cli.make_writable_folder(args.target.parent)
+    save_checkpoint(args.target, checkpoint, with_encoder=True)
+    print(
+        f"wrote {args.target}: {args.target.stat().st_size / 1e6:,.1f} MB, with "
+        f"{checkpoint.model.encoder.name}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

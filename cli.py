@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
+from typing import Any, Self, TypeVar
 
 # cuBLAS gives the same sums twice only with a fixed workspace; it reads this when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import numpy as np
 import torch
+
+T = TypeVar("T")
 
 
 def positive_int(text: str) -> int:
@@ -41,6 +46,40 @@ def positive_float(text: str) -> float:
     return value
 
 
+def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """A flag's type out of a function that raises ValueError: its message is what the user sees."""
+
+    def value(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """Value of a flag that measures something or nothing: 0 or more."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} does not fit: it takes a number of 0 or more")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Value of a flag that is a share: from 0 to less than 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} does not fit: it takes a share from 0 to less than 1")
+    return value
+
+
+def say(text: str) -> None:
+    """Print, if this is the first of the processes that torchrun started, or the only one."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
 def available_cores() -> int:
     """Cores that this process may use, which containers and job schedulers limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -53,8 +92,8 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say where clips and their embeddings are."""
+def add_data_flags(parser: argparse.ArgumentParser, *, cache: bool = True) -> None:
+    """Add the flags that say where clips are, and, with `cache`, their embeddings."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset_path",
@@ -65,6 +104,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--split_path", type=Path, default=Path("data/ucfTrainTestlist"), help="folder of the official lists"
     )
+    if not cache:
+        return
     group.add_argument(
         "--cache",
         choices=("disk", "off"),
@@ -81,6 +122,21 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=1,
         help="use every N-th frame only; 1 (default) for UCF-101, 2 halves time and disk of the cache",
+    )
+
+
+def add_split_flag(group: Any, *, default: int | None, help: str) -> None:
+    """Add --split_number, to a parser or a group of one."""
+
+    def number(text: str) -> int | str:
+        return text if text == "random" else int(text)
+
+    group.add_argument(
+        "--split_number",
+        type=number,
+        choices=(1, 2, 3, "random"),
+        default=default,
+        help=f"{help}; random, a fifth of all clips as in the original, leaks and is for comparison only",
     )
 
 
@@ -131,7 +187,8 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--num_workers",
         type=non_negative_int,
-        default=min(8, available_cores()),
+        # On a machine that torchrun shares out, each process gets its part.
+        default=max(1, min(8, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
         help="threads or processes that decode video; one per core (default) keeps the encoder fed",
     )
 
@@ -142,6 +199,9 @@ def choose_device(name: str) -> torch.device:
     Raises: ValueError if PyTorch has no such device here.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto" and accelerator and "LOCAL_RANK" in os.environ:
+        accelerator = torch.device(accelerator.type, int(os.environ["LOCAL_RANK"]))
+        torch.accelerator.set_device_index(accelerator)
     if name == "auto":
         return accelerator or torch.device("cpu")
     here = ["cpu"] + ([accelerator.type] if accelerator else [])
@@ -191,8 +251,53 @@ def make_writable_folder(folder: Path) -> None:
         raise OSError(f"{folder}: cannot write into this folder ({reason}); choose another one") from error
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal that asks the command to end; `signum` is which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Deferred:
+    """Takes SIGINT and SIGTERM and only notes the first, so that a loop can come to a good end by itself.
+
+    The second one stops at once, as it would outside of the `with`.
+
+    Attributes:
+        signum: the signal that came, None if none did
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:
+            raise Interrupted(signum)
+        self.signum = signum
+
+
+def _interrupt(signum: int, _: FrameType | None) -> None:
+    raise Interrupted(signum)
+
+
 def run(main: Callable[[], int]) -> None:
-    """Run a command's `main` and exit with its status; wrong data ends in one line and status 1."""
+    """Run a command's `main` and exit with its status.
+
+    Wrong data ends in one line and status 1. SIGTERM ends as SIGINT does, with what was begun cleared away
+    and status 128 + its number.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = main()
     except (ValueError, OSError) as error:
@@ -203,7 +308,26 @@ def run(main: Callable[[], int]) -> None:
             line = rest
         print(f"error: {line}", file=sys.stderr)
         status = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(".", 1)[0]
+        print(
+            f"error: the accelerator's memory is full ({reason}); lower --batch_size, or --img_dim while "
+            "frames "
+            "are encoded",
+            file=sys.stderr,
+        )
+        status = 1
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        print(
+            "error: a process that decodes video died, perhaps for lack of memory; lower --num_workers, or "
+            "encode once with --cache disk",
+            file=sys.stderr,
+        )
+        status = 1
+    except KeyboardInterrupt as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        print(f"interrupted by {signal.Signals(signum).name}", file=sys.stderr)
+        status = 128 + signum
     sys.exit(status)

@@ -1,17 +1,15 @@
-"""UCF-101: its classes and official splits, and which frames make a clip.
+"""Which frames of a video make a clip, and batches of such clips; a check of a whole data set.
 
-The files read here are those of ucfTrainTestlist.zip (Soomro, Zamir and Shah, 2012):
-
-    classInd.txt        1 ApplyEyeMakeup                                    label and class folder
-    trainlist01.txt     ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1       clip and label
-    testlist01.txt      ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi         clip
+python3 dataset.py check --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
 """
 
 from __future__ import annotations
 
+import argparse
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,175 +19,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from video import Video, VideoError, check_whole, worker_context
+import cli
+from check import check
+from splits import Clip
+from video import VideoError, worker_context
 
-SPLIT_NUMBERS = (1, 2, 3)
 MIN_FRAMES = 2  # a single frame shows no action
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip of the data set that is there.
-
-    Attributes:
-        name: as the lists name it, `<Class>/<file>.avi`
-        label: from 0, the line of its class folder in classInd.txt
-        video: its file or its folder of frames
-    """
-
-    name: str
-    label: int
-    video: Video
-
-
-@dataclass(frozen=True)
-class Split:
-    """The clips of one official split that are there, and how many the lists name.
-
-    Attributes:
-        classes: class names, by label
-        train, test: clips in the order of the lists
-        listed: number of clips that both lists name
-    """
-
-    classes: list[str]
-    train: list[Clip]
-    test: list[Clip]
-    listed: int
-
-    def missing(self) -> str | None:
-        """One line that counts what the lists name and is not there; None if all is."""
-        found = len(self.train) + len(self.test)
-        if found == self.listed:
-            return None
-        labels = {clip.label for clip in self.train + self.test}
-        return (
-            f"{found:,} of {self.listed:,} listed clips found, "
-            f"{len(labels)} of {len(self.classes)} classes; going on with those"
-        )
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a list file that are not blank."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such list file; unzip ucfTrainTestlist.zip and name its folder with --split_path"
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file; unzip ucfTrainTestlist.zip again") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            yield number, line.strip()
-
-
-def read_classes(path: Path) -> list[str]:
-    """Class names of a classInd.txt, in the order of their labels.
-
-    Raises: FileNotFoundError if there is no such file; ValueError for a line that is not `<label> <Class>`,
-        labels that do not count 1, 2, 3, ..., or a name that stands twice.
-    """
-    classes: list[str] = []
-    for number, line in _lines(path):
-        label, _, name = line.partition(" ")
-        name = name.strip()
-        if label != str(len(classes) + 1) or not name or "/" in name or "\\" in name or name in (".", ".."):
-            raise ValueError(f"{path}, line {number}: {line!r} is not '{len(classes) + 1} <Class>'")
-        if name in classes:
-            raise ValueError(f"{path}, line {number}: the class {name} stands there twice")
-        classes.append(name)
-    if not classes:
-        raise ValueError(f"{path}: the file names no class; unzip ucfTrainTestlist.zip again")
-    return classes
-
-
-def read_list(path: Path, classes: Sequence[str], *, labelled: bool) -> list[tuple[str, int]]:
-    """Names and labels of a trainlist (`labelled`) or a testlist.
-
-    The label is that of the class folder: UCF-101 spells HandstandPushups another way in its file names.
-
-    Raises: FileNotFoundError if there is no such file; ValueError with the line for a malformed one, a class
-        that classInd.txt does not name, a path that leaves its folder, or a label that is not the class's.
-    """
-    labels = {name: label for label, name in enumerate(classes)}
-    form = "'<Class>/<clip>.avi <label>'" if labelled else "'<Class>/<clip>.avi'"
-    entries = []
-    for number, line in _lines(path):
-        name, *rest = line.split()
-        parts = PurePosixPath(name).parts
-        where = f"{path}, line {number}"
-        if len(parts) != 2 or ".." in parts or "\\" in name or not PurePosixPath(name).suffix:
-            raise ValueError(f"{where}: {line!r} is not {form}")
-        if len(rest) != int(labelled):
-            raise ValueError(f"{where}: {line!r} is not {form}")
-        if parts[0] not in labels:
-            raise ValueError(f"{where}: the class {parts[0]} is not in classInd.txt; add it there")
-        label = labels[parts[0]]
-        if labelled and rest[0] != str(label + 1):
-            raise ValueError(
-                f"{where}: label {rest[0]} is not that of {parts[0]} in classInd.txt, {label + 1}"
-            )
-        entries.append((name, label))
-    return entries
-
-
-def _find(dataset_path: Path, entries: list[tuple[str, int]]) -> list[Clip]:
-    clips = []
-    for name, label in entries:
-        file = dataset_path / name
-        folder = file.with_suffix("")
-        if file.is_file():
-            check_whole(file)
-            clips.append(Clip(name, label, Video(file)))
-        elif folder.is_dir():
-            clips.append(Clip(name, label, Video(folder)))
-    return clips
-
-
-def load_split(dataset_path: Path, split_path: Path, split_number: int) -> Split:
-    """The clips of an official split, from videos or from folders of extracted frames, whichever are there.
-
-    Args:
-        dataset_path: holds `<Class>/<clip>.avi` or `<Class>/<clip>/<n>.jpg`
-        split_path: holds classInd.txt, trainlist0N.txt and testlist0N.txt
-        split_number: N: 1, 2 or 3
-
-    Raises: FileNotFoundError if a folder or list is not there, or none of the listed clips; ValueError for
-        another split number, a wrong list, or a class folder that classInd.txt does not name; VideoError for
-        a video that is empty or truncated.
-    """
-    if split_number not in SPLIT_NUMBERS:
-        raise ValueError(f"split number {split_number} does not exist; choose 1, 2 or 3")
-    if not split_path.is_dir():
-        raise FileNotFoundError(
-            f"{split_path}: no such folder; unzip ucfTrainTestlist.zip, name it with --split_path"
-        )
-    classes = read_classes(split_path / "classInd.txt")
-    train = read_list(split_path / f"trainlist{split_number:02d}.txt", classes, labelled=True)
-    test = read_list(split_path / f"testlist{split_number:02d}.txt", classes, labelled=False)
-    if not dataset_path.is_dir():
-        raise FileNotFoundError(f"{dataset_path}: no such folder; name the data set with --dataset_path")
-    unknown = sorted(
-        entry.name
-        for entry in dataset_path.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in classes
-    )
-    if unknown:
-        raise ValueError(
-            f"{dataset_path / unknown[0]}: the class {unknown[0]} is not in {split_path / 'classInd.txt'}; "
-            "add it there, or move the folder away"
-        )
-    split = Split(classes, _find(dataset_path, train), _find(dataset_path, test), len(train) + len(test))
-    if not split.train and not split.test:
-        expected = (
-            dataset_path / (train + test)[0][0] if train or test else dataset_path / "<Class>/<clip>.avi"
-        )
-        raise FileNotFoundError(
-            f"none of the {split.listed:,} listed clips is in {dataset_path}; expected for example "
-            f"{expected}, or frames in the folder {expected.with_suffix('')}"
-        )
-    return split
 
 
 def clip_indices(num_frames: int, length: int, *, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -316,32 +151,52 @@ class FrameClips(Dataset[tuple[Tensor, int]]):
 class ClipBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for `FrameClips`: shuffled anew in each epoch, or in order.
 
-    A shuffled last batch of a single clip is left out, since BatchNorm cannot train on one.
+    Several processes share each batch: all draw the same, and each takes its part. A shuffled last batch of
+    a single clip, which BatchNorm cannot train on, or of fewer clips than processes, is left out.
+
+    Args:
+        num_clips: how many there are
+        batch_size: clips of a batch, those of all processes together
+        shuffle: for training
+        seed: of the order
+        rank, ranks: which process this is, and of how many
 
     Attributes:
         epoch: set it before each pass
+        start: batches to leave out of the next pass, since they have been
     """
 
-    def __init__(self, num_clips: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
+    def __init__(
+        self, num_clips: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, ranks: int = 1
+    ) -> None:
         self.num_clips, self.batch_size, self.shuffle, self.seed = num_clips, batch_size, shuffle, seed
-        self.epoch = 0
+        self.rank, self.ranks = rank, ranks
+        self.epoch = self.start = 0
 
-    def __len__(self) -> int:
-        batches, rest = divmod(self.num_clips, self.batch_size)
-        return batches + (rest > int(self.shuffle))
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def whole(self) -> list[list[tuple[int, int]]]:
+        """All batches of the epoch, with the parts of all processes."""
         order = np.arange(self.num_clips)
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        for batch in range(len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(index)) for index in chosen]
+        items = [(self.epoch, index) for index in order.tolist()]
+        batches = [items[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)]
+        least = max(2, self.ranks) if self.shuffle else 1
+        return [batch for batch in batches if len(batch) >= least]
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, whatever `start` says."""
+        return len(self.whole())
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        parts = (batch[self.rank :: self.ranks] for batch in self.whole()[self.start :])
+        return iter([part for part in parts if part])
 
 
 def _start_worker(_: int) -> None:
     # A worker per core already: OpenCV's own threads would only get in each other's way.
     cv2.setNumThreads(1)
+    # Ctrl-C reaches all processes of a terminal; the main one decides when the workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def frame_loader(
@@ -357,3 +212,31 @@ def frame_loader(
         multiprocessing_context=worker_context() if workers else None,
         pin_memory=pin_memory,
     )
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of dataset.py."""
+    parser = argparse.ArgumentParser(description="Look after a data set.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    checking = commands.add_parser("check", help="decode everything, and compare it with the lists")
+    cli.add_data_flags(checking, cache=False)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check a data set; returns 1 if anything would corrupt a result."""
+    args = get_args_parser().parse_args(argv)
+    report = check(args.dataset_path, args.split_path, threads=cli.available_cores())
+    for line in report.remarks:
+        print(f"remark: {line}")
+    for line in report.faults:
+        print(f"fault: {line}")
+    print(
+        f"{report.clips:,} clips, {report.frames:,} frames decoded; {len(report.faults):,} faults, "
+        f"{len(report.remarks):,} remarks"
+    )
+    return 1 if report.faults else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

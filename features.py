@@ -1,6 +1,8 @@
 """Each frame is encoded once and kept; training and testing start from its embedding.
 
     python3 features.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist     # fill it ahead
+    python3 features.py --shard 1/8 ...                                 # the same, on the first of 8 machines
+    torchrun --nproc_per_node=4 features.py ...                         # the same, on four devices of one
 
 train.py and test.py fill what is missing by themselves. `cache` describes the files.
 """
@@ -18,10 +20,12 @@ import torch
 from torch import Tensor
 
 import cli
-from cache import CacheKey, EmbeddingCache
-from dataset import Clip, ClipBatches, FrameClips, Sampling, check_length, frame_loader, load_split
+from cache import CacheKey, EmbeddingCache, Shard
+from dataset import ClipBatches, FrameClips, Sampling, check_length, frame_loader
 from models import ENCODERS, ConvLSTM, Encoder
 from pipeline import Prefetch
+from ranks import ALONE, Ranks
+from splits import Clip, load_split
 
 
 class EmbeddingClips:
@@ -71,23 +75,44 @@ def open_cache(
     flip: bool,
     frame_stride: int = 1,
     threads: int = 1,
+    ranks: Ranks = ALONE,
+    shard: Shard | None = None,
 ) -> EmbeddingCache:
     """The cache of what `encoder` gives of `clips`, filled where something is missing.
 
     Without `flip`, one that keeps mirrored frames too is used where it is there.
+
+    Args:
+        ranks: processes that fill it together, each its share
+        shard: fill this part only, and leave the rest to other machines
 
     Raises: as `EmbeddingCache` and `EmbeddingCache.fill`.
     """
     key = CacheKey(encoder.name, encoder.sha256(), img_dim, encoder.variant, True, frame_stride)
     if not flip and not (path / key.folder).is_dir():
         key = replace(key, flip=False)
-    cache = EmbeddingCache(path, key, encoder.width)
-    cache.fill(clips, encoder, threads=threads)
+    cache = EmbeddingCache(path, key, encoder.width, shard or Shard(ranks.rank + 1, ranks.size))
+    # Shards of an earlier run, of whatever number of processes, count. All look before any begins to fill.
+    missing = bool(cache.missing(clips))
+    ranks.wait()
+    if missing:
+        cache.fill(clips, encoder, threads=threads)
+    ranks.wait()
+    if ranks.size > 1:
+        cache.read()
+        cache.missing(clips)
     return cache
 
 
 def cache_from_flags(
-    args: argparse.Namespace, clips: Sequence[Clip], encoder: Encoder, img_dim: int, *, flip: bool
+    args: argparse.Namespace,
+    clips: Sequence[Clip],
+    encoder: Encoder,
+    img_dim: int,
+    *,
+    flip: bool,
+    ranks: Ranks = ALONE,
+    shard: Shard | None = None,
 ) -> EmbeddingCache:
     """`open_cache` with what --cache_path, --dataset_path, --frame_stride and --num_workers say."""
     return open_cache(
@@ -98,6 +123,8 @@ def cache_from_flags(
         flip=flip,
         frame_stride=args.frame_stride,
         threads=max(1, args.num_workers),
+        ranks=ranks,
+        shard=shard,
     )
 
 
@@ -129,7 +156,14 @@ class ClipSource:
 
     @classmethod
     def from_flags(
-        cls, args: argparse.Namespace, model: ConvLSTM, clips: Sequence[Clip], img_dim: int, *, flip: bool
+        cls,
+        args: argparse.Namespace,
+        model: ConvLSTM,
+        clips: Sequence[Clip],
+        img_dim: int,
+        *,
+        flip: bool,
+        ranks: Ranks = ALONE,
     ) -> Self:
         """What --cache, --cache_path, --frame_stride and --num_workers ask for; fills the cache with `clips`.
 
@@ -137,7 +171,7 @@ class ClipSource:
         """
         cache = None
         if args.cache == "disk":
-            cache = cache_from_flags(args, clips, model.encoder, img_dim, flip=flip)
+            cache = cache_from_flags(args, clips, model.encoder, img_dim, flip=flip, ranks=ranks)
         return cls(model, img_dim, cache, args.num_workers)
 
     def loader(self, clips: Sequence[Clip], sampling: Sampling, batches: ClipBatches) -> Batches:
@@ -154,6 +188,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_data_flags(parser)
     cli.add_encoder_flags(parser, ENCODERS)
     cli.add_device_flags(parser)
+    parser.add_argument(
+        "--shard",
+        type=cli.checked(Shard.parse),
+        help="fill part i/n only, such as 1/8 on the first of 8 machines; copy the files of all parts into "
+        "one "
+        "folder, or let all machines write to a shared one",
+    )
     return parser
 
 
@@ -163,6 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.cache == "off":
         raise ValueError("--cache off leaves nothing to do here")
     device = cli.choose_device(args.device)
+    ranks = Ranks.from_environment(device)
     # Any split lists every clip, on one side or the other.
     split = load_split(args.dataset_path, args.split_path, 1)
     if missing := split.missing():
@@ -170,8 +212,11 @@ def main(argv: list[str] | None = None) -> int:
     encoder = Encoder(args.encoder, 1).to(device)
     encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
     clips = split.train + split.test
-    cache = cache_from_flags(args, clips, encoder, args.img_dim, flip=not args.no_flip)
-    print(f"{len(clips):,} clips in {cache.folder}")
+    flip = not args.no_flip
+    cache = cache_from_flags(args, clips, encoder, args.img_dim, flip=flip, ranks=ranks, shard=args.shard)
+    if ranks.rank == 0:
+        print(f"{len(clips) - len(cache.missing(clips)):,} of {len(clips):,} clips in {cache.folder}")
+    ranks.close()
     return 0
 
 

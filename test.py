@@ -10,9 +10,10 @@ from pathlib import Path
 
 import cli
 from checkpoint import load_checkpoint
-from dataset import SPLIT_NUMBERS, ClipBatches, Sampling, load_split
+from dataset import ClipBatches, Sampling
 from engine import evaluate
 from features import ClipSource
+from splits import RANDOM, load_split, random_split
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -22,11 +23,15 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
     )
     cli.add_data_flags(parser)
+    cli.add_split_flag(
+        parser,
+        default=None,
+        help="split whose test list is used; default: the one that the checkpoint was trained on",
+    )
     parser.add_argument(
-        "--split_number",
-        type=int,
-        choices=SPLIT_NUMBERS,
-        help="official split whose test list is used; default: the one that the checkpoint was trained on",
+        "--force",
+        action="store_true",
+        help="test on another split than the trained one all the same, most of whose clips it has seen",
     )
     parser.add_argument(
         "--sequence_length",
@@ -51,12 +56,21 @@ def main(argv: list[str] | None = None) -> int:
     device = cli.choose_device(args.device)
     checkpoint = load_checkpoint(args.checkpoint_model)
     split_number = args.split_number or checkpoint.split_number or 1
+    seen = ""
     if checkpoint.split_number not in (None, split_number):
-        print(
-            f"warning: the checkpoint was trained on split {checkpoint.split_number} and has seen most of "
-            f"the test clips of split {split_number}: this accuracy says nothing"
-        )
-    split = load_split(args.dataset_path, args.split_path, split_number)
+        seen = f", most of whose clips it has seen in training on split {checkpoint.split_number}"
+        if not args.force:
+            raise ValueError(
+                f"{args.checkpoint_model} was trained on split {checkpoint.split_number} and has seen most "
+                "of the "
+                f"test clips of split {split_number}; test it on its own split, or add --force to see a "
+                "figure "
+                "that says nothing"
+            )
+    split = load_split(args.dataset_path, args.split_path, 1 if split_number == RANDOM else int(split_number))
+    if split_number == RANDOM:
+        split = random_split(split, checkpoint.settings.get("seed", 0))
+        seen = ", a split that leaks"
     if missing := split.missing():
         print(f"warning: {missing}")
     if split.classes != checkpoint.classes:
@@ -72,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     sampling = Sampling(args.sequence_length or checkpoint.sequence_length, frame_stride=args.frame_stride)
     loader = source.loader(split.test, sampling, ClipBatches(len(split.test), args.batch_size, shuffle=False))
     result = evaluate(model, source.forward, loader, device, description="testing")
-    print(f"split {split_number}: test {result}")
+    print(f"split {split_number}: test {result}{seen}")
     return 0
 
 

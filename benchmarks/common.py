@@ -1,12 +1,14 @@
 """What the benchmarks share: the original's way of training, written fresh, and timing by ratios."""
 
 import argparse
+import multiprocessing
 import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,11 +18,12 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 from torchvision import transforms
 
 from cli import available_cores, choose_dtype
-from dataset import Clip, load_split
 from models import ENCODERS, ConvLSTM, Encoder
+from splits import Clip, load_split
 from video import Video
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -148,6 +151,66 @@ class OriginalClips:
         paths = sorted(folder.glob("*.jpg"), key=lambda path: int(path.stem))
         paths = [paths[0]] * max(0, length - len(paths)) + paths
         return torch.stack([self.transform(Image.open(path)) for path in paths[:length]])
+
+
+class OriginalProcess:
+    """The original in a process of its own: there the C library manages memory as it did for the original.
+
+    Args:
+        name: of the encoder
+        img_dim: height and width of the frames in pixels
+    """
+
+    def __init__(self, name: str, img_dim: int, device: torch.device) -> None:
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self._pool.submit(_start, name, img_dim, device).result()
+
+    def extract(self, video: Video) -> Path:
+        """Write the frames of a clip as JPEG files."""
+        return self._pool.submit(_extract, video.path).result()
+
+    def step(self, folders: list[Path], labels: list[int], length: int) -> float:
+        """Seconds of a training step."""
+        return self._pool.submit(_step, folders, labels, length).result()
+
+    def encode(self, folder: Path, length: int) -> float:
+        """Seconds of encoding frames of a clip."""
+        return self._pool.submit(_encode, folder, length).result()
+
+
+# Of the original's process.
+_device: torch.device
+_original: Original
+_original_clips: OriginalClips
+_original_optimizer: torch.optim.Optimizer
+
+
+def _start(name: str, img_dim: int, device: torch.device) -> None:
+    global _original, _original_clips, _original_optimizer, _device
+    _device, _original_clips = device, OriginalClips(img_dim)
+    _original = Original(name, 101).to(device).train()
+    head = [parameter for name, parameter in _original.named_parameters() if "feature" not in name]
+    _original_optimizer = torch.optim.Adam(head, lr=1e-5)
+
+
+def _extract(path: Path) -> Path:
+    return _original_clips.extract(Video(path))
+
+
+def _step(folders: list[Path], labels: list[int], length: int) -> float:
+    def work() -> None:
+        frames = torch.stack([_original_clips.read(folder, length) for folder in folders]).to(_device)
+        loss = F.cross_entropy(_original(frames), torch.tensor(labels, device=_device))
+        _original_optimizer.zero_grad()
+        loss.backward()
+        _original_optimizer.step()
+
+    return seconds(work, _device)
+
+
+def _encode(folder: Path, length: int) -> float:
+    with torch.no_grad():
+        return seconds(lambda: _original.encode(_original_clips.read(folder, length).to(_device)), _device)
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:

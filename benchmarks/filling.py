@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import common
-import torch
 
 import cli
 from features import open_cache
@@ -24,8 +23,7 @@ def main() -> None:
     views = 1 if args.no_flip else 2
     device = cli.choose_device(args.device)
     encoder = common.make_encoder(args.encoder, device, random_weights=args.random_weights)
-    original = common.Original(args.encoder, 101).to(device).train()
-    old_clips = common.OriginalClips(args.img_dim)
+    original = common.OriginalProcess(args.encoder, args.img_dim, device)
     every = common.clips(args.data)
     # Clips from all over the data set, as many as hold the frames asked for.
     chosen, held = [], 0
@@ -34,7 +32,7 @@ def main() -> None:
             chosen.append(clip)
             held += clip.video.count()
     old_length = 64
-    folder_of_one = old_clips.extract(max(chosen, key=lambda clip: clip.video.count()).video)
+    folder_of_one = original.extract(max(chosen, key=lambda clip: clip.video.count()).video)
 
     def fill() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -47,10 +45,6 @@ def main() -> None:
                 threads=cli.available_cores(),
             )
 
-    def old_way() -> None:
-        with torch.no_grad():
-            original.encode(old_clips.read(folder_of_one, old_length).to(device))
-
     fill()
     filled, raw, old = [], [], []
     batches = max(4, args.frames // encoder.batch_size // 4)
@@ -60,7 +54,7 @@ def main() -> None:
         after = common.raw_rate(encoder, args.img_dim, device, batches=batches)
         # The machine's speed drifts: the limit is what it was around the measurement.
         raw.append((before + after) / 2)
-        old.append(old_length / common.seconds(old_way, device))
+        old.append(old_length / original.encode(folder_of_one, old_length))
     print(common.machine(device))
     common.table(
         f"Filling the cache, {args.encoder} at {args.img_dim} px, {held:,} frames of {len(chosen)} clips, "

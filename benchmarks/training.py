@@ -29,20 +29,9 @@ def main() -> None:
     every = common.clips(args.data)
     chosen = every[:: max(1, len(every) // args.clips)][: args.clips]
     model = common.make_model(args.encoder, device, random_weights=args.random_weights)
-    original = common.Original(args.encoder, 101).to(device).train()
-    old_optimizer = torch.optim.Adam(
-        [parameter for name, parameter in original.named_parameters() if "feature" not in name], lr=1e-5
-    )
-    old_clips = common.OriginalClips(args.img_dim)
-    folders = [old_clips.extract(clip.video) for clip in chosen[:BATCH]]
-    labels = torch.tensor([clip.label for clip in chosen[:BATCH]], device=device)
-
-    def old_step() -> None:
-        frames = torch.stack([old_clips.read(folder, LENGTH) for folder in folders]).to(device)
-        loss = F.cross_entropy(original(frames), labels)
-        old_optimizer.zero_grad()
-        loss.backward()
-        old_optimizer.step()
+    original = common.OriginalProcess(args.encoder, args.img_dim, device)
+    folders = [original.extract(clip.video) for clip in chosen[:BATCH]]
+    labels = [clip.label for clip in chosen[:BATCH]]
 
     with tempfile.TemporaryDirectory() as folder:
         # Strided: only the time of reading and training is measured here.
@@ -71,7 +60,7 @@ def main() -> None:
         epoch()
         old, new, shares = [], [], []
         for number in range(args.pairs):
-            old.append(common.seconds(old_step, device))
+            old.append(original.step(folders, labels, LENGTH))
             batches.epoch = number
             inside = 0.0
 

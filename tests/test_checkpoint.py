@@ -6,7 +6,9 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
+import checkpoint as checkpoint_script
 from checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from conftest import build_tiny
 from models import ENCODERS, ConvLSTM
 
 LATENT, HIDDEN, LAYERS, CLASSES = 6, 5, 2, 101
@@ -134,6 +136,22 @@ def test_an_encoder_that_is_not_in_the_table_travels_with_the_file(saved):
     clips = torch.randint(0, 256, (2, 8, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(loaded(clips), model(clips))
     assert not loaded.encoder.pretrained
+
+
+def test_an_exported_checkpoint_needs_no_weights_from_elsewhere(call, saved, tmp_path, monkeypatch):
+    path, model = saved
+    target = tmp_path / "out/exported.pth"
+    done = call(checkpoint_script, "export", path, target)
+    assert done.status == 0, done.err
+    assert call(checkpoint_script, "export", path, target).status == 2, "nothing is overwritten"
+
+    def gone(*, pretrained):
+        assert not pretrained
+        return build_tiny(pretrained=False)
+
+    monkeypatch.setitem(ENCODERS, "tiny", type(ENCODERS["tiny"])(gone, 48))
+    clips = torch.randint(0, 256, (2, 8, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(load_checkpoint(target).model(clips), model(clips))
 
 
 def test_other_encoder_weights_are_refused(saved, monkeypatch):

@@ -13,12 +13,11 @@ from dataset import (
     Sampling,
     clip_indices,
     frame_loader,
-    load_split,
-    read_classes,
     resize_frames,
     window_indices,
 )
 from extract_frames import extract_all
+from splits import load_split, read_classes
 
 lengths = st.integers(1, 60)
 

@@ -20,10 +20,11 @@ import test as test_script
 import train
 from cache import CacheError, CacheKey, EmbeddingCache
 from conftest import ROOT, run_script
-from dataset import ClipBatches, FrameClips, Sampling, load_split, resize_frames
+from dataset import ClipBatches, FrameClips, Sampling, resize_frames
 from features import EmbeddingClips, open_cache
 from models import Encoder
 from pipeline import OneAhead, Prefetch, embed_ahead, read_ahead
+from splits import load_split
 from video import Video, VideoError
 
 

@@ -4,7 +4,8 @@ import torch
 import test as test_script
 import train
 from checkpoint import load_checkpoint
-from dataset import FrameClips, Sampling, load_split
+from dataset import FrameClips, Sampling
+from splits import load_split
 
 
 @pytest.fixture
@@ -43,10 +44,14 @@ def test_every_clip_counts_once_whatever_the_batches(call, toy, trained):
     assert f"{correct} of {len(clips)} clips" in done.out
 
 
-def test_another_split_than_the_trained_one_is_warned_of(call, toy, trained):
-    done = call(test_script, *flags(toy, trained[0]), "--split_number", 1)
+def test_another_split_than_the_trained_one_is_refused_unless_forced(call, toy, trained):
+    other = [*flags(toy, trained[0]), "--split_number", 1]
+    done = call(test_script, *other)
+    assert done.status == 1
+    assert "was trained on split 2" in done.one_line_error()
+    done = call(test_script, *other, "--force")
     assert done.status == 0, done.err
-    assert "warning: the checkpoint was trained on split 2" in done.out
+    assert "seen in training on split 2" in done.out
 
 
 def test_other_classes_than_the_trained_ones_are_refused(call, small, toy, trained):

@@ -1,0 +1,152 @@
+"""A training run that may be stopped at any instant: what it consists of, and its files in a folder.
+
+<Model>_<epoch>.pth     every few epochs: model and settings
+best.pth                the epoch with the best validation accuracy, where clips are held out for that
+last.pth                where the run stands, with all that it takes to go on
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from engine import Tally
+
+LAST, BEST = "last.pth", "best.pth"
+
+
+class Run:
+    """Where a training stands, and its files.
+
+    Args:
+        folder: for the files; it exists
+        checkpoint: the model on its device, and what each file says about it
+        optimizer, scheduler: of the model
+        save_seconds: how much training a power cut may cost
+
+    Attributes:
+        epoch: the one in progress, from 1
+        tally: figures of it so far
+        history: figures of the epochs before, by name
+        best: the highest validation accuracy in percent and its epoch; None before the first
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        save_seconds: float,
+    ) -> None:
+        self.folder, self.checkpoint, self.save_seconds = folder, checkpoint, save_seconds
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.name = type(checkpoint.model).__name__
+        self.epoch, self.tally = 1, Tally()
+        self.history: list[dict[str, float]] = []
+        self.best: tuple[float, int] | None = None
+        self._saved = time.monotonic()
+
+    def make_room(self) -> None:
+        """Move the files of an earlier run into <folder>/earlier-<n>, so that none is overwritten."""
+        earlier = [path for path in self.folder.glob("*.pth") if self._is_ours(path)]
+        if not earlier:
+            return
+        number = 1
+        while (self.folder / f"earlier-{number}").exists():
+            number += 1
+        aside = self.folder / f"earlier-{number}"
+        aside.mkdir()
+        for path in earlier:
+            path.rename(aside / path.name)
+        print(f"{len(earlier)} checkpoints of an earlier run moved to {aside}")
+
+    def _is_ours(self, path: Path) -> bool:
+        return path.name in (LAST, BEST) or self._epoch_of(path) is not None
+
+    @staticmethod
+    def _epoch_of(path: Path) -> int | None:
+        match = re.fullmatch(r"[A-Za-z]+_(\d+)\.pth", path.name)
+        return int(match[1]) if match else None
+
+    def save_last(self) -> None:
+        """Write last.pth: the middle of the epoch, or its beginning."""
+        training = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "tally": asdict(self.tally),
+            "history": self.history,
+            "best": self.best,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        }
+        whole = replace(self.checkpoint, epoch=self.epoch - 1, training=training)
+        save_checkpoint(self.folder / LAST, whole)
+        self._saved = time.monotonic()
+
+    def save_if_due(self) -> None:
+        """Write last.pth if the last time is so long ago that the work since should not be lost."""
+        if time.monotonic() - self._saved >= self.save_seconds:
+            self.save_last()
+
+    def go_on(self, loaded: Checkpoint) -> None:
+        """Stand where the run stood that wrote `loaded`, whose weights the model has.
+
+        Raises: CheckpointError if it cannot go on from there.
+        """
+        training = loaded.training
+        try:
+            if training is None:
+                raise CheckpointError(
+                    f"{self.folder / LAST} does not hold what training needs to go on; train without --resume"
+                )
+            self.optimizer.load_state_dict(training["optimizer"])
+            self.scheduler.load_state_dict(training["scheduler"])
+            self.epoch, self.tally = int(training["epoch"]), Tally(**training["tally"])
+            self.history, self.best = list(training["history"]), training["best"]
+            torch.set_rng_state(training["random"])
+            if training["random_cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(training["random_cuda"])
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.folder / LAST}: damaged; begin again without --resume, which moves it aside"
+            ) from error
+
+    def save_epoch(self, *, keep: int | None) -> Path:
+        """Write <Model>_<epoch>.pth, and remove all but the newest `keep` of them."""
+        path = self.folder / f"{self.name}_{self.epoch}.pth"
+        save_checkpoint(path, replace(self.checkpoint, epoch=self.epoch))
+        if keep is not None:
+            numbered = [(epoch, one) for one in self.folder.glob("*.pth") if (epoch := self._epoch_of(one))]
+            for _, old in sorted(numbered)[:-keep]:
+                old.unlink()
+        return path
+
+    def end_epoch(self, figures: dict[str, float], *, write: bool) -> None:
+        """Note the figures of the epoch, and begin the next; the best epoch by validation accuracy is kept.
+
+        Args:
+            figures: by name; `val_accuracy` in percent where clips are held out
+            write: write the files; one of several processes does
+        """
+        accuracy = figures.get("val_accuracy")
+        if accuracy is not None and (self.best is None or accuracy > self.best[0]):
+            self.best = (accuracy, self.epoch)
+            if write:
+                save_checkpoint(self.folder / BEST, replace(self.checkpoint, epoch=self.epoch))
+        self.history.append({"epoch": self.epoch, **figures})
+        self.epoch, self.tally = self.epoch + 1, Tally()
+        if write:
+            self.save_if_due()
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether `patience` epochs have ended since the best one."""
+        return patience is not None and self.best is not None and self.epoch - 1 - self.best[1] >= patience

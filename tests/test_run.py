@@ -1,0 +1,194 @@
+"""Training that is stopped, killed and gone on with; train.py and run.py together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import engine
+import train
+from checkpoint import load_checkpoint
+from conftest import ROOT
+from splits import hold_out, load_split, random_split, siblings
+
+EPOCHS = ("--num_epochs", 3, "--batch_size", 2, "--latent_dim", 8)
+
+
+def flags_of(train_flags, small, folder):
+    return [*train_flags(small), *EPOCHS, "--output_path", folder]
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def whole(call, small, train_flags, tmp_path):
+    """A run of three epochs in one go."""
+    done = call(train, *flags_of(train_flags, small, tmp_path / "whole"))
+    assert done.status == 0, done.err
+    return tmp_path / "whole"
+
+
+def stop_after(monkeypatch, batches, signum):
+    """Have the process get a signal after so many batches."""
+    add, seen = engine.Tally.add, []
+
+    def counted(self, *figures):
+        add(self, *figures)
+        seen.append(self)
+        if len(seen) == batches:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(engine.Tally, "add", counted)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("batches", [1, 2, 3, 5])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    call, small, train_flags, tmp_path, whole, monkeypatch, batches, signum
+):
+    """After a batch in the middle of an epoch, the last one of an epoch, and one of an evaluation."""
+    folder = tmp_path / "stopped"
+    flags = [*flags_of(train_flags, small, folder), "--checkpoint_interval", 1]
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches, signum)
+        done = call(train, *flags)
+    assert done.status == 128 + signum, done.err
+    assert "go on with --resume" in done.out
+    assert not (folder / "ConvLSTM_3.pth").exists()
+    done = call(train, "--resume", "--output_path", folder)
+    assert done.status == 0, done.err
+    assert same(weights(folder / "ConvLSTM_3.pth"), weights(whole / "ConvLSTM_3.pth"))
+    ours, theirs = (load_checkpoint(path / "last.pth").training["history"] for path in (folder, whole))
+    assert [one["train_loss"] for one in ours] == [one["train_loss"] for one in theirs]
+
+
+def test_killed_at_random_instants_the_weights_are_the_same(toy, tmp_path):
+    """As a user would see it: SIGKILL, and --resume in a new process, until it is done."""
+    rng = np.random.default_rng(0)
+    data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]
+    model = ["--encoder", "efficientnet_lite0", "--img_dim", 32, "--sequence_length", 8, "--latent_dim", 8]
+    flags = [*data, *model, "--num_epochs", 4, "--save_seconds", 0, "--cache_path", tmp_path / "cache"]
+
+    def begin(*flags):
+        command = [sys.executable, "train.py", *map(str, flags)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    assert begin(*flags, "--output_path", tmp_path / "whole").wait(120) == 0
+    folder, kills = tmp_path / "killed", 0
+    for _ in range(20):
+        flags_now = ["--resume", "--output_path", folder, "--cache_path", tmp_path / "cache"]
+        if not (folder / "last.pth").exists():
+            flags_now = [*flags, "--output_path", folder]
+        process = begin(*flags_now)
+        # Two kills on the way, when training has begun; then to the end.
+        stamp = time.monotonic()
+        before = (folder / "last.pth").stat().st_mtime_ns if (folder / "last.pth").exists() else 0
+        while kills < 2 and process.poll() is None and time.monotonic() - stamp < 60:
+            last = folder / "last.pth"
+            if last.exists() and last.stat().st_mtime_ns != before:
+                time.sleep(float(rng.uniform(0, 1.5)))
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.02)
+        status = process.wait(120)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, process.stderr.read().decode()
+    assert kills == 2
+    assert same(weights(folder / "ConvLSTM_4.pth"), weights(tmp_path / "whole/ConvLSTM_4.pth"))
+
+
+def test_flags_that_disagree_are_listed(call, whole, tmp_path):
+    done = call(train, "--resume", "--output_path", whole, "--batch_size", 3, "--seed", 4, "--num_epochs", 3)
+    assert done.status == 1
+    error = done.one_line_error()
+    assert "--batch_size 3 (there 2)" in error
+    assert "--seed 4 (there 0)" in error
+    assert "num_epochs" not in error
+    done = call(train, "--resume", "--output_path", whole)
+    assert (done.status, "all 3 epochs are trained" in done.out) == (0, True)
+    done = call(train, "--resume", "--output_path", tmp_path / "empty")
+    assert (done.status, "no run to go on with" in done.one_line_error()) == (1, True)
+
+
+def test_other_clips_than_before_are_refused(call, small, train_flags, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, signal.SIGTERM)
+        assert call(train, *flags_of(train_flags, small, tmp_path / "out")).status == 143
+    (small / "UCF-101/WalkLeft/v_WalkLeft_g02_c01.avi").unlink()
+    done = call(train, "--resume", "--output_path", tmp_path / "out")
+    assert done.status == 1
+    assert "not the clips" in done.one_line_error()
+
+
+def test_a_second_training_in_a_folder_is_refused_while_the_first_runs(call, small, train_flags, whole):
+    with train.only_one(whole):
+        done = call(train, *flags_of(train_flags, small, whole))
+    assert done.status == 1
+    assert "another training" in done.one_line_error()
+
+
+def test_validation_picks_the_best_and_ends_without_patience(call, toy, train_flags, tmp_path):
+    flags = [*train_flags(toy), "--latent_dim", 8, "--val_fraction", 0.2, "--learning_rate", "1e-12"]
+    done = call(train, *flags, "--num_epochs", 9, "--patience", 2, "--output_path", tmp_path / "out")
+    assert done.status == 0, done.err
+    # Nothing is learned at this rate but BatchNorm's statistics, so one of the first epochs stays the best.
+    last = load_checkpoint(tmp_path / "out/last.pth")
+    accuracies = [one["val_accuracy"] for one in last.training["history"]]
+    best = int(np.argmax(accuracies)) + 1
+    assert len(accuracies) == min(9, best + 2)
+    assert load_checkpoint(tmp_path / "out/best.pth").epoch == best
+    assert f"after epoch {best}, in" in done.out
+    done = call(train, *flags, "--num_epochs", 9, "--patience", 2, "--val_fraction", 0)
+    assert (done.status, "--val_fraction" in done.one_line_error()) == (2, True)
+
+
+def test_only_the_newest_checkpoints_are_kept(call, small, train_flags, tmp_path):
+    flags = flags_of(train_flags, small, tmp_path / "out")
+    assert call(train, *flags, "--checkpoint_interval", 1, "--keep", 2).status == 0
+    names = {path.name for path in (tmp_path / "out").glob("*.pth")}
+    assert names == {"ConvLSTM_2.pth", "ConvLSTM_3.pth", "last.pth"}
+
+
+def test_held_out_groups_are_whole_and_of_every_class(toy):
+    clips = load_split(toy / "UCF-101", toy / "ucfTrainTestlist", 1).train
+    trained, held = hold_out(clips, 0.2, seed=3)
+    assert sorted(clip.name for clip in trained + held) == sorted(clip.name for clip in clips)
+    assert not {clip.group for clip in trained} & {clip.group for clip in held}
+    assert {clip.label for clip in trained} == {clip.label for clip in held} == {clip.label for clip in clips}
+    assert hold_out(clips, 0.2, seed=3) == (trained, held)
+    assert hold_out(clips, 0.2, seed=4) != (trained, held)
+
+
+def test_the_random_split_leaks_and_says_so(call, subset, toy, train_flags, tmp_path):
+    split = random_split(load_split(subset / "UCF-101", subset / "ucfTrainTestlist", 1), 0)
+    assert len(split.test) == round(0.2 * 391)
+    assert siblings(split) > 0.4 * len(split.test)
+    assert siblings(load_split(subset / "UCF-101", subset / "ucfTrainTestlist", 1)) == 0
+    flags = [*train_flags(toy), "--latent_dim", 8, "--split_number", "random", "--num_epochs", 1]
+    done = call(train, *flags)
+    assert done.status == 0, done.err
+    assert "leaks: 0 of 13 test clips" in done.out
+    assert "on a split that leaks" in done.out
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_clips(call, small, train_flags, tmp_path):
+    done = call(train, *flags_of(train_flags, small, tmp_path / "out"), "--learning_rate", "1e30")
+    assert done.status == 1
+    error = done.one_line_error()
+    assert "the loss became" in error
+    assert "_g02_c01.avi" in error or "_g03_c01.avi" in error
+    kept = load_checkpoint(tmp_path / "out/last.pth")
+    assert all(tensor.isfinite().all() for tensor in kept.model.state_dict().values())
