@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     # Any split lists every clip, on one side or the other.
     split = load_split(args.dataset_path, args.split_path, 1)
     if missing := split.missing():
-        print(f"warning: {missing}")
+        cli.say(f"warning: {missing}")
     encoder = Encoder(args.encoder, 1).to(device)
     encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
     clips = split.train + split.test

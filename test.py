@@ -13,6 +13,7 @@ from checkpoint import load_checkpoint
 from dataset import ClipBatches, Sampling
 from engine import evaluate
 from features import ClipSource
+from ranks import Ranks
 from splits import RANDOM, load_split, random_split
 
 
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     """Test and print; returns the exit status."""
     args = get_args_parser().parse_args(argv)
     device = cli.choose_device(args.device)
+    ranks = Ranks.from_environment(device)
     checkpoint = load_checkpoint(args.checkpoint_model)
     split_number = args.split_number or checkpoint.split_number or 1
     seen = ""
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         split = random_split(split, checkpoint.settings.get("seed", 0))
         seen = ", a split that leaks"
     if missing := split.missing():
-        print(f"warning: {missing}")
+        cli.say(f"warning: {missing}")
     if split.classes != checkpoint.classes:
         raise ValueError(
             f"{args.split_path / 'classInd.txt'}: not the classes that the checkpoint was trained on"
@@ -82,11 +84,14 @@ def main(argv: list[str] | None = None) -> int:
 
     model = checkpoint.model.to(device)
     model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
-    source = ClipSource.from_flags(args, model, split.test, args.img_dim or checkpoint.img_dim, flip=False)
+    img_dim = args.img_dim or checkpoint.img_dim
+    source = ClipSource.from_flags(args, model, split.test, img_dim, flip=False, ranks=ranks)
     sampling = Sampling(args.sequence_length or checkpoint.sequence_length, frame_stride=args.frame_stride)
-    loader = source.loader(split.test, sampling, ClipBatches(len(split.test), args.batch_size, shuffle=False))
-    result = evaluate(model, source.forward, loader, device, description="testing")
-    print(f"split {split_number}: test {result}{seen}")
+    batches = ClipBatches(len(split.test), args.batch_size, shuffle=False, rank=ranks.rank, ranks=ranks.size)
+    loader = source.loader(split.test, sampling, batches)
+    result = evaluate(model, source.forward, loader, device, description="testing", ranks=ranks)
+    cli.say(f"split {split_number}: test {result}{seen}")
+    ranks.close()
     return 0
 
 

@@ -1,0 +1,124 @@
+"""Processes that train together: torchrun with two of them on a CPU."""
+
+import subprocess
+import sys
+from itertools import chain
+from textwrap import dedent
+
+import pytest
+import torch
+
+from checkpoint import load_checkpoint
+from conftest import ROOT, run_script
+from dataset import ClipBatches
+
+
+def torchrun(*command, processes=2, cwd=ROOT):
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--standalone",
+    ]
+    done = subprocess.run(
+        [*launcher, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_parts_of_all_processes_are_the_batches_of_one(shuffle):
+    for clips, size, ranks in ((23, 4, 2), (7, 3, 3), (8, 16, 5), (5, 2, 2)):
+        alone = ClipBatches(clips, size, shuffle=shuffle, seed=1)
+        parts = [
+            ClipBatches(clips, size, shuffle=shuffle, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)
+        ]
+        for batches in (alone, *parts):
+            batches.epoch = 3
+        if shuffle:
+            together = [sorted(chain(*batch)) for batch in zip(*parts, strict=True)]
+            assert together == [sorted(batch) for batch in alone if len(batch) >= ranks]
+        else:
+            seen = sorted(chain(*chain(*parts)))
+            assert seen == [(3, index) for index in range(clips)], "every clip once"
+
+
+NETWORK = dedent(
+    """
+    import sys
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+    from ranks import Ranks
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8, momentum=0.01), nn.ReLU(), nn.Linear(8, 3))
+    inputs, labels = torch.randn(7, 5), torch.randint(0, 3, (7,))
+    ranks = Ranks.from_environment(torch.device("cpu"))
+    forward = ranks.parallel(network, network.forward)
+    forward.train()
+    for _ in range(2):
+        mine = slice(ranks.rank, None, ranks.size)
+        loss = F.cross_entropy(forward(inputs[mine]), labels[mine], reduction="sum")
+        network.zero_grad()
+        (loss * ranks.size / 7).backward()
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    torch.save((gradients, network.state_dict()), f"{sys.argv[1]}/{ranks.rank}of{ranks.size}.pt")
+    ranks.close()
+    """
+)
+
+
+def test_gradients_and_batchnorm_are_those_of_one_process(tmp_path):
+    """Seven rows: one process has four of them, the other three."""
+    (tmp_path / "network.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{NETWORK}")
+    subprocess.run([sys.executable, tmp_path / "network.py", tmp_path], check=True, timeout=120)
+    torchrun(tmp_path / "network.py", tmp_path)
+    gradients, state = torch.load(tmp_path / "0of1.pt", weights_only=True)
+    for rank in range(2):
+        their_gradients, their_state = torch.load(tmp_path / f"{rank}of2.pt", weights_only=True)
+        assert gradients.keys() == their_gradients.keys()
+        for name, gradient in gradients.items():
+            assert torch.allclose(their_gradients[name], gradient, atol=1e-6), name
+        for name, tensor in state.items():
+            assert torch.allclose(their_state[name].float(), tensor.float(), atol=1e-6), name
+
+
+def test_training_on_two_processes_is_training_on_one(toy, tmp_path):
+    """The cache filled by both, the same losses, and every test clip counted once."""
+    data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]
+    encoder = ["--encoder", "efficientnet_lite0", "--img_dim", 32, "--precision", "fp32"]
+    flags = [*data, *encoder, "--sequence_length", 8, "--latent_dim", 8, "--num_epochs", 2, "--batch_size", 7]
+
+    def figures(output):
+        return [line for line in output.splitlines() if "nats" in line]
+
+    two = torchrun("train.py", *flags, "--output_path", tmp_path / "two", "--cache_path", tmp_path / "cache")
+    names = {path.name for path in (tmp_path / "cache").glob("*/*")}
+    assert {"embeddings-1of2.npy", "embeddings-2of2.npy"} <= names
+    one = run_script(
+        "train.py", *flags, "--output_path", tmp_path / "one", "--cache_path", tmp_path / "cache"
+    ).out
+    assert "encoding" not in one, "the shards of both are read as one cache"
+    assert len(figures(two)) == len(figures(one)) == 3
+    count = figures(one)[-1].split("(")[1]
+    assert "of 16 clips" in count
+    for line, other in zip(figures(two), figures(one), strict=True):
+        loss, expected = (float(text.split("loss ")[1].split(" ")[0]) for text in (line, other))
+        assert loss == pytest.approx(expected, abs=0.002)
+    ours, theirs = (
+        load_checkpoint(tmp_path / name / "ConvLSTM_2.pth").model.state_dict() for name in ("two", "one")
+    )
+    assert ours.keys() == theirs.keys()
+    # A bias before a BatchNorm has no effect: its gradient is nothing but rounding, which Adam makes large.
+    for name in set(theirs) - {"encoder.final.0.bias", "output_layers.0.bias"}:
+        tensor = theirs[name]
+        assert torch.allclose(ours[name].float(), tensor.float(), atol=2e-3), name
+    # The same weights, tested by one process and by two.
+    checkpoint = ["--checkpoint_model", tmp_path / "one/ConvLSTM_2.pth", "--cache_path", tmp_path / "cache"]
+    testing = [*data, *checkpoint, "--precision", "fp32", "--batch_size", 3]
+    alone = run_script("test.py", *testing).out
+    together = torchrun("test.py", *testing)
+    assert figures(alone) == figures(together) != []
