@@ -1,8 +1,8 @@
 """Each frame is encoded once and kept; training and testing start from its embedding.
 
     python3 features.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist     # fill it ahead
-    python3 features.py --shard 1/8 ...                                 # the same, on the first of 8 machines
-    torchrun --nproc_per_node=4 features.py ...                         # the same, on four devices of one
+    python3 features.py --shard 1/8 ...                                # an eighth of it, on one machine of 8
+    torchrun --nproc_per_node=4 features.py ...                         # all of it, on four devices
 
 train.py and test.py fill what is missing by themselves. `cache` describes the files.
 """
@@ -10,6 +10,7 @@ train.py and test.py fill what is missing by themselves. `cache` describes the f
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 import cli
-from cache import CacheKey, EmbeddingCache, Shard
+from cache import CacheError, CacheKey, EmbeddingCache, Shard
 from dataset import ClipBatches, FrameClips, Sampling, check_length, frame_loader
 from models import ENCODERS, ConvLSTM, Encoder
 from pipeline import Prefetch
@@ -86,7 +87,7 @@ def open_cache(
         ranks: processes that fill it together, each its share
         shard: fill this part only, and leave the rest to other machines
 
-    Raises: as `EmbeddingCache` and `EmbeddingCache.fill`.
+    Raises: as `EmbeddingCache` and `EmbeddingCache.fill`; CacheError if the processes see different folders.
     """
     key = CacheKey(encoder.name, encoder.sha256(), img_dim, encoder.variant, True, frame_stride)
     if not flip and not (path / key.folder).is_dir():
@@ -100,7 +101,11 @@ def open_cache(
     ranks.wait()
     if ranks.size > 1:
         cache.read()
-        cache.missing(clips)
+        if gone := cache.missing(clips):
+            raise CacheError(
+                f"{cache.folder}: {len(gone):,} clips that other processes encoded are not there; all "
+                "machines must see one folder, name it with --cache_path"
+            )
     return cache
 
 
@@ -200,7 +205,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Fill the cache; returns the exit status."""
-    args = get_args_parser().parse_args(argv)
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if args.shard and "WORLD_SIZE" in os.environ:
+        parser.error("--shard and torchrun both share the clips out; use one of them")
     if args.cache == "off":
         raise ValueError("--cache off leaves nothing to do here")
     device = cli.choose_device(args.device)

@@ -17,7 +17,7 @@ import features
 import train
 from cache import CacheError, Shard
 from checkpoint import load_checkpoint
-from conftest import ROOT, Outcome
+from conftest import ROOT, Outcome, run_script
 from splits import load_split
 
 
@@ -162,6 +162,12 @@ def test_shards_share_the_clips_whatever_their_order(small):
     parts = [Shard(number, 3).of(order) for number in (1, 2, 3) for order in (clips, clips[::-1])]
     assert parts[::2] == parts[1::2]
     assert sorted(clip.name for part in parts[::2] for clip in part) == sorted(clip.name for clip in clips)
+
+
+def test_spoiled_files_end_well_or_in_one_line():
+    done = run_script("benchmarks/fuzz.py", "--cases", 24, "--seed", 3)
+    assert done.status == 0, done.out
+    assert "24 cases, seed 3: 0 ended badly" in done.out
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
