@@ -30,7 +30,7 @@ test: .venv/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

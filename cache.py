@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import cli
 from files import write_whole
 from models import Encoder
 from pipeline import embed_ahead, read_ahead
@@ -230,7 +231,7 @@ class EmbeddingCache:
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
-            print(f"another process fills {self.folder}; waiting for it")
+            cli.say(f"another process fills {self.folder}; waiting for it")
             lock.acquire()
         try:
             self.read()
@@ -262,7 +263,7 @@ class EmbeddingCache:
         # The other shards are filled meanwhile, perhaps on the same disk.
         need = frames * self._row_bytes * self.shard.count
         free = shutil.disk_usage(self.folder).free
-        print(
+        cli.say(
             f"encoding {len(clips):,} clips, about {frames:,.0f} frames, into {self.folder}: "
             f"{need / 1e9:.2f} GB needed, {free / 1e9:.1f} GB free"
         )
@@ -288,7 +289,9 @@ class EmbeddingCache:
         with (
             data_path.open("r+b" if data_path.exists() else "w+b") as data,
             self._index.open("r+b" if self._index.exists() else "w+b") as index,
-            tqdm(total=len(clips), desc="encoding", unit="clip", dynamic_ncols=True) as bar,
+            tqdm(
+                total=len(clips), desc="encoding", unit="clip", dynamic_ncols=True, disable=not cli.is_first()
+            ) as bar,
             contextlib.closing(
                 read_ahead(videos, self.key.img_dim, self.key.frame_stride, threads, encoder.device)
             ) as chunks,

@@ -74,9 +74,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def is_first() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
-    """Print, if this is the first of the processes that torchrun started, or the only one."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print, if this process is the one that does."""
+    if is_first():
         print(text, flush=True)
 
 
@@ -194,19 +199,14 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that --device names.
+    """The device that --device names; of several of a kind, each process of torchrun gets its own.
 
     Raises: ValueError if PyTorch has no such device here.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name == "auto" and accelerator and "LOCAL_RANK" in os.environ:
-        accelerator = torch.device(accelerator.type, int(os.environ["LOCAL_RANK"]))
-        torch.accelerator.set_device_index(accelerator)
-    if name == "auto":
-        return accelerator or torch.device("cpu")
     here = ["cpu"] + ([accelerator.type] if accelerator else [])
     try:
-        device = torch.device(name)
+        device = (accelerator or torch.device("cpu")) if name == "auto" else torch.device(name)
     except RuntimeError:
         device = None
     if (
@@ -215,6 +215,9 @@ def choose_device(name: str) -> torch.device:
         or (device.index or 0) >= max(1, torch.accelerator.device_count())
     ):
         raise ValueError(f"device {name!r} is not available; choose one of auto, {', '.join(here)}")
+    if device.type != "cpu" and "LOCAL_RANK" in os.environ:
+        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        torch.accelerator.set_device_index(device)
     return device
 
 

@@ -24,6 +24,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
     )
     cli.add_data_flags(parser)
+    parser.set_defaults(frame_stride=None)
     cli.add_split_flag(
         parser,
         default=None,
@@ -85,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     model = checkpoint.model.to(device)
     model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
     img_dim = args.img_dim or checkpoint.img_dim
+    # Of the training, so that its cache serves the test too.
+    args.frame_stride = args.frame_stride or checkpoint.settings.get("frame_stride", 1)
     source = ClipSource.from_flags(args, model, split.test, img_dim, flip=False, ranks=ranks)
     sampling = Sampling(args.sequence_length or checkpoint.sequence_length, frame_stride=args.frame_stride)
     batches = ClipBatches(len(split.test), args.batch_size, shuffle=False, rank=ranks.rank, ranks=ranks.size)

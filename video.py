@@ -118,6 +118,16 @@ def _mp4_size(file: BinaryIO, size: int) -> int:
     return position
 
 
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise VideoError(f"{path}: a damaged image, or one of more than {MAX_PIXELS:,} pixels") from error
+    if image is None:
+        raise VideoError(f"{path}: not a readable image; extract the frames again")
+    return image
+
+
 class Video:
     """A video file, or a folder of numbered images as `extract_frames.py` makes them.
 
@@ -213,10 +223,7 @@ class Video:
                 if index >= len(files):
                     raise self._too_short(index, len(files))
                 if index != previous:
-                    image = cv2.imread(str(files[index]), cv2.IMREAD_COLOR_RGB)
-                    if image is None:
-                        raise VideoError(f"{files[index]}: not a readable image; extract the frames again")
-                    previous, frame = index, image
+                    previous, frame = index, _read_image(files[index])
                 yield frame
             return
         capture = self._open()

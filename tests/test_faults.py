@@ -42,9 +42,9 @@ def lite0(small):
 TRAIN = ("--sequence_length", 8, "--latent_dim", 8, "--num_epochs", 1)
 
 
-def test_a_full_disk_leaves_earlier_checkpoints_and_names_path_and_bytes(lite0, tmp_path):
+def test_a_full_disk_leaves_earlier_checkpoints_and_names_path_and_bytes(call, lite0, tmp_path):
     flags = [*lite0, *TRAIN, "--output_path", tmp_path / "out"]
-    assert limited(resource.RLIM_INFINITY, "train.py", *flags).status == 0
+    assert call(train, *flags).status == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.pth")}
     done = limited(10_000_000, "train.py", *flags)
     assert done.status == 1
@@ -57,16 +57,16 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_names_path_and_bytes(lite0, 
     assert not list((tmp_path / "out").glob("*.partial*")) + list((tmp_path / "out").glob(".*.partial*"))
 
 
-def test_a_full_disk_keeps_what_is_encoded_and_the_cache_goes_on(lite0, tmp_path):
+def test_a_full_disk_keeps_what_is_encoded_and_the_cache_goes_on(call, lite0, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert limited(resource.RLIM_INFINITY, "features.py", *lite0, "--cache_path", whole).status == 0
+    assert call(features, *lite0, "--cache_path", whole).status == 0
     (rows,) = whole.glob("*/embeddings.npy")
     done = limited(rows.stat().st_size * 2 // 3, "features.py", *lite0, "--cache_path", cut)
     assert done.status == 1
     error = done.one_line_error()
     assert str(cut) in error
     assert "bytes were needed" in error
-    done = limited(resource.RLIM_INFINITY, "features.py", *lite0, "--cache_path", cut)
+    done = call(features, *lite0, "--cache_path", cut)
     assert done.status == 0, done.err
     for path in rows.parent.iterdir():
         assert (cut / rows.parent.name / path.name).read_bytes() == path.read_bytes(), path.name

@@ -278,7 +278,7 @@ def test_killed_and_resumed_is_byte_identical_to_one_go(toy, tmp_path):
     (expected,) = (tmp_path / "whole").iterdir()
     rng = np.random.default_rng(0)
     kills = 0
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, "features.py", *map(str, lite0_flags(toy, tmp_path / "killed"))],
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

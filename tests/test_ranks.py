@@ -8,8 +8,10 @@ from textwrap import dedent
 import pytest
 import torch
 
+import test as test_script
+import train
 from checkpoint import load_checkpoint
-from conftest import ROOT, run_script
+from conftest import ROOT
 from dataset import ClipBatches
 
 
@@ -86,7 +88,7 @@ def test_gradients_and_batchnorm_are_those_of_one_process(tmp_path):
             assert torch.allclose(their_state[name].float(), tensor.float(), atol=1e-6), name
 
 
-def test_training_on_two_processes_is_training_on_one(toy, tmp_path):
+def test_training_on_two_processes_is_training_on_one(call, toy, tmp_path):
     """The cache filled by both, the same losses, and every test clip counted once."""
     data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]
     encoder = ["--encoder", "efficientnet_lite0", "--img_dim", 32, "--precision", "fp32"]
@@ -98,9 +100,7 @@ def test_training_on_two_processes_is_training_on_one(toy, tmp_path):
     two = torchrun("train.py", *flags, "--output_path", tmp_path / "two", "--cache_path", tmp_path / "cache")
     names = {path.name for path in (tmp_path / "cache").glob("*/*")}
     assert {"embeddings-1of2.npy", "embeddings-2of2.npy"} <= names
-    one = run_script(
-        "train.py", *flags, "--output_path", tmp_path / "one", "--cache_path", tmp_path / "cache"
-    ).out
+    one = call(train, *flags, "--output_path", tmp_path / "one", "--cache_path", tmp_path / "cache").out
     assert "encoding" not in one, "the shards of both are read as one cache"
     assert len(figures(two)) == len(figures(one)) == 3
     count = figures(one)[-1].split("(")[1]
@@ -119,6 +119,6 @@ def test_training_on_two_processes_is_training_on_one(toy, tmp_path):
     # The same weights, tested by one process and by two.
     checkpoint = ["--checkpoint_model", tmp_path / "one/ConvLSTM_2.pth", "--cache_path", tmp_path / "cache"]
     testing = [*data, *checkpoint, "--precision", "fp32", "--batch_size", 3]
-    alone = run_script("test.py", *testing).out
+    alone = call(test_script, *testing).out
     together = torchrun("test.py", *testing)
     assert figures(alone) == figures(together) != []

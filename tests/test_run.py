@@ -73,7 +73,26 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert [one["train_loss"] for one in ours] == [one["train_loss"] for one in theirs]
 
 
-def test_killed_at_random_instants_the_weights_are_the_same(toy, tmp_path):
+def test_a_second_signal_ends_at_once(call, small, train_flags, tmp_path, whole, monkeypatch):
+    folder = tmp_path / "stopped"
+    add = engine.Tally.add
+
+    def twice(self, *figures):
+        add(self, *figures)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Tally, "add", twice)
+        done = call(train, *flags_of(train_flags, small, folder))
+    assert (done.status, "--resume" in done.out) == (128 + signal.SIGINT, False)
+    # What was saved before is whole, and goes on.
+    assert call(train, "--resume", "--output_path", folder).status == 0
+    assert same(weights(folder / "ConvLSTM_3.pth"), weights(whole / "ConvLSTM_3.pth"))
+
+
+def test_killed_at_random_instants_the_weights_are_the_same(call, toy, tmp_path):
     """As a user would see it: SIGKILL, and --resume in a new process, until it is done."""
     rng = np.random.default_rng(0)
     data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]
@@ -84,7 +103,7 @@ def test_killed_at_random_instants_the_weights_are_the_same(toy, tmp_path):
         command = [sys.executable, "train.py", *map(str, flags)]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    assert begin(*flags, "--output_path", tmp_path / "whole").wait(120) == 0
+    assert call(train, *flags, "--output_path", tmp_path / "whole").status == 0
     folder, kills = tmp_path / "killed", 0
     for _ in range(20):
         flags_now = ["--resume", "--output_path", folder, "--cache_path", tmp_path / "cache"]

@@ -1,3 +1,5 @@
+import struct
+import zlib
 from fractions import Fraction
 
 import av
@@ -141,3 +143,23 @@ def test_original_clips_have_the_frames_that_decode(subset):
         check_whole(path)
         assert Video(path).count() == int(row["frames_decoded"])
         assert float(Video(path).fps()) == pytest.approx(float(row["fps"]), abs=0.01)
+
+
+def test_frames_that_are_too_large_are_refused(tmp_path):
+    """A header can claim any size, and memory is asked for before the first frame shows."""
+    path = tmp_path / "large.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 16000, 8192, "yuvj420p"
+        for packet in (*stream.encode(av.VideoFrame(16000, 8192, "yuvj420p")), *stream.encode(None)):
+            container.mux(packet)
+    with pytest.raises(VideoError, match="16000 x 8192 pixels are too large"):
+        list(Video(path).frames())
+
+    header = bytearray(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+    header[16:24] = struct.pack(">II", 20000, 20000)
+    header[29:33] = struct.pack(">I", zlib.crc32(bytes(header[12:29])))
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "0.png").write_bytes(header)
+    with pytest.raises(VideoError, match=r"0\.png: a damaged image, or one of more"):
+        list(Video(tmp_path / "frames").frames())
