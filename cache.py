@@ -22,14 +22,12 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 import filelock
 import numpy as np
@@ -41,7 +39,7 @@ import cli
 from files import write_whole
 from models import Encoder
 from pipeline import embed_ahead, read_ahead
-from splits import Clip
+from splits import WHOLE, Clip, Shard
 from video import Video, VideoError
 
 RESIZE = "torchvision bicubic antialias uint8, squeezed to a square"
@@ -101,37 +99,6 @@ class _Entry:
     def stamp(self) -> tuple[int, int]:
         """Size and time of the video that was encoded."""
         return self.size, self.mtime_ns
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The part of the clips, and the files for it, of process `number` (from 1) out of `count`."""
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Of a flag such as 2/8.
-
-        Raises: ValueError if it is anything else.
-        """
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
-        if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise ValueError(f"shard {text!r} does not exist; write 1/8 for the first of eight")
-        return cls(int(match[1]), int(match[2]))
-
-    @property
-    def suffix(self) -> str:
-        """What its file names end in."""
-        return "" if self.count == 1 else f"-{self.number}of{self.count}"
-
-    def of(self, clips: Sequence[Clip]) -> list[Clip]:
-        """The clips that fall to it; depends on nothing but their names."""
-        return sorted(clips, key=lambda clip: clip.name)[self.number - 1 :: self.count]
-
-
-WHOLE = Shard()
 
 
 def _stamp(video: Video) -> tuple[int, int]:
@@ -245,10 +212,8 @@ class EmbeddingCache:
                         raise
                     raise CacheError(
                         f"{self.folder}: the disk became full ({error.strerror}), about {need:,.0f} bytes "
-                        "were "
-                        "needed; what is encoded is kept; make room and start again, or name another disk "
-                        "with "
-                        "--cache_path"
+                        "were needed; what is encoded is kept; make room and start again, or name another "
+                        "disk with --cache_path"
                     ) from error
         finally:
             lock.release()
@@ -364,8 +329,7 @@ class EmbeddingCache:
                 if zlib.crc32(rows.tobytes()) != entry.crc32:
                     raise CacheError(
                         f"{_data_of(index)}: the embeddings of {clip.name} are damaged; delete the folder, "
-                        "it is "
-                        "made again"
+                        "it is made again"
                     )
                 self._whole.add((index, entry))
         numbers = np.array([entry.row for _, entry in found])[:, None] + frames

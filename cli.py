@@ -315,8 +315,7 @@ def run(main: Callable[[], int]) -> None:
         reason = str(error).split(".", 1)[0]
         print(
             f"error: the accelerator's memory is full ({reason}); lower --batch_size, or --img_dim while "
-            "frames "
-            "are encoded",
+            "frames are encoded",
             file=sys.stderr,
         )
         status = 1

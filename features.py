@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 import cli
-from cache import CacheError, CacheKey, EmbeddingCache, Shard
+from cache import CacheError, CacheKey, EmbeddingCache
 from dataset import ClipBatches, FrameClips, Sampling, check_length, frame_loader
 from models import ENCODERS, ConvLSTM, Encoder
 from pipeline import Prefetch
 from ranks import ALONE, Ranks
-from splits import Clip, load_split
+from splits import Clip, Shard, load_split
 
 
 class EmbeddingClips:
@@ -197,8 +197,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--shard",
         type=cli.checked(Shard.parse),
         help="fill part i/n only, such as 1/8 on the first of 8 machines; copy the files of all parts into "
-        "one "
-        "folder, or let all machines write to a shared one",
+        "one folder, or let all machines write to a shared one",
     )
     return parser
 

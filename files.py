@@ -43,6 +43,5 @@ def write_whole(path: Path, contents: bytes) -> None:
     except OSError as error:
         raise OSError(
             f"{path}: cannot write {len(contents):,} bytes ({error.strerror or error}); what was there "
-            "before "
-            "is untouched; make room, or choose another folder"
+            "before is untouched; make room, or choose another folder"
         ) from error

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import filelock
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,6 +21,19 @@ from checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from engine import Tally
 
 LAST, BEST = "last.pth", "best.pth"
+
+
+def only_one(folder: Path) -> filelock.FileLock:
+    """Hold the output folder of a training.
+
+    Raises: ValueError if another one runs there.
+    """
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise ValueError(f"{folder}: another training writes there; choose another --output_path") from None
+    return lock
 
 
 class Run:

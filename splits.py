@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 import numpy as np
 
@@ -241,3 +242,34 @@ def hold_out(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Cl
         number = min(len(distinct) - 1, max(1, round(fraction * len(distinct))))
         held.update(np.random.default_rng([seed, label]).choice(distinct, number, replace=False).tolist())
     return [clip for clip in clips if clip.group not in held], [clip for clip in clips if clip.group in held]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` (from 1) of `count` parts of a data set, for one process or machine."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of a flag such as 2/8.
+
+        Raises: ValueError if it is anything else.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(f"shard {text!r} does not exist; write 1/8 for the first of eight")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its files end in."""
+        return "" if self.count == 1 else f"-{self.number}of{self.count}"
+
+    def of(self, clips: Sequence[Clip]) -> list[Clip]:
+        """The clips that fall to it; depends on nothing but their names."""
+        return sorted(clips, key=lambda clip: clip.name)[self.number - 1 :: self.count]
+
+
+WHOLE = Shard()

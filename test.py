@@ -65,10 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         if not args.force:
             raise ValueError(
                 f"{args.checkpoint_model} was trained on split {checkpoint.split_number} and has seen most "
-                "of the "
-                f"test clips of split {split_number}; test it on its own split, or add --force to see a "
-                "figure "
-                "that says nothing"
+                f"of the test clips of split {split_number}; test it on its own split, or add --force to see "
+                "a figure that says nothing"
             )
     split = load_split(args.dataset_path, args.split_path, 1 if split_number == RANDOM else int(split_number))
     if split_number == RANDOM:

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 import cli
@@ -28,7 +27,7 @@ from engine import LossError, evaluate, train_one_epoch
 from features import ClipSource
 from models import ENCODERS, ConvLSTM
 from ranks import Ranks
-from run import BEST, LAST, Run
+from run import BEST, LAST, Run, only_one
 from splits import RANDOM, Clip, Split, hold_out, load_split, random_split, siblings
 
 # The flags that decide the numbers of a training.
@@ -186,8 +185,7 @@ def choose_split(args: argparse.Namespace) -> Split:
         split = random_split(split, args.seed)
         cli.say(
             f"warning: this random split leaks: {siblings(split):,} of {len(split.test):,} test clips are "
-            "cut out "
-            "of a video that training has seen; its accuracy must not be compared with that of another split"
+            "cut out of a video that training has seen; do not compare its accuracy with another split's"
         )
     if len(split.train) < 2 or not split.test:
         raise ValueError(
@@ -213,19 +211,6 @@ def build_model(args: argparse.Namespace, num_classes: int) -> ConvLSTM:
     return model
 
 
-def only_one(folder: Path) -> filelock.FileLock:
-    """Hold the output folder of a training.
-
-    Raises: ValueError if another one runs there.
-    """
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        raise ValueError(f"{folder}: another training writes there; choose another --output_path") from None
-    return lock
-
-
 def main(argv: list[str] | None = None) -> int:
     """Train and save; returns the exit status."""
     parser = get_args_parser()
@@ -243,9 +228,8 @@ def main(argv: list[str] | None = None) -> int:
             args = with_earlier_settings(parser, argv, args, loaded)
         if args.batch_size < max(2, ranks.size):
             parser.error(
-                f"--batch_size {args.batch_size} is too small: BatchNorm cannot train on a single clip, and "
-                "each "
-                f"process needs one; take {max(2, ranks.size)} or more"
+                f"--batch_size {args.batch_size} is too small: BatchNorm cannot train on a single clip, "
+                f"and each process needs one; take {max(2, ranks.size)} or more"
             )
         if args.patience and not args.val_fraction:
             parser.error("--patience looks at validation clips; hold some out with --val_fraction 0.1")
@@ -276,6 +260,8 @@ def train(args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: 
     )
     share = {"rank": ranks.rank, "ranks": ranks.size}
     order = ClipBatches(len(clips), args.batch_size, shuffle=True, seed=args.seed, **share)
+    if not len(order):
+        raise ValueError(f"{len(clips)} training clips are too few for {ranks.size} processes; add some")
     train_loader = source.loader(clips, training, order)
     loaders = {
         name: source.loader(some, testing, ClipBatches(len(some), args.batch_size, shuffle=False, **share))
@@ -293,8 +279,8 @@ def train(args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: 
     run = Run(args.output_path, checkpoint, optimizer, scheduler, args.save_seconds)
     forward = ranks.parallel(model, source.forward)
     cli.say(
-        f"training {run.name} ({sum(map(torch.Tensor.numel, trained)):,} parameters) on {len(clips):,} "
-        "clips, "
+        f"training {run.name} ({sum(map(torch.Tensor.numel, trained)):,} parameters) "
+        + f"on {len(clips):,} clips, "
         + (f"validating on {len(held_out):,}, " if held_out else "")
         + f"testing on {len(split.test):,}; {model.encoder.name} in {model.encoder.dtype} on {device}"
         + (f", {ranks.size} processes" if ranks.size > 1 else "")
@@ -302,9 +288,8 @@ def train(args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: 
     if loaded:
         if loaded.settings.get("clips") != settings["clips"]:
             raise ValueError(
-                f"{args.dataset_path}: not the clips that {args.output_path / LAST} was trained on; put "
-                "them back, "
-                "or begin again without --resume"
+                f"{args.dataset_path}: not the clips that {args.output_path / LAST} was trained on; "
+                "put them back, or begin again without --resume"
             )
         run.go_on(loaded)
         if run.epoch > args.num_epochs:
@@ -331,6 +316,7 @@ def train(args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: 
             )
             if result is None:
                 raise stopped()
+            leak = ", on a split that leaks" if (args.split_number, name) == (RANDOM, "test") else ""
             cli.say(f"epoch {run.epoch} of {args.num_epochs}: {name} {result}{leak}")
             return {f"{name}_loss": result.loss, f"{name}_accuracy": result.accuracy}
 
@@ -338,7 +324,6 @@ def train(args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: 
             cli.say(f"stopped in epoch {run.epoch} after {run.tally.batches} batches; go on with --resume")
             return cli.Interrupted(signals.signum or signal.SIGTERM)
 
-        leak = ", on a split that leaks" if args.split_number == RANDOM else ""
         while run.epoch <= args.num_epochs and not run.out_of_patience(args.patience):
             description = f"epoch {run.epoch} of {args.num_epochs}"
             order.epoch, order.start = run.epoch, run.tally.batches
@@ -351,8 +336,7 @@ def train(args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: 
                 names = ", ".join(clips[index].name for _, index in order.whole()[error.batch])
                 raise ValueError(
                     f"{description}, batch {error.batch + 1}: {error}; the checkpoints in "
-                    f"{args.output_path} are "
-                    f"from before; the clips were {names}"
+                    f"{args.output_path} are from before; the clips were {names}"
                 ) from error
             if not whole:
                 raise stopped()

@@ -15,10 +15,10 @@ import torch
 import engine
 import features
 import train
-from cache import CacheError, Shard
+from cache import CacheError
 from checkpoint import load_checkpoint
 from conftest import ROOT, Outcome, run_script
-from splits import load_split
+from splits import Shard, load_split
 
 
 def limited(limit, script, *flags):

@@ -14,6 +14,7 @@ import engine
 import train
 from checkpoint import load_checkpoint
 from conftest import ROOT
+from run import only_one
 from splits import hold_out, load_split, random_split, siblings
 
 EPOCHS = ("--num_epochs", 3, "--batch_size", 2, "--latent_dim", 8)
@@ -153,7 +154,7 @@ def test_other_clips_than_before_are_refused(call, small, train_flags, tmp_path,
 
 
 def test_a_second_training_in_a_folder_is_refused_while_the_first_runs(call, small, train_flags, whole):
-    with train.only_one(whole):
+    with only_one(whole):
         done = call(train, *flags_of(train_flags, small, whole))
     assert done.status == 1
     assert "another training" in done.one_line_error()
