@@ -103,7 +103,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
     # In memory first, so that the size is known if the disk is full.
     buffer = io.BytesIO()
     torch.save(contents, buffer)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

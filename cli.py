@@ -294,6 +294,28 @@ def _interrupt(signum: int, _: FrameType | None) -> None:
     raise Interrupted(signum)
 
 
+def _explain(error: Exception) -> str | None:
+    """An error in one line that says what to do; None for one that is not the user's."""
+    if isinstance(error, torch.OutOfMemoryError):
+        reason = str(error).split(".", 1)[0]
+        return (
+            f"the accelerator's memory is full ({reason}); lower --batch_size, or --img_dim while frames are "
+            "encoded"
+        )
+    if isinstance(error, (ValueError, OSError)):
+        # An error out of a data worker carries the worker's traceback; its last line is the message.
+        line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        head, _, rest = line.partition(": ")
+        named = rest and head.rsplit(".", 1)[-1].endswith("Error") and " " not in head
+        return rest if named else line
+    if "DataLoader worker" in str(error):
+        return (
+            "a process that decodes video died, perhaps for lack of memory; lower --num_workers, or encode "
+            "once with --cache disk"
+        )
+    return None
+
+
 def run(main: Callable[[], int]) -> None:
     """Run a command's `main` and exit with its status.
 
@@ -303,30 +325,11 @@ def run(main: Callable[[], int]) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = main()
-    except (ValueError, OSError) as error:
-        # An error out of a data worker carries the worker's traceback; its last line is the message.
-        line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        head, _, rest = line.partition(": ")
-        if rest and head.rsplit(".", 1)[-1].endswith("Error") and " " not in head:
-            line = rest
-        print(f"error: {line}", file=sys.stderr)
-        status = 1
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(".", 1)[0]
-        print(
-            f"error: the accelerator's memory is full ({reason}); lower --batch_size, or --img_dim while "
-            "frames are encoded",
-            file=sys.stderr,
-        )
-        status = 1
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (ValueError, OSError, RuntimeError) as error:
+        line = _explain(error)
+        if line is None:
             raise
-        print(
-            "error: a process that decodes video died, perhaps for lack of memory; lower --num_workers, or "
-            "encode once with --cache disk",
-            file=sys.stderr,
-        )
+        print(f"error: {line}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 import cli
 from cache import CacheError, CacheKey, EmbeddingCache
 from dataset import ClipBatches, FrameClips, Sampling, check_length, frame_loader
+from engine import Batches
 from models import ENCODERS, ConvLSTM, Encoder
 from pipeline import Prefetch
 from ranks import ALONE, Ranks
@@ -133,14 +134,6 @@ def cache_from_flags(
     )
 
 
-class Batches(Protocol):
-    """Inputs of a model and labels (B,), batch by batch, as often as asked for."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-    def __len__(self) -> int: ...
-
-
 class ClipSource:
     """Where the clips of a command come from: the cache, or the encoder anew in each epoch.
 
@@ -221,8 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     clips = split.train + split.test
     flip = not args.no_flip
     cache = cache_from_flags(args, clips, encoder, args.img_dim, flip=flip, ranks=ranks, shard=args.shard)
-    if ranks.rank == 0:
-        print(f"{len(clips) - len(cache.missing(clips)):,} of {len(clips):,} clips in {cache.folder}")
+    cli.say(f"{len(clips) - len(cache.missing(clips)):,} of {len(clips):,} clips in {cache.folder}")
     ranks.close()
     return 0
 

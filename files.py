@@ -32,7 +32,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, contents: bytes) -> None:
+def write_whole(path: Path, contents: bytes | memoryview) -> None:
     """Write a file through `replacing`.
 
     Raises: OSError that names the path and the bytes needed if the disk is full or the file too large.

@@ -141,11 +141,13 @@ def read_in_turns(videos: Sequence[Video], img_dim: int, stride: int, threads: i
         idle = deque(reader for reader in readers if reader.wants_more())
 
         def read_one(_: int) -> None:
-            with contextlib.suppress(IndexError):
+            try:
                 reader = idle.popleft()
-                reader.read()
-                if reader.wants_more():
-                    idle.append(reader)
+            except IndexError:  # the others have what is left
+                return
+            reader.read()
+            if reader.wants_more():
+                idle.append(reader)
 
         list(pool.map(read_one, range(AHEAD * (threads + 1))))
 

@@ -159,18 +159,21 @@ def _find(dataset_path: Path, entries: list[tuple[str, int]]) -> list[Clip]:
     return clips
 
 
-def load_split(dataset_path: Path, split_path: Path, split_number: int) -> Split:
-    """The clips of an official split, from videos or from folders of extracted frames, whichever are there.
+def load_split(dataset_path: Path, split_path: Path, split_number: int | str, *, seed: int = 0) -> Split:
+    """The clips of a split, from videos or from folders of extracted frames, whichever are there.
 
     Args:
         dataset_path: holds `<Class>/<clip>.avi` or `<Class>/<clip>/<n>.jpg`
         split_path: holds classInd.txt, trainlist0N.txt and testlist0N.txt
-        split_number: N: 1, 2 or 3
+        split_number: N: 1, 2 or 3, or `RANDOM` for `random_split`
+        seed: of the random split
 
     Raises: FileNotFoundError if a folder or list is not there, or none of the listed clips; ValueError for
         another split number, a wrong list, or a class folder that classInd.txt does not name; VideoError for
         a video that is empty or truncated.
     """
+    if split_number == RANDOM:
+        return random_split(load_split(dataset_path, split_path, 1), seed)
     if split_number not in SPLIT_NUMBERS:
         raise ValueError(f"split number {split_number} does not exist; choose 1, 2 or 3")
     if not split_path.is_dir():

@@ -14,7 +14,7 @@ from dataset import ClipBatches, Sampling
 from engine import evaluate
 from features import ClipSource
 from ranks import Ranks
-from splits import RANDOM, load_split, random_split
+from splits import RANDOM, load_split
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -68,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
                 f"of the test clips of split {split_number}; test it on its own split, or add --force to see "
                 "a figure that says nothing"
             )
-    split = load_split(args.dataset_path, args.split_path, 1 if split_number == RANDOM else int(split_number))
+    seed = checkpoint.settings.get("seed", 0)
+    split = load_split(args.dataset_path, args.split_path, split_number, seed=seed)
     if split_number == RANDOM:
-        split = random_split(split, checkpoint.settings.get("seed", 0))
         seen = ", a split that leaks"
     if missing := split.missing():
         cli.say(f"warning: {missing}")

@@ -28,7 +28,7 @@ from features import ClipSource
 from models import ENCODERS, ConvLSTM
 from ranks import Ranks
 from run import BEST, LAST, Run, only_one
-from splits import RANDOM, Clip, Split, hold_out, load_split, random_split, siblings
+from splits import RANDOM, Clip, Split, hold_out, load_split, siblings
 
 # The flags that decide the numbers of a training.
 SETTINGS = (
@@ -176,13 +176,10 @@ def choose_split(args: argparse.Namespace) -> Split:
 
     Raises: as `load_split`; ValueError if there are too few clips.
     """
-    split = load_split(
-        args.dataset_path, args.split_path, 1 if args.split_number == RANDOM else args.split_number
-    )
+    split = load_split(args.dataset_path, args.split_path, args.split_number, seed=args.seed)
     if missing := split.missing():
         cli.say(f"warning: {missing}")
     if args.split_number == RANDOM:
-        split = random_split(split, args.seed)
         cli.say(
             f"warning: this random split leaks: {siblings(split):,} of {len(split.test):,} test clips are "
             "cut out of a video that training has seen; do not compare its accuracy with another split's"

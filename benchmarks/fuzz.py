@@ -206,7 +206,6 @@ def main() -> int:
         log = here / "case.log"
         status, _ = worker.run("train", [*train, "--output_path", here / "model"], log)
         assert status == 0, log.read_text()
-        checkpoint = here / "model" / "last.pth"
         shutil.copy(here / "model" / "ConvLSTM_1.pth", here / "small.pth")
         checkpoint = here / "small.pth"
         videos = sorted(good.glob("UCF-101/*/*.avi"))
