@@ -85,9 +85,8 @@ class Run:
     def _is_ours(self, path: Path) -> bool:
         return path.name in (LAST, BEST) or self._epoch_of(path) is not None
 
-    @staticmethod
-    def _epoch_of(path: Path) -> int | None:
-        match = re.fullmatch(r"[A-Za-z]+_(\d+)\.pth", path.name)
+    def _epoch_of(self, path: Path) -> int | None:
+        match = re.fullmatch(rf"{self.name}_(\d+)\.pth", path.name)
         return int(match[1]) if match else None
 
     def save_last(self) -> None:

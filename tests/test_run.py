@@ -177,9 +177,12 @@ def test_validation_picks_the_best_and_ends_without_patience(call, toy, train_fl
 
 def test_only_the_newest_checkpoints_are_kept(call, small, train_flags, tmp_path):
     flags = flags_of(train_flags, small, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/resnet_1.pth").write_text("somebody else's")
     assert call(train, *flags, "--checkpoint_interval", 1, "--keep", 2).status == 0
     names = {path.name for path in (tmp_path / "out").glob("*.pth")}
-    assert names == {"ConvLSTM_2.pth", "ConvLSTM_3.pth", "last.pth"}
+    assert names - {"resnet_1.pth"} == {"ConvLSTM_2.pth", "ConvLSTM_3.pth", "last.pth"}
+    assert "resnet_1.pth" in names, "only the run's own files are moved or removed"
 
 
 def test_held_out_groups_are_whole_and_of_every_class(toy):
