@@ -31,11 +31,10 @@ from torch import Tensor
 
 import cli
 from files import write_whole
-from models import MODELS, ConvLSTM
+from models import FROZEN, MODELS, ConvLSTM
 from splits import read_classes
 
 FORMAT = "action-recognition 1"
-ENCODER_PREFIX = "encoder.feature_extractor."
 UCF101_CLASSES = Path(__file__).resolve().parent / "data" / "ucf101_classes.txt"
 # What the original's test_on_video.py took where no flag said otherwise.
 ORIGINAL_IMG_DIM, ORIGINAL_SEQUENCE_LENGTH = 112, 40
@@ -83,7 +82,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
     state = {
         name: tensor.detach().cpu()
         for name, tensor in model.state_dict().items()
-        if with_encoder or not name.startswith(ENCODER_PREFIX)
+        if with_encoder or not name.startswith(FROZEN)
     }
     contents = {
         "format": FORMAT,
@@ -145,12 +144,10 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
             f"{path}: unknown model {contents['model']!r}; this version has {', '.join(MODELS)}"
         )
     state: dict[str, Tensor] = contents["state"]
-    with_encoder = any(name.startswith(ENCODER_PREFIX) for name in state)
+    with_encoder = any(name.startswith(FROZEN) for name in state)
     model = MODELS[contents["model"]](**contents["config"], pretrained=not with_encoder)
     if not with_encoder:
-        encoder = {
-            name: tensor for name, tensor in model.state_dict().items() if name.startswith(ENCODER_PREFIX)
-        }
+        encoder = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(FROZEN)}
         state = {**encoder, **state}
     model.load_state_dict(state)
     if model.encoder.sha256() != contents["encoder_sha256"]:

@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
@@ -130,16 +130,16 @@ def add_data_flags(parser: argparse.ArgumentParser, *, cache: bool = True) -> No
     )
 
 
-def add_split_flag(group: Any, *, default: int | None, help: str) -> None:
+def add_split_flag(group: Any, *, default: int | None, choices: Sequence[int | str], help: str) -> None:
     """Add --split_number, to a parser or a group of one."""
 
     def number(text: str) -> int | str:
-        return text if text == "random" else int(text)
+        return text if text in choices else int(text)
 
     group.add_argument(
         "--split_number",
         type=number,
-        choices=(1, 2, 3, "random"),
+        choices=choices,
         default=default,
         help=f"{help}; random, a fifth of all clips as in the original, leaks and is for comparison only",
     )

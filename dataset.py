@@ -27,11 +27,19 @@ from video import VideoError, worker_context
 MIN_FRAMES = 2  # a single frame shows no action
 
 
-def clip_indices(num_frames: int, length: int, *, rng: np.random.Generator | None = None) -> np.ndarray:
+def clip_indices(
+    num_frames: int,
+    length: int,
+    *,
+    rng: np.random.Generator | None = None,
+    view: int = 0,
+    views: int = 1,
+) -> np.ndarray:
     """Frame numbers of one clip of `length` frames.
 
-    With `rng`, a random step and start (training); without, evenly spread over the whole video (test).
-    A video shorter than `length` repeats its first frame at the front.
+    With `rng`, a random step and start (training); without, evenly spread over the whole video (test). The
+    clips of several `views` lie between each other. A video shorter than `length` repeats its first frame at
+    the front.
 
     Returns: int64 array of shape (length,), ascending, each in [0, num_frames).
     Raises: ValueError if `num_frames` or `length` is not positive.
@@ -40,6 +48,8 @@ def clip_indices(num_frames: int, length: int, *, rng: np.random.Generator | Non
         raise ValueError(f"a clip of {length} frames out of {num_frames} cannot be: both must be positive")
     if num_frames < length:
         return np.maximum(np.arange(num_frames - length, num_frames), 0)
+    if rng is None and views > 1:
+        return ((np.arange(length) + (view + 0.5) / views) * num_frames / length).astype(np.int64)
     if rng is None:
         return np.linspace(0, num_frames - 1, length).round().astype(np.int64)
     step = rng.integers(1, num_frames // length, endpoint=True)
@@ -86,9 +96,9 @@ def resize_frames(frames: Sequence[np.ndarray], img_dim: int) -> Tensor:
 class Sampling:
     """Which frames of a video make an item, and whether they are mirrored.
 
-    An item is an (epoch, index). Its random numbers depend on these two and on the seed alone, so that
-    neither the order of items, nor the number of workers, nor where embeddings come from changes what
-    training sees.
+    An item is an (epoch, index); in testing, a (view, index). Its random numbers depend on these two and on
+    the seed alone, so that neither the order of items, nor the number of workers, nor where embeddings come
+    from changes what training sees.
 
     Attributes:
         sequence_length: frames of a clip
@@ -96,6 +106,7 @@ class Sampling:
         flip: in training, mirror the whole clip left to right with p = 0.5; off where direction is the label
         seed: of the random numbers
         frame_stride: use every N-th frame of a video only
+        views: clips of a video that are tested
     """
 
     sequence_length: int
@@ -103,11 +114,12 @@ class Sampling:
     flip: bool = True
     seed: int = 0
     frame_stride: int = 1
+    views: int = 1
 
     def draw(self, item: tuple[int, int], num_frames: int) -> tuple[np.ndarray, bool]:
         """Frames of an item, as numbers (T,) int64 among `num_frames`, and whether it is mirrored."""
         rng = np.random.default_rng([self.seed, *item]) if self.training else None
-        indices = clip_indices(num_frames, self.sequence_length, rng=rng)
+        indices = clip_indices(num_frames, self.sequence_length, rng=rng, view=item[0], views=self.views)
         return indices, rng is not None and self.flip and bool(rng.random() < 0.5)
 
 

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from models import ConvLSTM
 from ranks import ALONE, Ranks
+from recipe import Learner
 
-# Inputs of a model and labels (B,).
+# Embeddings (B, T, D) and labels (B,).
 Batches = Iterable[tuple[Tensor, Tensor]]
-Forward = Callable[[Tensor], Tensor]
 
 
 class LossError(ValueError):
@@ -79,10 +78,10 @@ def _bar(batches: Batches, description: str, ranks: Ranks, start: int = 0) -> tq
 def train_one_epoch(
     forward: nn.Module,
     batches: Batches,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
+    learner: Learner,
     device: torch.device,
     *,
+    epoch: int,
     description: str,
     tally: Tally,
     ranks: Ranks = ALONE,
@@ -92,7 +91,9 @@ def train_one_epoch(
 
     Args:
         forward: gives the logits (B, C) of a batch; from `Ranks.parallel`
-        tally: counts on; its `batches` are those that the epoch has had before
+        epoch: which, from 1; random numbers depend on it
+        tally: counts on; its `batches` are those that the epoch has had before. Its figures are of what was
+            trained on: clips as they were augmented, with smoothed labels
         stop: asked after each batch; True ends the epoch there
 
     Returns: whether the epoch came to its end.
@@ -102,18 +103,17 @@ def train_one_epoch(
     bar = _bar(batches, description, ranks, tally.batches)
     for inputs, labels in bar:
         inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        learner.begin_batch(epoch, tally.batches, ranks.rank)
+        inputs, targets = learner.augment(inputs, labels)
         logits = forward(inputs)
-        loss_sum = F.cross_entropy(logits, labels, reduction="sum")
-        correct = (logits.argmax(1) == labels).sum()
+        loss_sum = learner.loss(logits, targets)
+        correct = (logits.argmax(1) == targets.argmax(1)).sum()
         # One look for all figures: on an accelerator each waits for all work before it.
         total, right, clips = ranks.sum([loss_sum.item(), correct.item(), len(labels)])
         if not math.isfinite(total):
             raise LossError(total / clips, tally.batches)
-        optimizer.zero_grad(set_to_none=True)
         # The mean over the clips of all processes, whose gradients are averaged.
-        (loss_sum * (ranks.size / clips)).backward()
-        optimizer.step()
-        scheduler.step()
+        learner.step(loss_sum * (ranks.size / clips))
         tally.add(total, right, clips)
         bar.set_postfix_str(f"loss {tally.loss:.3f}, accuracy {tally.accuracy:.1f} %")
         if stop():
@@ -122,9 +122,36 @@ def train_one_epoch(
 
 
 @torch.no_grad()
+def predict(
+    model: ConvLSTM,
+    batches: Batches,
+    device: torch.device,
+    *,
+    description: str,
+    ranks: Ranks = ALONE,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Tensor, Tensor] | None:
+    """What a model says of clips, in their order, of those that this process has.
+
+    Args:
+        model: has `classify`; it is put into eval mode
+        stop: asked after each batch; True ends it there
+
+    Returns: logits (N, C) and labels (N,), on the CPU; None if it was ended.
+    """
+    model.eval()
+    classes = model.config["num_classes"]
+    said, named = [torch.empty(0, classes)], [torch.empty(0, dtype=torch.int64)]
+    for inputs, labels in _bar(batches, description, ranks):
+        said.append(model.classify(inputs.to(device, non_blocking=True)).float().cpu())
+        named.append(labels)
+        if stop():
+            return None
+    return torch.cat(said), torch.cat(named)
+
+
 def evaluate(
-    model: nn.Module,
-    forward: Forward,
+    model: ConvLSTM,
     batches: Batches,
     device: torch.device,
     *,
@@ -132,24 +159,15 @@ def evaluate(
     ranks: Ranks = ALONE,
     stop: Callable[[], bool] = lambda: False,
 ) -> Tally | None:
-    """Loss and top-1 accuracy, every clip counted once, whichever process has it.
-
-    Args:
-        forward: gives the logits (B, C) of a batch; a part of `model`, which is put into eval mode
-        stop: asked after each batch; True ends the evaluation there
+    """Loss and top-1 accuracy, every clip counted once, whichever process has it; else as `predict`.
 
     Returns: the figures; None if it was ended.
     """
-    model.eval()
-    tally = Tally()
-    bar = _bar(batches, description, ranks)
-    for inputs, labels in bar:
-        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        logits = forward(inputs)
-        loss_sum = F.cross_entropy(logits, labels, reduction="sum").item()
-        tally.add(loss_sum, (logits.argmax(1) == labels).sum().item(), len(labels))
-        bar.set_postfix_str(f"loss {tally.loss:.3f}, accuracy {tally.accuracy:.1f} %")
-        if stop():
-            return None
-    sums = ranks.sum([tally.loss_sum, tally.correct, tally.clips])
-    return Tally(sums[0], int(sums[1]), int(sums[2]), tally.batches)
+    predicted = predict(model, batches, device, description=description, ranks=ranks, stop=stop)
+    if predicted is None:
+        return None
+    logits, labels = predicted
+    loss_sum = F.cross_entropy(logits, labels, reduction="sum").item()
+    correct = (logits.argmax(1) == labels).sum().item()
+    loss, right, clips = ranks.sum([loss_sum, correct, len(labels)])
+    return Tally(loss, int(right), int(clips))

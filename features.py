@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -19,6 +19,7 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import cli
 from cache import CacheError, CacheKey, EmbeddingCache
@@ -66,6 +67,25 @@ class EmbeddingClips:
         frames = np.stack([indices for indices, _ in drawn])
         flipped = np.array([mirrored for _, mirrored in drawn])
         return self.cache.gather(clips, frames, flipped), torch.tensor([clip.label for clip in clips])
+
+
+class EncodedClips:
+    """Batches of embeddings (B, T, D) float32 and labels (B,), decoded and encoded anew in each pass.
+
+    Args:
+        frames: gives frames (B, T, 3, H, W) uint8 and labels
+        model: on its device, its encoder prepared
+    """
+
+    def __init__(self, frames: DataLoader, model: ConvLSTM) -> None:
+        self.frames, self.model = frames, model
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for frames, labels in self.frames:
+            yield self.model.encode(frames.to(self.model.encoder.device, non_blocking=True)), labels
 
 
 def open_cache(
@@ -142,15 +162,10 @@ class ClipSource:
         img_dim: height and width of the frames in pixels
         cache: holds the embeddings of all clips; None decodes and encodes them when they are asked for
         workers: processes that decode where there is no cache
-
-    Attributes:
-        forward: gives the logits of what `loader` gives
     """
 
     def __init__(self, model: ConvLSTM, img_dim: int, cache: EmbeddingCache | None, workers: int) -> None:
-        self.img_dim, self.cache, self.workers = img_dim, cache, workers
-        self.pin_memory = model.encoder.device.type == "cuda"
-        self.forward: Callable[[Tensor], Tensor] = model if cache is None else model.classify
+        self.model, self.img_dim, self.cache, self.workers = model, img_dim, cache, workers
 
     @classmethod
     def from_flags(
@@ -173,11 +188,14 @@ class ClipSource:
         return cls(model, img_dim, cache, args.num_workers)
 
     def loader(self, clips: Sequence[Clip], sampling: Sampling, batches: ClipBatches) -> Batches:
-        """Batches of clips: embeddings (B, T, D) float32 or frames (B, T, 3, H, W) uint8, and labels (B,)."""
+        """Batches of embeddings (B, T, D) float32 and labels (B,)."""
         if self.cache is not None:
             return EmbeddingClips(self.cache, clips, sampling, batches)
         frames = FrameClips(clips, sampling, self.img_dim)
-        return frame_loader(frames, batches, workers=self.workers, pin_memory=self.pin_memory)
+        pin_memory = self.model.encoder.device.type == "cuda"
+        return EncodedClips(
+            frame_loader(frames, batches, workers=self.workers, pin_memory=pin_memory), self.model
+        )
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -24,6 +24,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Frames that go through the encoder at once on a GPU: what keeps it busy.
 ACCELERATOR_BATCH = 256
+# What the names of the tensors that are never trained begin with, in a model.
+FROZEN = "encoder.feature_extractor."
 
 
 class WeightsError(ValueError):
@@ -320,6 +322,8 @@ class ConvLSTM(nn.Module):
         )
         width = 2 * hidden_dim if bidirectional else hidden_dim
         self.attention_layer = nn.Linear(width, 1) if pooling == "attention" else None
+        # A recipe says how much of it; the original had none.
+        self.dropout = nn.Dropout(0.0)
         self.output_layers = nn.Sequential(
             nn.Linear(width, hidden_dim),
             nn.BatchNorm1d(hidden_dim, momentum=0.01),
@@ -337,12 +341,20 @@ class ConvLSTM(nn.Module):
         hidden, _ = self.lstm(latent)
         if self.attention_layer is not None:
             weights = self.attention_layer(hidden).softmax(dim=1)
-            return self.output_layers((weights * hidden).sum(dim=1))
+            return self._output((weights * hidden).sum(dim=1))
         if self.pooling == "last":
-            return self.output_layers(hidden[:, -1])
-        steps = self.output_layers(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+            return self._output(hidden[:, -1])
+        steps = self._output(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
         # The logarithm of mean probabilities: its softmax is that mean, so it serves as logits.
         return F.log_softmax(steps, dim=-1).logsumexp(dim=1) - math.log(hidden.shape[1])
+
+    def _output(self, hidden: Tensor) -> Tensor:
+        *before, last = self.output_layers
+        for layer in before:
+            hidden = layer(hidden)
+        # Behind the BatchNorm, whose statistics would otherwise be those of a network with dropout, and not
+        # of the one that is tested (Li et al., CVPR 2019).
+        return last(self.dropout(hidden))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Logits of clips: (B, T, 3, H, W) -> (B, C)."""

@@ -7,20 +7,67 @@ last.pth                where the run stands, with all that it takes to go on
 
 from __future__ import annotations
 
+import argparse
 import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import filelock
-import torch
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from engine import Tally
+from recipe import RECIPE_FLAGS, Learner
+from splits import ALL
 
 LAST, BEST = "last.pth", "best.pth"
+# The flags that decide the numbers of a training.
+SETTINGS = (
+    *("encoder", "img_dim", "no_flip", "frame_stride", "cache", "precision", "compile"),
+    *("latent_dim", "checkpoint_model", "split_number", "val_fraction", "sequence_length"),
+    *("num_epochs", "batch_size", "patience", "seed"),
+    *RECIPE_FLAGS,
+)
+# Where things are; they may move.
+PATHS = ("dataset_path", "split_path", "run_path")
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What a checkpoint keeps of the flags, as plain values."""
+    return {name: _plain(getattr(args, name)) for name in (*SETTINGS, *PATHS)}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def with_earlier_settings(
+    parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace, loaded: Checkpoint
+) -> argparse.Namespace:
+    """The flags of the run that wrote `loaded`, but for those given now that change no number.
+
+    Raises: ValueError that lists the flags given now that disagree.
+    """
+    untyped = object()
+    typed = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), untyped))))
+    # Where all splits are trained, each run has its own.
+    given = {name: value for name, value in typed.items() if value is not untyped and value != ALL}
+    before, last = loaded.settings, args.output_path / LAST
+    if missing := [name for name in SETTINGS if name not in before]:
+        raise ValueError(f"{last}: it does not say --{missing[0]}; begin again without --resume")
+    differ = [
+        f"--{name} {given[name]} (there {before[name]})"
+        for name in SETTINGS
+        if name in given and _plain(given[name]) != before[name]
+    ]
+    if differ:
+        raise ValueError(
+            f"{last} was trained with other flags: {', '.join(differ)}; leave them out, or begin again "
+            "without --resume"
+        )
+    paths = {name: Path(before[name]) for name in PATHS if name in before and name not in given}
+    return argparse.Namespace(**{**vars(args), **{name: before[name] for name in SETTINGS}, **paths})
 
 
 def only_one(folder: Path) -> filelock.FileLock:
@@ -42,7 +89,7 @@ class Run:
     Args:
         folder: for the files; it exists
         checkpoint: the model on its device, and what each file says about it
-        optimizer, scheduler: of the model
+        learner: of the model
         save_seconds: how much training a power cut may cost
 
     Attributes:
@@ -52,16 +99,9 @@ class Run:
         best: the highest validation accuracy in percent and its epoch; None before the first
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        checkpoint: Checkpoint,
-        optimizer: Optimizer,
-        scheduler: LRScheduler,
-        save_seconds: float,
-    ) -> None:
+    def __init__(self, folder: Path, checkpoint: Checkpoint, learner: Learner, save_seconds: float) -> None:
         self.folder, self.checkpoint, self.save_seconds = folder, checkpoint, save_seconds
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.learner = learner
         self.name = type(checkpoint.model).__name__
         self.epoch, self.tally = 1, Tally()
         self.history: list[dict[str, float]] = []
@@ -92,14 +132,11 @@ class Run:
     def save_last(self) -> None:
         """Write last.pth: the middle of the epoch, or its beginning."""
         training = {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "learner": self.learner.state_dict(),
             "epoch": self.epoch,
             "tally": asdict(self.tally),
             "history": self.history,
             "best": self.best,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         }
         whole = replace(self.checkpoint, epoch=self.epoch - 1, training=training)
         save_checkpoint(self.folder / LAST, whole)
@@ -121,21 +158,21 @@ class Run:
                 raise CheckpointError(
                     f"{self.folder / LAST} does not hold what training needs to go on; train without --resume"
                 )
-            self.optimizer.load_state_dict(training["optimizer"])
-            self.scheduler.load_state_dict(training["scheduler"])
+            self.learner.load_state_dict(training["learner"])
             self.epoch, self.tally = int(training["epoch"]), Tally(**training["tally"])
             self.history, self.best = list(training["history"]), training["best"]
-            torch.set_rng_state(training["random"])
-            if training["random_cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(training["random_cuda"])
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             raise CheckpointError(
                 f"{self.folder / LAST}: damaged; begin again without --resume, which moves it aside"
             ) from error
 
+    def path_of(self, epoch: int) -> Path:
+        """The file of an epoch."""
+        return self.folder / f"{self.name}_{epoch}.pth"
+
     def save_epoch(self, *, keep: int | None) -> Path:
         """Write <Model>_<epoch>.pth, and remove all but the newest `keep` of them."""
-        path = self.folder / f"{self.name}_{self.epoch}.pth"
+        path = self.path_of(self.epoch)
         save_checkpoint(path, replace(self.checkpoint, epoch=self.epoch))
         if keep is not None:
             numbered = [(epoch, one) for one in self.folder.glob("*.pth") if (epoch := self._epoch_of(one))]
@@ -143,18 +180,28 @@ class Run:
                 old.unlink()
         return path
 
-    def end_epoch(self, figures: dict[str, float], *, write: bool) -> None:
-        """Note the figures of the epoch, and begin the next; the best epoch by validation accuracy is kept.
+    def keep_best(self, figures: dict[str, float]) -> None:
+        """Write best.pth if the epoch in progress, whose weights the model has, is the best so far.
 
         Args:
             figures: by name; `val_accuracy` in percent where clips are held out
-            write: write the files; one of several processes does
         """
+        if self._is_best(figures):
+            save_checkpoint(self.folder / BEST, replace(self.checkpoint, epoch=self.epoch))
+
+    def _is_best(self, figures: dict[str, float]) -> bool:
         accuracy = figures.get("val_accuracy")
-        if accuracy is not None and (self.best is None or accuracy > self.best[0]):
-            self.best = (accuracy, self.epoch)
-            if write:
-                save_checkpoint(self.folder / BEST, replace(self.checkpoint, epoch=self.epoch))
+        return accuracy is not None and (self.best is None or accuracy > self.best[0])
+
+    def end_epoch(self, figures: dict[str, float], *, write: bool) -> None:
+        """Note the figures of the epoch, and begin the next.
+
+        Args:
+            figures: as for `keep_best`
+            write: write last.pth where it is due; one of several processes does
+        """
+        if self._is_best(figures):
+            self.best = (figures["val_accuracy"], self.epoch)
         self.history.append({"epoch": self.epoch, **figures})
         self.epoch, self.tally = self.epoch + 1, Tally()
         if write:

@@ -21,6 +21,8 @@ from video import Video, check_whole
 
 SPLIT_NUMBERS = (1, 2, 3)
 RANDOM = "random"
+# Of flags: each of SPLIT_NUMBERS in turn.
+ALL = "all"
 # The original's share of test clips in its random split.
 RANDOM_TEST = 0.2
 
@@ -45,13 +47,21 @@ class Clip:
 
         Raises: ValueError if the name does not say, as v_<Class>_g<group>_c<clip> does.
         """
-        match = re.fullmatch(r"(.*_g\d+)_c\d+", PurePosixPath(self.name).stem)
-        if match is None:
+        if (group := self._group()) is None:
             raise ValueError(
                 f"{self.name}: the name does not tell its group, as v_<Class>_g01_c01.avi does; without "
                 "groups no clips can be held out"
             )
-        return match[1]
+        return group
+
+    @property
+    def group_or_name(self) -> str:
+        """The group; a clip whose name tells none is one of its own."""
+        return self._group() or self.name
+
+    def _group(self) -> str | None:
+        match = re.fullmatch(r"(.*_g\d+)_c\d+", PurePosixPath(self.name).stem)
+        return match[1] if match else None
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,15 @@ import argparse
 from pathlib import Path
 
 import cli
-from checkpoint import load_checkpoint
+from checkpoint import Checkpoint, load_checkpoint
 from dataset import ClipBatches, Sampling
-from engine import evaluate
 from features import ClipSource
+from history import unused_folder
 from ranks import Ranks
-from splits import RANDOM, load_split
+from report import about, predict_clips, summary, write_report
+from splits import RANDOM, SPLIT_NUMBERS, load_split
+
+SHOWN_MISTAKES = 5
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -28,12 +31,26 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_split_flag(
         parser,
         default=None,
+        choices=(*SPLIT_NUMBERS, RANDOM),
         help="split whose test list is used; default: the one that the checkpoint was trained on",
     )
     parser.add_argument(
         "--force",
         action="store_true",
         help="test on another split than the trained one all the same, most of whose clips it has seen",
+    )
+    parser.add_argument(
+        "--clips",
+        type=cli.positive_int,
+        default=1,
+        help="clips of each video, whose probabilities are averaged; 1 (default) is spread over the whole "
+        "video and as accurate as more",
+    )
+    parser.add_argument(
+        "--run_path",
+        type=Path,
+        help="folder for the report; default: test-<checkpoint> in the folder of its training, with a number "
+        "if it is there",
     )
     parser.add_argument(
         "--sequence_length",
@@ -50,6 +67,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     cli.add_device_flags(parser)
     return parser
+
+
+def default_folder(checkpoint: Checkpoint, path: Path) -> Path:
+    """Beside the other figures of the training that a checkpoint is from, where it tells."""
+    return unused_folder(Path(checkpoint.settings.get("run_path") or "runs") / f"test-{path.stem}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,11 +109,27 @@ def main(argv: list[str] | None = None) -> int:
     # Of the training, so that its cache serves the test too.
     args.frame_stride = args.frame_stride or checkpoint.settings.get("frame_stride", 1)
     source = ClipSource.from_flags(args, model, split.test, img_dim, flip=False, ranks=ranks)
-    sampling = Sampling(args.sequence_length or checkpoint.sequence_length, frame_stride=args.frame_stride)
+    sampling = Sampling(
+        args.sequence_length or checkpoint.sequence_length,
+        frame_stride=args.frame_stride,
+        views=args.clips,
+    )
     batches = ClipBatches(len(split.test), args.batch_size, shuffle=False, rank=ranks.rank, ranks=ranks.size)
     loader = source.loader(split.test, sampling, batches)
-    result = evaluate(model, source.forward, loader, device, description="testing", ranks=ranks)
-    cli.say(f"split {split_number}: test {result}{seen}")
+    predictions = predict_clips(
+        model, loader, batches, split.test, split.classes, views=args.clips, ranks=ranks
+    )
+    if ranks.rank == 0:
+        folder = args.run_path or default_folder(checkpoint, args.checkpoint_model)
+        report = write_report(
+            folder, predictions, about(checkpoint, args.checkpoint_model, source, sampling, split_number)
+        )
+        print(f"split {split_number}: test {summary(report['figures'])}{seen}")
+        for mistake in report["mistakes"][:SHOWN_MISTAKES]:
+            print(
+                f"  {mistake['clip']}: taken for {mistake['taken_for']}, {100 * mistake['probability']:.1f} %"
+            )
+        print(f"report in {folder}")
     ranks.close()
     return 0
 

@@ -2,6 +2,7 @@
 
     python3 train.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
     python3 train.py --encoder efficientnet_lite0 --num_epochs 10       # needs no download, and fits a laptop
+    python3 train.py --split_number all                                 # all three splits, and their mean
     python3 train.py --resume                                           # goes on where the last run stopped
     torchrun --nproc_per_node=4 train.py ...                            # the same training, on four devices
 
@@ -13,7 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import signal
+import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +25,15 @@ import torch
 import cli
 from checkpoint import Checkpoint, load_checkpoint
 from dataset import ClipBatches, Sampling
-from engine import LossError, evaluate, train_one_epoch
 from features import ClipSource
+from history import History, unused_folder
 from models import ENCODERS, ConvLSTM
 from ranks import Ranks
-from run import BEST, LAST, Run, only_one
-from splits import RANDOM, Clip, Split, hold_out, load_split, siblings
-
-# The flags that decide the numbers of a training.
-SETTINGS = (
-    *("encoder", "img_dim", "no_flip", "frame_stride", "cache", "precision", "compile"),
-    *("latent_dim", "checkpoint_model", "split_number", "val_fraction", "sequence_length"),
-    *("num_epochs", "batch_size", "learning_rate", "patience", "seed"),
-)
+from recipe import Learner, add_recipe_flags, fill_from_recipe, recipe_of
+from report import about, predict_clips, summary, write_report
+from run import BEST, LAST, Run, only_one, settings_of, with_earlier_settings
+from splits import ALL, RANDOM, SPLIT_NUMBERS, Clip, Split, hold_out, load_split, siblings
+from trainer import Trainer
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -58,7 +56,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
 
     clips = parser.add_argument_group("clips")
-    cli.add_split_flag(clips, default=1, help="official split; papers quote 1, or the mean of 1, 2 and 3")
+    cli.add_split_flag(
+        clips,
+        default=1,
+        choices=(*SPLIT_NUMBERS, ALL, RANDOM),
+        help="official split; papers quote 1 (default), or the mean of all three, which all gives",
+    )
     clips.add_argument(
         "--val_fraction",
         type=cli.fraction,
@@ -79,7 +82,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--num_epochs",
         type=cli.positive_int,
         default=20,
-        help="passes over the training clips; 20 is enough with the default learning rate",
+        help="passes over the training clips; 20 is enough with the default recipe",
     )
     training.add_argument(
         "--batch_size",
@@ -87,12 +90,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         default=16,
         help="clips of a step, of all devices together; 16 as the original, 2 at least (BatchNorm)",
     )
-    training.add_argument(
-        "--learning_rate",
-        type=cli.positive_float,
-        default=5e-4,
-        help="of AdamW at the start, falling to 0 as a cosine; the original's 1e-5 was meant for 200 epochs",
-    )
+    add_recipe_flags(training)
     training.add_argument(
         "--patience",
         type=cli.positive_int,
@@ -111,6 +109,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("model_checkpoints"),
         help="folder for ConvLSTM_<epoch>.pth, best.pth and last.pth",
+    )
+    output.add_argument(
+        "--run_path",
+        type=Path,
+        help="folder for what shows the course of the training: history.csv, curves.png, TensorBoard's "
+        "events, and the report of the test; default: runs/<model>-<encoder>-..., numbered if it is there",
     )
     output.add_argument(
         "--checkpoint_interval",
@@ -138,37 +142,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     cli.add_device_flags(parser)
     return parser
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def with_earlier_settings(
-    parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace, loaded: Checkpoint
-) -> argparse.Namespace:
-    """The flags of the run that wrote `loaded`, but for those given now that change no number.
-
-    Raises: ValueError that lists the flags given now that disagree.
-    """
-    untyped = object()
-    typed = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), untyped))))
-    given = {name: value for name, value in typed.items() if value is not untyped}
-    before, last = loaded.settings, args.output_path / LAST
-    if missing := [name for name in SETTINGS if name not in before]:
-        raise ValueError(f"{last}: it does not say --{missing[0]}; begin again without --resume")
-    differ = [
-        f"--{name} {given[name]} (there {before[name]})"
-        for name in SETTINGS
-        if name in given and _plain(given[name]) != before[name]
-    ]
-    if differ:
-        raise ValueError(
-            f"{last} was trained with other flags: {', '.join(differ)}; leave them out, or begin again "
-            "without --resume"
-        )
-    paths = {name: Path(before[name]) for name in ("dataset_path", "split_path") if name not in given}
-    return argparse.Namespace(**{**vars(args), **{name: before[name] for name in SETTINGS}, **paths})
 
 
 def choose_split(args: argparse.Namespace) -> Split:
@@ -209,38 +182,82 @@ def build_model(args: argparse.Namespace, num_classes: int) -> ConvLSTM:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train and save; returns the exit status."""
+    """Train, test and save; returns the exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
     device = cli.choose_device(args.device)
     ranks = Ranks.from_environment(device)
-    with contextlib.ExitStack() as held:
-        held.callback(ranks.close)
-        loaded = None
-        if args.resume:
-            last = args.output_path / LAST
-            if not last.is_file():
-                raise FileNotFoundError(f"{last}: there is no run to go on with; begin one without --resume")
-            loaded = load_checkpoint(last)
-            args = with_earlier_settings(parser, argv, args, loaded)
-        if args.batch_size < max(2, ranks.size):
-            parser.error(
-                f"--batch_size {args.batch_size} is too small: BatchNorm cannot train on a single clip, "
-                f"and each process needs one; take {max(2, ranks.size)} or more"
+    with contextlib.closing(ranks):
+        runs = [args]
+        if args.split_number == ALL:
+            runs = [of_split(args, number) for number in SPLIT_NUMBERS]
+        if args.resume and not (runs[0].output_path / LAST).is_file():
+            raise FileNotFoundError(
+                f"{runs[0].output_path / LAST}: there is no run to go on with; begin one without --resume"
             )
-        if args.patience and not args.val_fraction:
-            parser.error("--patience looks at validation clips; hold some out with --val_fraction 0.1")
-        cli.seed_everything(args.seed)
-        if ranks.rank == 0:
-            cli.make_writable_folder(args.output_path)
-            held.enter_context(only_one(args.output_path))
-        train(args, device, ranks, loaded)
+        found = []
+        for one in runs:
+            loaded = None
+            if args.resume:
+                # A split whose turn had not come is trained as the first one was.
+                last = one.output_path / LAST
+                loaded = load_checkpoint(last if last.is_file() else runs[0].output_path / LAST)
+                earlier = with_earlier_settings(parser, argv, one, loaded)
+                if last.is_file():
+                    one = earlier
+                else:
+                    loaded = None
+                    one = argparse.Namespace(
+                        **{**vars(earlier), "split_number": one.split_number, "run_path": one.run_path}
+                    )
+            fill_from_recipe(one)
+            if one.batch_size < max(2, ranks.size):
+                parser.error(
+                    f"--batch_size {one.batch_size} is too small: BatchNorm cannot train on a single clip, "
+                    f"and each process needs one; take {max(2, ranks.size)} or more"
+                )
+            if one.patience and not one.val_fraction:
+                parser.error("--patience looks at validation clips; hold some out with --val_fraction 0.1")
+            with contextlib.ExitStack() as held:
+                if ranks.rank == 0:
+                    cli.make_writable_folder(one.output_path)
+                    held.enter_context(only_one(one.output_path))
+                cli.seed_everything(one.seed)
+                found.append(train(one, device, ranks, loaded))
+        if len(runs) > 1 and ranks.rank == 0:
+            print(table_of_splits(found))
     return 0
 
 
-def train(args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: Checkpoint | None) -> None:
-    """Train as the flags say, from the beginning or on from `loaded`.
+def of_split(args: argparse.Namespace, number: int) -> argparse.Namespace:
+    """The flags of one of several splits, with folders of its own."""
+    one = argparse.Namespace(**vars(args))
+    one.split_number, one.output_path = number, args.output_path / f"split{number}"
+    one.run_path = args.run_path and args.run_path / f"split{number}"
+    return one
 
+
+def table_of_splits(reports: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table with a row: the accuracy on each split, and their mean."""
+    top1 = [report["figures"]["top1_percent"] for report in reports]
+    first = reports[0]
+    numbers = [report["split_number"] for report in reports]
+    cells = [
+        f"{first['model']}, {first['encoder']}",
+        f"{first['sequence_length']} of {first['img_dim']} px",
+        *(f"{accuracy:.2f} %" for accuracy in top1),
+        f"**{statistics.mean(top1):.2f} %**",
+    ]
+    head = ["model", "frames", *(f"split {number}" for number in numbers), "mean"]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), cells))
+
+
+def train(
+    args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: Checkpoint | None
+) -> dict[str, Any]:
+    """Train as the flags say, from the beginning or on from `loaded`, and test what is best.
+
+    Returns: the report, in the first process; nothing in the others.
     Raises: ValueError or OSError for wrong data or files; cli.Interrupted after a signal.
     """
     split = choose_split(args)
@@ -259,24 +276,24 @@ def train(args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: 
     order = ClipBatches(len(clips), args.batch_size, shuffle=True, seed=args.seed, **share)
     if not len(order):
         raise ValueError(f"{len(clips)} training clips are too few for {ranks.size} processes; add some")
-    train_loader = source.loader(clips, training, order)
-    loaders = {
-        name: source.loader(some, testing, ClipBatches(len(some), args.batch_size, shuffle=False, **share))
-        for name, some in (("val", held_out), ("test", split.test))
-    }
+    loaders = {"train": source.loader(clips, training, order)}
+    for name, some in (("val", held_out), ("test", split.test)):
+        if some:
+            batches = ClipBatches(len(some), args.batch_size, shuffle=False, **share)
+            loaders[name] = source.loader(some, testing, batches)
 
-    settings = {name: _plain(getattr(args, name)) for name in (*SETTINGS, "dataset_path", "split_path")}
+    learner = Learner(model, recipe_of(args), args.num_epochs * len(order), args.seed)
+    name = f"{type(model).__name__}-{model.encoder.name}-{args.img_dim}px-split{args.split_number}"
+    if not loaded:
+        args.run_path = unused_folder(args.run_path or Path("runs") / f"{name}-{args.recipe}-seed{args.seed}")
+    settings = settings_of(args)
     settings["clips"] = hashlib.sha256("\n".join(clip.name for clip in clips).encode()).hexdigest()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.num_epochs * len(order))
     checkpoint = Checkpoint(
         model, split.classes, args.img_dim, args.sequence_length, args.split_number, 0, settings
     )
-    run = Run(args.output_path, checkpoint, optimizer, scheduler, args.save_seconds)
-    forward = ranks.parallel(model, source.forward)
+    run = Run(args.output_path, checkpoint, learner, args.save_seconds)
     cli.say(
-        f"training {run.name} ({sum(map(torch.Tensor.numel, trained)):,} parameters) "
+        f"training {run.name} ({sum(map(torch.Tensor.numel, learner.parameters)):,} parameters) "
         + f"on {len(clips):,} clips, "
         + (f"validating on {len(held_out):,}, " if held_out else "")
         + f"testing on {len(split.test):,}; {model.encoder.name} in {model.encoder.dtype} on {device}"
@@ -296,64 +313,41 @@ def train(args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: 
     elif ranks.rank == 0:
         run.make_room()
         run.save_last()
-
-    with cli.Deferred() as signals:
-
-        def stop() -> bool:
-            stopping = ranks.any(signals.signum is not None)
-            if ranks.rank == 0:
-                run.save_last() if stopping else run.save_if_due()
-            return stopping
-
-        def evaluated(name: str) -> dict[str, float]:
-            # Alone, a signal is heard in between; several processes must do the same number of steps.
-            heard = stop if ranks.size == 1 else lambda: False
-            result = evaluate(
-                model, source.forward, loaders[name], device, description=name, ranks=ranks, stop=heard
-            )
-            if result is None:
-                raise stopped()
-            leak = ", on a split that leaks" if (args.split_number, name) == (RANDOM, "test") else ""
-            cli.say(f"epoch {run.epoch} of {args.num_epochs}: {name} {result}{leak}")
-            return {f"{name}_loss": result.loss, f"{name}_accuracy": result.accuracy}
-
-        def stopped() -> cli.Interrupted:
-            cli.say(f"stopped in epoch {run.epoch} after {run.tally.batches} batches; go on with --resume")
-            return cli.Interrupted(signals.signum or signal.SIGTERM)
-
-        while run.epoch <= args.num_epochs and not run.out_of_patience(args.patience):
-            description = f"epoch {run.epoch} of {args.num_epochs}"
-            order.epoch, order.start = run.epoch, run.tally.batches
-            try:
-                whole = train_one_epoch(
-                    forward, train_loader, optimizer, scheduler, device,
-                    description=description, tally=run.tally, ranks=ranks, stop=stop,
-                )  # fmt: skip
-            except LossError as error:
-                names = ", ".join(clips[index].name for _, index in order.whole()[error.batch])
-                raise ValueError(
-                    f"{description}, batch {error.batch + 1}: {error}; the checkpoints in "
-                    f"{args.output_path} are from before; the clips were {names}"
-                ) from error
-            if not whole:
-                raise stopped()
-            cli.say(f"{description}: train {run.tally}")
-            figures = {"train_loss": run.tally.loss, "train_accuracy": run.tally.accuracy}
-            if held_out:
-                figures |= evaluated("val")
-            if run.epoch % args.checkpoint_interval == 0 or run.epoch == args.num_epochs:
-                figures |= evaluated("test")
-                if ranks.rank == 0:
-                    cli.say(f"saved {run.save_epoch(keep=args.keep)}")
-            run.end_epoch(figures, write=ranks.rank == 0)
+    with contextlib.ExitStack() as held:
+        history = None
         if ranks.rank == 0:
-            run.save_last()
-    if run.best:
-        cli.say(
-            f"best validation accuracy {run.best[0]:.2f} % after epoch {run.best[1]}, in {run.folder / BEST}"
-        )
+            history = held.enter_context(contextlib.closing(History(args.run_path, run.history, name)))
+            cli.say(f"figures and curves in {args.run_path}")
+        Trainer(run, args, ranks, order, clips, loaders, history).fit()
     if run.epoch <= args.num_epochs:
         cli.say(f"ended after epoch {run.epoch - 1}: no better one in {args.patience} epochs")
+    report = {}
+    if ranks.rank == 0:
+        report = test_best(run, source, split, testing, args)
+    ranks.wait()
+    return report
+
+
+def test_best(
+    run: Run, source: ClipSource, split: Split, sampling: Sampling, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Test the file that the run recommends, and write the report; returns it."""
+    path = run.folder / BEST
+    how = f"best validation accuracy {run.best[0]:.2f} %, " if run.best else ""
+    if not run.best:
+        path = run.path_of(run.epoch - 1)
+    checkpoint = load_checkpoint(path)
+    model = checkpoint.model.to(source.model.encoder.device)
+    batches = ClipBatches(len(split.test), args.batch_size, shuffle=False)
+    loader = source.loader(split.test, sampling, batches)
+    predictions = predict_clips(model, loader, batches, split.test, split.classes)
+    report = write_report(
+        args.run_path / "test", predictions, about(checkpoint, path, source, sampling, args.split_number)
+    )
+    leak = ", on a split that leaks" if args.split_number == RANDOM else ""
+    cli.say(f"{how}epoch {checkpoint.epoch}, {path}: test {summary(report['figures'])}{leak}")
+    cli.say(f"report in {args.run_path / 'test'}")
+    return report
 
 
 if __name__ == "__main__":

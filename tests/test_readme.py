@@ -103,7 +103,7 @@ def test_the_quick_start_names_the_targets_of_the_makefile():
 def test_every_dependency_has_its_line():
     names = re.findall(r"^([A-Za-z][\w-]*)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     table = README.split("## Dependencies")[1].split("\n## ")[0]
-    assert len(names) == 10
+    assert len(names) == 14
     assert [name for name in names if not re.search(rf"[|,] {name}\b", table)] == []
     tests = re.findall(r"^([a-z][\w-]*)", (ROOT / "requirements-test.txt").read_text(), re.MULTILINE)
     assert [name for name in tests if name not in table] == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import engine
+import models
 import train
 from checkpoint import load_checkpoint
 from conftest import ROOT
@@ -42,15 +42,15 @@ def whole(call, small, train_flags, tmp_path):
 
 def stop_after(monkeypatch, batches, signum):
     """Have the process get a signal after so many batches."""
-    add, seen = engine.Tally.add, []
+    classify, seen = models.ConvLSTM.classify, []
 
-    def counted(self, *figures):
-        add(self, *figures)
+    def counted(self, embeddings):
         seen.append(self)
         if len(seen) == batches:
             os.kill(os.getpid(), signum)
+        return classify(self, embeddings)
 
-    monkeypatch.setattr(engine.Tally, "add", counted)
+    monkeypatch.setattr(models.ConvLSTM, "classify", counted)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -76,16 +76,14 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 def test_a_second_signal_ends_at_once(call, small, train_flags, tmp_path, whole, monkeypatch):
     folder = tmp_path / "stopped"
-    add = engine.Tally.add
 
-    def twice(self, *figures):
-        add(self, *figures)
+    def twice(self, embeddings):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("not reached")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Tally, "add", twice)
+        patch.setattr(models.ConvLSTM, "classify", twice)
         done = call(train, *flags_of(train_flags, small, folder))
     assert (done.status, "--resume" in done.out) == (128 + signal.SIGINT, False)
     # What was saved before is whole, and goes on.
@@ -170,7 +168,7 @@ def test_validation_picks_the_best_and_ends_without_patience(call, toy, train_fl
     best = int(np.argmax(accuracies)) + 1
     assert len(accuracies) == min(9, best + 2)
     assert load_checkpoint(tmp_path / "out/best.pth").epoch == best
-    assert f"after epoch {best}, in" in done.out
+    assert f"best validation accuracy {max(accuracies):.2f} %, epoch {best}, " in done.out
     done = call(train, *flags, "--num_epochs", 9, "--patience", 2, "--val_fraction", 0)
     assert (done.status, "--val_fraction" in done.one_line_error()) == (2, True)
 

@@ -30,7 +30,7 @@ def test_every_clip_counts_once_whatever_the_batches(call, toy, trained):
     for batch_size in (1, 5, 16):
         done = call(test_script, *flags(toy, path), "--batch_size", batch_size)
         assert done.status == 0, done.err
-        figures.add(done.out.split("test ")[1])
+        figures.add(done.out.split("test ")[1].splitlines()[0])
     assert len(figures) == 1
     # What training printed of the same epoch, on the same split.
     assert figures.pop().strip() in training.out

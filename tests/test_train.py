@@ -1,7 +1,11 @@
+import json
+import re
 import shutil
+import signal
 
 import pytest
 import torch
+from test_run import stop_after
 
 import models
 import train
@@ -9,7 +13,9 @@ from checkpoint import load_checkpoint
 
 
 def losses(outcome):
-    return [line for line in outcome.out.splitlines() if "nats" in line]
+    """The lines with figures, without the file that the last one names."""
+    lines = [line for line in outcome.out.splitlines() if "nats" in line]
+    return [re.sub(r"\S*/", "", line) for line in lines]
 
 
 def test_train_saves_tests_and_keeps_what_the_checkpoint_needs(call, small, train_flags, tmp_path):
@@ -19,7 +25,10 @@ def test_train_saves_tests_and_keeps_what_the_checkpoint_needs(call, small, trai
     saved = [path.name for path in folder.iterdir() if path.name != ".lock"]
     assert sorted(saved) == ["ConvLSTM_2.pth", "ConvLSTM_3.pth", "last.pth"]
     assert len([line for line in losses(done) if ": train" in line]) == 3
-    assert len([line for line in losses(done) if ": test" in line and "of 2 clips" in line]) == 2
+    tested = [line for line in losses(done) if ": test" in line and "of 2 clips" in line]
+    assert [line.split(":")[0] for line in tested[:2]] == ["epoch 2 of 3", "epoch 3 of 3"]
+    assert tested[2].startswith("epoch 3, ConvLSTM_3.pth: test")
+    assert tested[2].split("accuracy ")[1][:20] == tested[1].split("accuracy ")[1][:20]
     checkpoint = load_checkpoint(folder / "ConvLSTM_3.pth")
     assert checkpoint.classes == ["WalkLeft", "WalkRight"]
     assert (checkpoint.img_dim, checkpoint.sequence_length, checkpoint.split_number) == (32, 8, 1)
@@ -139,3 +148,44 @@ def test_bf16_on_request_changes_the_embeddings_only_a_little(small, train_flags
     encoder.prepare(torch.bfloat16)
     assert not torch.equal(encoder.embed(frames), exact)
     assert torch.allclose(encoder.embed(frames), exact, rtol=0.03, atol=0.03)
+
+
+def test_all_splits_are_trained_from_one_cache_and_their_mean_is_a_row(call, toy, train_flags, tmp_path):
+    flags = [*train_flags(toy), "--latent_dim", 8, "--num_epochs", 1, "--split_number", "all"]
+    done = call(train, *flags)
+    assert done.status == 0, done.err
+    assert done.out.count("encoding 64 clips") == 1
+    head, line, row = done.out.splitlines()[-3:]
+    assert head == "| model | frames | split 1 | split 2 | split 3 | mean |"
+    assert set(line) == {"|", "-", " "}
+    accuracies = []
+    for number in (1, 2, 3):
+        run = tmp_path / f"runs/ConvLSTM-tiny-32px-split{number}-default-seed0"
+        report = json.loads((run / "test/report.json").read_text())
+        assert report["split_number"] == number
+        accuracies.append(report["figures"]["top1_percent"])
+        assert (
+            load_checkpoint(tmp_path / f"model_checkpoints/split{number}/ConvLSTM_1.pth").split_number
+            == number
+        )
+    cells = row.strip("| ").split(" | ")
+    assert cells[:2] == ["ConvLSTM, tiny", "8 of 32 px"]
+    assert cells[2:5] == [f"{accuracy:.2f} %" for accuracy in accuracies]
+    assert cells[5] == f"**{sum(accuracies) / 3:.2f} %**"
+
+
+def test_all_splits_go_on_where_they_stopped(call, toy, train_flags, tmp_path, monkeypatch):
+    flags = [*train_flags(toy), "--latent_dim", 8, "--num_epochs", 2, "--split_number", "all"]
+    whole = call(train, *flags, "--output_path", "whole")
+    assert whole.status == 0, whole.err
+    with monkeypatch.context() as patch:
+        # 3 batches of training an epoch, one of testing, one of the report: in the second split.
+        stop_after(patch, 10, signal.SIGTERM)
+        done = call(train, *flags, "--output_path", "cut")
+    assert done.status == 128 + signal.SIGTERM
+    assert not (tmp_path / "cut/split3").exists()
+    done = call(train, "--resume", "--split_number", "all", "--output_path", "cut")
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[-1] == whole.out.splitlines()[-1]
+    done = call(train, "--resume", "--split_number", "all", "--output_path", "gone")
+    assert (done.status, "no run to go on with" in done.one_line_error()) == (1, True)
