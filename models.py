@@ -24,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Frames that go through the encoder at once on a GPU: what keeps it busy.
 ACCELERATOR_BATCH = 256
+FORGET_BIAS = 2.0
 # What the names of the tensors that are never trained begin with, in a model.
 FROZEN = "encoder.feature_extractor."
 
@@ -320,6 +321,11 @@ class ConvLSTM(nn.Module):
         self.lstm = nn.LSTM(
             latent_dim, hidden_dim, lstm_layers, batch_first=True, bidirectional=bidirectional
         )
+        # An open forget gate remembers some ten frames from the start; PyTorch's half-open one remembers two
+        # (Gers et al., 2000; Jozefowicz et al., ICML 2015).
+        for name, bias in self.lstm.named_parameters():
+            if name.startswith("bias_ih"):
+                nn.init.constant_(bias[hidden_dim : 2 * hidden_dim], FORGET_BIAS)
         width = 2 * hidden_dim if bidirectional else hidden_dim
         self.attention_layer = nn.Linear(width, 1) if pooling == "attention" else None
         # A recipe says how much of it; the original had none.

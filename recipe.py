@@ -39,6 +39,8 @@ class Recipe:
         mixup: alpha of the Beta distribution that clips are mixed by (Zhang et al., ICLR 2018); 0 mixes none
         clip_norm: longest gradient (Pascanu et al., ICML 2013); 0 leaves it as it is
         norm_momentum: share of a batch in BatchNorm's running statistics
+        norm_freeze: share of all steps after which BatchNorm computes with its running statistics, as it does
+            in testing: those of 16 clips are mostly noise (Jacob et al., CVPR 2018, section 3.2); 1: never
         ema: how far back the average of the weights looks, as a share of all steps (Polyak and Juditsky,
             1992); 0 averages none
     """
@@ -54,6 +56,7 @@ class Recipe:
     mixup: float
     clip_norm: float
     norm_momentum: float
+    norm_freeze: float
     ema: float
 
 
@@ -70,7 +73,8 @@ RECIPES = {
         mixup=0.0,
         clip_norm=1.0,
         norm_momentum=0.1,
-        ema=0.05,
+        norm_freeze=0.4,
+        ema=0.0,
     ),
     "original": Recipe(
         optimizer="adam",
@@ -84,6 +88,7 @@ RECIPES = {
         mixup=0.0,
         clip_norm=0.0,
         norm_momentum=0.01,
+        norm_freeze=1.0,
         ema=0.0,
     ),
 }
@@ -101,6 +106,7 @@ _FLAGS: dict[str, tuple[dict[str, Any], str]] = {
     "mixup": ({"type": cli.non_negative_float}, "alpha of mixup, which blends clips; 0 blends none"),
     "clip_norm": ({"type": cli.non_negative_float}, "longest gradient of a step; 0 leaves all as they are"),
     "norm_momentum": ({"type": cli.fraction}, "share of a batch in BatchNorm's running statistics"),
+    "norm_freeze": ({"type": cli.share}, "share of all steps after which those statistics stay; 1: never"),
     "ema": ({"type": cli.fraction}, "span of the weights' moving average in shares of all steps; 0: none"),
 }
 # Those, and the one that they depend on.
@@ -195,7 +201,14 @@ class Learner:
         return float(self.scheduler.get_last_lr()[0])
 
     def begin_batch(self, epoch: int, batch: int, rank: int) -> None:
-        """Seed all random numbers of a batch by its place alone, so that a resumed run draws the same."""
+        """Get ready for a batch, after `train()`.
+
+        All random numbers are seeded by its place alone, so that a resumed run draws the same.
+        """
+        if self.scheduler.last_epoch >= self.recipe.norm_freeze * self.steps:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
         seed = np.random.SeedSequence([self.seed, epoch, batch, rank]).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(seed))
 

@@ -287,9 +287,8 @@ def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) 
     ]
     names = hashlib.sha256("\n".join(clip.name for clip in predictions.clips).encode()).hexdigest()
     report = {"figures": found, **about, "test_clips_sha256": names, "mistakes": mistakes}
-    title = (
-        f"{about['model']}, {about['encoder']}, split {about['split_number']}: {found['top1_percent']:.2f} %"
-    )
+    score = f"{found['top1_percent']:.2f} % of {found['clips']:,} clips"
+    title = f"{about['model']}, {about['encoder']}, split {about['split_number']}: {score}"
     rows = _per_class(predictions)
     head = ["class", "clips", "correct", "accuracy_percent", "taken_for"]
     write_whole(folder / "classes.csv", _csv([head, *rows]))

@@ -27,6 +27,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
     )
     cli.add_data_flags(parser)
+    # The checkpoint's holds.
     parser.set_defaults(frame_stride=None)
     cli.add_split_flag(
         parser,

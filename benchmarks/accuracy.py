@@ -50,39 +50,60 @@ ABLATION: dict[str, list[object]] = {
     "mixup 0.4": ["--mixup", 0.4],
     "gradients not cut": ["--clip_norm", 0],
     "BatchNorm momentum 0.01": ["--norm_momentum", 0.01],
-    "no average of the weights": ["--ema", 0],
+    "BatchNorm never frozen": ["--norm_freeze", 1],
+    "average of the weights": ["--ema", 0.05],
 }
 K = TypeVar("K")
+# Clips of a video of UCF-101 that have nearly all of its frames together.
+SEVERAL = 4
 
 PAIRS = (("WalkLeft", "WalkRight"), ("SitDown", "StandUp"))
 
 
-def train(flags: list[object], folder: Path) -> dict[str, Any]:
-    """Run train.py; returns its report, its history, and whether each test clip is right."""
-    command = [sys.executable, "train.py", *flags, "--num_workers", 1]
-    command += ["--output_path", folder / "out", "--run_path", folder / "run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def command(*words: object) -> None:
+    """Run one of the commands, on a single thread: several run side by side."""
     done = subprocess.run(
-        [*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *map(str, words), "--num_workers", "1"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
-    for checkpoint in (folder / "out").glob("*.pth"):
-        checkpoint.unlink()
 
-    def rows(name: str) -> list[dict[str, str]]:
-        with (folder / "run" / name).open(newline="") as file:
-            return list(csv.DictReader(file))
 
+def train(flags: list[object], folder: Path, clips: int) -> dict[str, Any]:
+    """Run train.py, and test.py with several clips of each video; returns what they wrote."""
+    data = flags[: flags.index("--encoder")]
+    command("train.py", *flags, "--output_path", folder / "out", "--run_path", folder / "run")
     report = json.loads((folder / "run/test/report.json").read_text())
-    return {"report": report, "history": rows("history.csv"), "clips": rows("test/predictions.csv")}
+    several = folder / "several"
+    if clips > 1:
+        checkpoint = ["--checkpoint_model", report["checkpoint"], "--clips", clips]
+        command("test.py", *data, *checkpoint, "--run_path", several)
+    for path in (folder / "out").glob("*.pth"):
+        path.unlink()
+    return {
+        "report": report,
+        "history": rows(folder / "run/history.csv"),
+        "clips": rows(folder / "run/test/predictions.csv"),
+        "several": rows(several / "predictions.csv") if clips > 1 else [],
+        "several_report": json.loads((several / "report.json").read_text()) if clips > 1 else {},
+    }
 
 
-def train_all(jobs: dict[K, list[object]]) -> dict[K, dict[str, Any]]:
+def train_all(jobs: dict[K, list[object]], clips: int = 1) -> dict[K, dict[str, Any]]:
     """`train` with the flags of each job, as many side by side as there are cores."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(cli.available_cores()) as pool:
         futures = {
-            key: pool.submit(train, flags, Path(folder) / str(number))
+            key: pool.submit(train, flags, Path(folder) / str(number), clips)
             for number, (key, flags) in enumerate(jobs.items())
         }
         return {key: future.result() for key, future in tqdm(futures.items(), unit="training")}
@@ -111,9 +132,9 @@ def linear_probe(args: argparse.Namespace) -> tuple[list[Clip], np.ndarray]:
     return split.test, said == np.array([clip.label for clip in split.test])
 
 
-def right_of(runs: Sequence[dict[str, Any]]) -> np.ndarray:
+def right_of(runs: Sequence[dict[str, Any]], part: str = "clips") -> np.ndarray:
     """Whether each run has each test clip right: (runs, N)."""
-    return np.array([[clip["correct"] == "1" for clip in run["clips"]] for run in runs])
+    return np.array([[clip["correct"] == "1" for clip in run[part]] for run in runs])
 
 
 def row(name: str, right: np.ndarray, groups: list[str], extra: Sequence[str] = ()) -> list[str]:
@@ -135,16 +156,17 @@ def test(args: argparse.Namespace, data: list[object], epochs: Sequence[int]) ->
         for number in numbers
         for seed in range(args.seeds)
     }
-    runs = train_all(jobs)
-    rows = [row("logistic regression on the mean of all frames", probe[None], groups)]
+    runs = train_all(jobs, SEVERAL)
+    table = [row("logistic regression on the mean of all frames", probe[None], groups)]
     for recipe, number, _ in [key for key in jobs if key[2] == 0]:
         mine = [runs[recipe, number, seed] for seed in range(args.seeds)]
-        loss = statistics.mean(run["report"]["figures"]["loss_nats"] for run in mine)
-        name = f"ConvLSTM, {recipe} recipe, {number} epochs"
-        rows.append(row(name, right_of(mine), groups, [f"{loss:.2f}"]))
+        for part, report, views in (("clips", "report", 1), ("several", "several_report", SEVERAL)):
+            loss = statistics.mean(run[report]["figures"]["loss_nats"] for run in mine)
+            name = f"ConvLSTM, {recipe} recipe, {number} epochs, --clips {views}"
+            table.append(row(name, right_of(mine, part), groups, [f"{loss:.2f}"]))
     head = ["what", "top-1, mean", "seeds", "95 % interval", "loss, nats"]
     title = f"Split {args.split_number}, {args.encoder} at {args.img_dim} px, {len(clips)} test clips"
-    print_table(f"{title}, {args.seeds} seeds", head, rows)
+    print_table(f"{title}, {args.seeds} seeds", head, table)
 
 
 def ablation(args: argparse.Namespace, data: list[object], epochs: int) -> None:
@@ -157,7 +179,7 @@ def ablation(args: argparse.Namespace, data: list[object], epochs: int) -> None:
         for seed in range(args.seeds)
     }
     runs = train_all(jobs)
-    rows = []
+    table = []
     for name in chosen:
         ends = [runs[name, seed]["history"][-1] for seed in range(args.seeds)]
         accuracy = [float(end["val_accuracy"]) for end in ends]
@@ -165,7 +187,7 @@ def ablation(args: argparse.Namespace, data: list[object], epochs: int) -> None:
         change = [one - other for one, other in zip(accuracy, default, strict=True)]
         error = statistics.stdev(change) / len(change) ** 0.5
         loss = statistics.mean(float(end["val_loss"]) for end in ends)
-        rows.append(
+        table.append(
             [
                 name,
                 f"{statistics.mean(accuracy):.1f} %",
@@ -176,7 +198,7 @@ def ablation(args: argparse.Namespace, data: list[object], epochs: int) -> None:
         )
     head = ["recipe", "top-1, mean", "seeds", "against the default, ± standard error", "loss, nats"]
     title = f"A third of the training groups of split {args.split_number} held out, {args.encoder} at "
-    print_table(f"{title}{args.img_dim} px, {epochs} epochs, {args.seeds} seeds", head, rows)
+    print_table(f"{title}{args.img_dim} px, {epochs} epochs, {args.seeds} seeds", head, table)
 
 
 def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
@@ -184,11 +206,11 @@ def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
     clips, probe = linear_probe(args)
     jobs = {seed: [*data, "--num_epochs", epochs, "--seed", seed] for seed in range(args.seeds)}
     right = right_of(list(train_all(jobs).values()))
-    rows = []
+    table = []
     for pair in PAIRS:
         mine = np.array([clip.name.split("/")[0] in pair for clip in clips])
         seeds = 100 * right[:, mine].mean(1)
-        rows.append(
+        table.append(
             [
                 " / ".join(pair),
                 str(mine.sum()),
@@ -197,12 +219,12 @@ def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
             ]
         )
     head = ["pair", "test clips", "logistic regression on mean-pooled frames", "ConvLSTM"]
-    print_table(f"Order of frames, toy data, {epochs} epochs, {args.seeds} seeds", head, rows)
+    print_table(f"Order of frames, toy data, {epochs} epochs, {args.seeds} seeds", head, table)
 
 
-def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
+def print_table(title: str, head: list[str], table: list[list[str]]) -> None:
     print(f"\n### {title}\n")
-    for cells in (head, ["---"] * len(head), *rows):
+    for cells in (head, ["---"] * len(head), *table):
         print("| " + " | ".join([*cells, *[""] * (len(head) - len(cells))]) + " |")
 
 
@@ -224,8 +246,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if toy:
             args.data = Path(folder) / "toy"
-            command = [sys.executable, "data/make_toy_actions.py", "--output_path", str(args.data)]
-            subprocess.run(command, cwd=ROOT, check=True)
+            drawing = [sys.executable, "data/make_toy_actions.py", "--output_path", str(args.data)]
+            subprocess.run(drawing, cwd=ROOT, check=True)
         args.cache_path = args.cache_path or cli.beside(args.data / "UCF-101", "-embeddings")
         data: list[object] = ["--dataset_path", args.data / "UCF-101", "--cache_path", args.cache_path]
         data += ["--split_path", args.data / "ucfTrainTestlist", "--split_number", args.split_number]

@@ -201,3 +201,16 @@ def test_the_official_lists(subset):
     assert split.missing() == "391 of 13,320 listed clips found, 10 of 101 classes; going on with those"
     assert (len(split.train), len(split.test)) == (283, 108)
     assert all(classes[clip.label] == clip.name.split("/")[0] for clip in split.train + split.test)
+
+
+@given(num_frames=st.integers(1, 400), length=st.integers(1, 60), views=st.integers(2, 6))
+def test_several_clips_of_a_video_lie_between_each_other(num_frames, length, views):
+    clips = np.stack([clip_indices(num_frames, length, view=view, views=views) for view in range(views)])
+    assert clips.shape == (views, length)
+    assert 0 <= clips.min() <= clips.max() < num_frames
+    assert (np.diff(clips) >= 0).all()
+    if num_frames >= length:
+        # Frame by frame, the first clip's comes first, the next clip's after it.
+        assert (np.diff(clips.T.ravel()) >= 0).all()
+    if num_frames >= views * length:
+        assert len(np.unique(clips)) == views * length

@@ -153,3 +153,12 @@ def test_bf16_embeddings_are_close_to_fp32(subset):
     fast = encoder.embed(frames)
     assert fast.dtype == torch.float32
     assert F.cosine_similarity(exact, fast).min() > 0.99
+
+
+def test_forget_gates_begin_open():
+    net = ConvLSTM(3, encoder="tiny", latent_dim=4, hidden_dim=6, lstm_layers=2)
+    for name, bias in net.lstm.named_parameters():
+        if name.startswith("bias_ih"):
+            assert (bias[6:12] == 2).all()
+            assert (bias[:6].abs() < 1).all()
+            assert (bias[12:].abs() < 1).all()

@@ -94,9 +94,21 @@ def test_dropout_and_batchnorm_are_set_in_the_head_and_nowhere_else():
     assert model.encoder.feature_extractor.norm.momentum == 0.123
 
 
+def test_batchnorm_stands_still_after_its_share_of_the_steps():
+    learner = learner_of(steps=4, norm_momentum=0.5, norm_freeze=0.5)
+    norm, means = learner.model.output_layers[1], []
+    for number in range(4):
+        one_step(learner, number)
+        means.append(norm.running_mean.clone())
+    assert not torch.equal(means[0], means[1])
+    assert torch.equal(means[1], means[2])
+    assert torch.equal(means[2], means[3])
+    assert not learner.model.encoder.feature_extractor.norm.training
+
+
 def one_step(learner, number):
-    learner.begin_batch(1, number, 0)
     learner.model.train()
+    learner.begin_batch(1, number, 0)
     embeddings = torch.randn(4, 6, 48)
     inputs, targets = learner.augment(embeddings, torch.tensor([0, 1, 2, 0]))
     learner.step(learner.loss(learner.model.classify(inputs), targets))
