@@ -8,6 +8,7 @@ DEMO := model_checkpoints/demo
 DEMO_EPOCHS := 12
 DEMO_MODEL := $(DEMO)/ConvLSTM_$(DEMO_EPOCHS).pth
 DEMO_CLIP := $(TOY)/UCF-101/JumpingJack/v_JumpingJack_g01_c01.avi
+DEMO_RUN := runs/demo
 DEMO_VIDEO := annotated/demo.mp4
 
 .PHONY: demo test assets
@@ -18,8 +19,10 @@ demo: .venv/installed
 		echo "Training on $(TOY) with the encoder efficientnet_lite0: its ImageNet weights come with the installation."; \
 		$(PY) train.py --dataset_path $(TOY)/UCF-101 --split_path $(TOY)/ucfTrainTestlist \
 			--encoder efficientnet_lite0 --img_dim 112 --sequence_length 16 --no_flip \
-			--num_epochs $(DEMO_EPOCHS) --checkpoint_interval $(DEMO_EPOCHS) --output_path $(DEMO); }
-	@$(PY) test.py --dataset_path $(TOY)/UCF-101 --split_path $(TOY)/ucfTrainTestlist --checkpoint_model $(DEMO_MODEL)
+			--num_epochs $(DEMO_EPOCHS) --checkpoint_interval $(DEMO_EPOCHS) --output_path $(DEMO) \
+			--run_path $(DEMO_RUN); }
+	@$(PY) test.py --dataset_path $(TOY)/UCF-101 --split_path $(TOY)/ucfTrainTestlist --checkpoint_model $(DEMO_MODEL) \
+		--run_path $(DEMO_RUN)/test
 	@test -f $(DEMO_VIDEO) || $(PY) test_on_video.py --video_path $(DEMO_CLIP) --checkpoint_model $(DEMO_MODEL) --output $(DEMO_VIDEO)
 	@echo "The annotated video: $(DEMO_VIDEO)"
 
