@@ -73,7 +73,7 @@ RECIPES = {
         mixup=0.0,
         clip_norm=1.0,
         norm_momentum=0.1,
-        norm_freeze=0.4,
+        norm_freeze=1.0,
         ema=0.0,
     ),
     "original": Recipe(

@@ -50,7 +50,7 @@ ABLATION: dict[str, list[object]] = {
     "mixup 0.4": ["--mixup", 0.4],
     "gradients not cut": ["--clip_norm", 0],
     "BatchNorm momentum 0.01": ["--norm_momentum", 0.01],
-    "BatchNorm never frozen": ["--norm_freeze", 1],
+    "BatchNorm frozen after 40 %": ["--norm_freeze", 0.4],
     "average of the weights": ["--ema", 0.05],
 }
 K = TypeVar("K")
