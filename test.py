@@ -50,8 +50,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run_path",
         type=Path,
-        help="folder for the report, whose files there are replaced; default: test-<checkpoint> in the folder "
-        "of its training, numbered if it is there",
+        help="folder for the report, whose files there are replaced; default: test-<checkpoint> in the "
+        "folder of its training, numbered if it is there",
     )
     parser.add_argument(
         "--sequence_length",
