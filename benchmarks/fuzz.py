@@ -202,7 +202,7 @@ def main() -> int:
         data = ["--dataset_path", good / "UCF-101", "--split_path", good / "ucfTrainTestlist"]
         small = ["--encoder", "tiny", "--img_dim", 16, "--sequence_length", 4, "--latent_dim", 4]
         plain = ["--precision", "fp32", "--num_workers", 0]
-        train = [*data, *small, *plain, "--num_epochs", 1, "--cache_path", cache]
+        train = [*data, *small, *plain, "--num_epochs", 1, "--cache_path", cache, "--run_path", out / "run"]
         log = here / "case.log"
         status, _ = worker.run("train", [*train, "--output_path", here / "model"], log)
         assert status == 0, log.read_text()

@@ -152,6 +152,7 @@ def test_bf16_on_request_changes_the_embeddings_only_a_little(small, train_flags
 
 def test_all_splits_are_trained_from_one_cache_and_their_mean_is_a_row(call, toy, train_flags, tmp_path):
     flags = [*train_flags(toy), "--latent_dim", 8, "--num_epochs", 1, "--split_number", "all"]
+    flags += ["--cache_path", tmp_path / "cache"]
     done = call(train, *flags)
     assert done.status == 0, done.err
     assert done.out.count("encoding 64 clips") == 1
