@@ -19,6 +19,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from features import ClipSource
 from files import write_whole
 from models import ConvLSTM
 from ranks import ALONE, Ranks
-from splits import Clip
+from splits import Clip, names_sha256
 
 RESAMPLES = 10_000
 # Classes up to which a picture has room for the numbers.
@@ -56,17 +57,17 @@ class Predictions:
     clips: Sequence[Clip]
     probabilities: np.ndarray
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """(N,) int64."""
         return np.array([clip.label for clip in self.clips])
 
-    @property
+    @cached_property
     def predicted(self) -> np.ndarray:
         """Labels of the highest probabilities (N,) int64."""
         return self.probabilities.argmax(1)
 
-    @property
+    @cached_property
     def correct(self) -> np.ndarray:
         """(N,) bool."""
         return self.predicted == self.labels
@@ -285,8 +286,12 @@ def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) 
         }
         for index in predictions.mistakes()
     ]
-    names = hashlib.sha256("\n".join(clip.name for clip in predictions.clips).encode()).hexdigest()
-    report = {"figures": found, **about, "test_clips_sha256": names, "mistakes": mistakes}
+    report = {
+        "figures": found,
+        **about,
+        "test_clips_sha256": names_sha256(predictions.clips),
+        "mistakes": mistakes,
+    }
     score = f"{found['top1_percent']:.2f} % of {found['clips']:,} clips"
     title = f"{about['model']}, {about['encoder']}, split {about['split_number']}: {score}"
     rows = _per_class(predictions)

@@ -9,6 +9,7 @@ The files read here are those of ucfTrainTestlist.zip (Soomro, Zamir and Shah, 2
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -215,6 +216,11 @@ def load_split(dataset_path: Path, split_path: Path, split_number: int | str, *,
             f"{expected}, or frames in the folder {expected.with_suffix('')}"
         )
     return split
+
+
+def names_sha256(clips: Sequence[Clip]) -> str:
+    """SHA-256 of the clips' names in their order, as 64 hexadecimal digits: the same for the same clips."""
+    return hashlib.sha256("\n".join(clip.name for clip in clips).encode()).hexdigest()
 
 
 def random_split(split: Split, seed: int) -> Split:

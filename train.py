@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +31,7 @@ from ranks import Ranks
 from recipe import Learner, add_recipe_flags, fill_from_recipe, recipe_of
 from report import about, predict_clips, summary, write_report
 from run import BEST, LAST, Run, only_one, settings_of, with_earlier_settings
-from splits import ALL, RANDOM, SPLIT_NUMBERS, Clip, Split, hold_out, load_split, siblings
+from splits import ALL, RANDOM, SPLIT_NUMBERS, Clip, Split, hold_out, load_split, names_sha256, siblings
 from trainer import Trainer
 
 
@@ -287,7 +286,7 @@ def train(
     if not loaded:
         args.run_path = unused_folder(args.run_path or Path("runs") / f"{name}-{args.recipe}-seed{args.seed}")
     settings = settings_of(args)
-    settings["clips"] = hashlib.sha256("\n".join(clip.name for clip in clips).encode()).hexdigest()
+    settings["clips"] = names_sha256(clips)
     checkpoint = Checkpoint(
         model, split.classes, args.img_dim, args.sequence_length, args.split_number, 0, settings
     )
