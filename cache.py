@@ -28,6 +28,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -36,8 +37,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import cli
+from dataset import DIFF_GAIN, GRAY
+from encoders import Encoder
 from files import write_whole
-from models import Encoder
 from pipeline import embed_ahead, read_ahead
 from splits import WHOLE, Clip, Shard
 from video import Video, VideoError
@@ -58,13 +60,14 @@ class CacheKey:
     """All that changes an embedding. Another key is another cache, so that no stale one is ever used.
 
     Attributes:
-        encoder: its name in models.ENCODERS
+        encoder: its name
         encoder_sha256: of its weights
         img_dim: height and width of the frames in pixels
         dtype: what the encoder computed in, and whether it was compiled
         flip: mirrored frames are kept too
         frame_stride: every how manieth frame is kept
         resize: how frames came to their size
+        stream: what a frame was seen as, a key of `dataset.STREAMS`
     """
 
     encoder: str
@@ -74,15 +77,28 @@ class CacheKey:
     flip: bool = True
     frame_stride: int = 1
     resize: str = RESIZE
+    stream: str = "rgb"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The attributes by name; frames as they are need no word for it, as before there were others."""
+        fields = asdict(self)
+        if self.stream == "rgb":
+            del fields["stream"]
+        else:
+            fields["stream"] += f": {DIFF_GAIN} x the change since the frame before, around {GRAY}"
+        return fields
 
     @property
     def folder(self) -> str:
         """Name of the cache's folder: readable, and with a hash of the whole key."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(self.fields, sort_keys=True)
         flip = "-flip" if self.flip else ""
         stride = f"-stride{self.frame_stride}" if self.frame_stride > 1 else ""
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return f"{self.encoder}-{self.img_dim}px-{self.dtype}{flip}{stride}-{digest}"
+        stream = f"-{self.stream}" if self.stream != "rgb" else ""
+        encoder = self.encoder.replace("/", "-")
+        return f"{encoder}-{self.img_dim}px-{self.dtype}{flip}{stride}{stream}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -241,7 +257,7 @@ class EmbeddingCache:
         return need
 
     def _write(self, clips: Sequence[Clip], encoder: Encoder, threads: int) -> None:
-        key = json.dumps(asdict(self.key), indent=1, sort_keys=True) + "\n"
+        key = json.dumps(self.key.fields, indent=1, sort_keys=True) + "\n"
         write_whole(self.folder / "key.json", key.encode())
         videos = [clip.video for clip in clips]
         stamps = [_stamp(video) for video in videos]
@@ -258,7 +274,9 @@ class EmbeddingCache:
                 total=len(clips), desc="encoding", unit="clip", dynamic_ncols=True, disable=not cli.is_first()
             ) as bar,
             contextlib.closing(
-                read_ahead(videos, self.key.img_dim, self.key.frame_stride, threads, encoder.device)
+                read_ahead(
+                    videos, self.key.img_dim, self.key.frame_stride, threads, encoder.device, self.key.stream
+                )
             ) as chunks,
         ):
 

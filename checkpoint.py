@@ -31,10 +31,16 @@ from torch import Tensor
 
 import cli
 from files import write_whole
-from models import FROZEN, MODELS, ConvLSTM
+from models import FROZEN, MODELS, Classifier
 from splits import read_classes
 
-FORMAT = "action-recognition 1"
+FORMAT = "action-recognition 2"
+# Before there were several models and streams: the only head had no name of its own.
+FORMAT_1 = "action-recognition 1"
+OLD_NAMES = {
+    "encoder.final.": "projection.",
+    **{name: name for name in ("lstm.", "attention_layer.", "output_layers.")},
+}
 UCF101_CLASSES = Path(__file__).resolve().parent / "data" / "ucf101_classes.txt"
 # What the original's test_on_video.py took where no flag said otherwise.
 ORIGINAL_IMG_DIM, ORIGINAL_SEQUENCE_LENGTH = 112, 40
@@ -59,7 +65,7 @@ class Checkpoint:
         training: what training needs to go on from here, as `run.Run` keeps it; None where that is not kept
     """
 
-    model: ConvLSTM
+    model: Classifier
     classes: list[str]
     img_dim: int
     sequence_length: int
@@ -86,7 +92,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
     }
     contents = {
         "format": FORMAT,
-        "model": type(model).__name__,
+        "model": model.name,
         "config": model.config,
         "encoder_sha256": model.encoder.sha256(),
         "state": state,
@@ -128,7 +134,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: the checkpoint is truncated or damaged; copy or train it again"
         ) from error
     try:
-        if isinstance(contents, dict) and contents.get("format") == FORMAT:
+        if isinstance(contents, dict) and contents.get("format") in (FORMAT, FORMAT_1):
             return _from_own(path, contents)
         if isinstance(contents, dict) and "encoder.final.0.weight" in contents:
             return _from_original(path, contents)
@@ -144,21 +150,23 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
             f"{path}: unknown model {contents['model']!r}; this version has {', '.join(MODELS)}"
         )
     state: dict[str, Tensor] = contents["state"]
+    if contents["format"] == FORMAT_1:
+        state = _renamed(state, OLD_NAMES)
     with_encoder = any(name.startswith(FROZEN) for name in state)
-    model = MODELS[contents["model"]](**contents["config"], pretrained=not with_encoder)
+    model = Classifier(contents["model"], **contents["config"], pretrained=not with_encoder)
     if not with_encoder:
         encoder = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(FROZEN)}
         state = {**encoder, **state}
     model.load_state_dict(state)
+    if with_encoder:
+        model.encoder.pretrained = False
     if model.encoder.sha256() != contents["encoder_sha256"]:
         raise CheckpointError(
             f"{path}: trained on other weights of {model.encoder.name} than the ones here "
             f"(SHA-256 {contents['encoder_sha256'][:12]}... there); put those in their place"
         )
-    if len(contents["classes"]) != model.config["num_classes"]:
-        raise CheckpointError(
-            f"{path}: {len(contents['classes'])} names for {model.config['num_classes']} classes"
-        )
+    if len(contents["classes"]) != model.num_classes:
+        raise CheckpointError(f"{path}: {len(contents['classes'])} names for {model.num_classes} classes")
     return Checkpoint(
         model.eval(),
         list(contents["classes"]),
@@ -171,6 +179,15 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
     )
 
 
+def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of a model without streams, under the names they have in one; the longest match holds."""
+    found = {}
+    for name, tensor in state.items():
+        old = max((one for one in names if name.startswith(one)), key=len, default="")
+        found[f"heads.rgb.{names[old]}{name.removeprefix(old)}" if old else name] = tensor
+    return found
+
+
 def _from_original(path: Path, state: Mapping[str, Tensor]) -> Checkpoint:
     bidirectional = "lstm.lstm.weight_ih_l0_reverse" in state
     if "lstm.final.0.weight" in state:
@@ -179,21 +196,17 @@ def _from_original(path: Path, state: Mapping[str, Tensor]) -> Checkpoint:
         head, pooling = "lstm.output_layers.", "average"
     else:
         head, pooling = "output_layers.", "attention" if "attention_layer.weight" in state else "last"
-    names = {"lstm.lstm.": "lstm.", head: "output_layers."}
-
-    def renamed(name: str) -> str:
-        for old, new in names.items():
-            if name.startswith(old):
-                return new + name.removeprefix(old)
-        return name
-
-    num_classes = len(state[head + "3.bias"])
-    model = ConvLSTM(
+    state = _renamed(state, {**OLD_NAMES, "lstm.lstm.": "lstm.", head: "output_layers."})
+    num_classes = len(state["heads.rgb.output_layers.3.bias"])
+    model = Classifier(
+        "ConvLSTM",
         num_classes,
         encoder="resnet152",
-        latent_dim=len(state["encoder.final.0.bias"]),
-        hidden_dim=state["lstm.lstm.weight_hh_l0"].shape[1],
-        lstm_layers=sum(name.startswith("lstm.lstm.weight_ih_l") and "reverse" not in name for name in state),
+        latent_dim=len(state["heads.rgb.projection.0.bias"]),
+        hidden_dim=state["heads.rgb.lstm.weight_hh_l0"].shape[1],
+        lstm_layers=sum(
+            name.startswith("heads.rgb.lstm.weight_ih_l") and "reverse" not in name for name in state
+        ),
         bidirectional=bidirectional,
         pooling=pooling,
         pretrained=False,
@@ -202,7 +215,7 @@ def _from_original(path: Path, state: Mapping[str, Tensor]) -> Checkpoint:
     counts = {
         name: tensor for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")
     }
-    model.load_state_dict({**counts, **{renamed(name): tensor for name, tensor in state.items()}})
+    model.load_state_dict({**counts, **state})
     classes = read_classes(UCF101_CLASSES)
     if num_classes != len(classes):
         raise CheckpointError(

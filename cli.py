@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
@@ -58,6 +58,16 @@ def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
     return value
 
 
+def passing(check: Callable[[str], object]) -> Callable[[str], str]:
+    """A flag's type out of a function that raises ValueError for what will not do; the text stays."""
+
+    def value(text: str) -> str:
+        checked(check)(text)
+        return text
+
+    return value
+
+
 def non_negative_float(text: str) -> float:
     """Value of a flag that measures something or nothing: 0 or more."""
     value = float(text)
@@ -80,6 +90,11 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} does not fit: it takes a share from 0 to 1")
     return value
+
+
+def positive_share(text: str) -> float:
+    """Value of a flag that is a share, and not none: above 0, to 1."""
+    return share(text) and positive_float(text)
 
 
 def is_first() -> bool:
@@ -154,22 +169,43 @@ def add_split_flag(group: Any, *, default: int | None, choices: Sequence[int | s
     )
 
 
-def add_encoder_flags(parser: argparse.ArgumentParser, encoders: Iterable[str]) -> None:
-    """Add the flags that say what becomes of a frame; `encoders` are the names to choose from."""
+def add_encoder_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    check_encoder: Callable[[str], object],
+    check_streams: Callable[[str], object],
+) -> None:
+    """Add the flags that say what becomes of a frame.
+
+    Args:
+        check_encoder, check_streams: raise ValueError for a value that will not do
+    """
     group = parser.add_argument_group("encoder")
     group.add_argument(
         "--encoder",
-        choices=tuple(encoders),
+        type=passing(check_encoder),
         default="resnet152",
-        help="frozen network; resnet152 (default) is the original's, efficientnet_lite0 is over 10 times "
-        "as fast and works offline",
+        help="frozen network: resnet152 (default) is the original's, efficientnet_lite0 is over 10 times "
+        "as fast and works offline; also resnet18 to resnet101, and timm/<name> for any network of timm",
+    )
+    group.add_argument(
+        "--encoder_weights",
+        type=Path,
+        help="file with other weights for it, .safetensors or .pth, named as torchvision or timm names them; "
+        "default: those of ImageNet",
+    )
+    group.add_argument(
+        "--streams",
+        type=passing(check_streams),
+        default="rgb",
+        help="what a frame is seen as: rgb (default), diff (what changed since the frame before), or "
+        "rgb,diff for both, joined at the end; diff is another cache of the same size",
     )
     group.add_argument(
         "--img_dim",
         type=positive_int,
-        default=224,
-        help="height and width of the frames in pixels; 224 (default) is what the encoders were trained at "
-        "and the most accurate, 112 is 4 times as fast",
+        help="height and width of the frames in pixels; default: what the encoder was trained at, 224 for "
+        "most, which is the most accurate; 112 is 4 times as fast",
     )
     group.add_argument(
         "--no_flip",

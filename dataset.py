@@ -25,6 +25,23 @@ from splits import Clip
 from video import VideoError, worker_context
 
 MIN_FRAMES = 2  # a single frame shows no action
+# What a frame may be seen as: itself, and what has changed since the frame before it.
+STREAMS = ("rgb", "diff")
+# Neighbouring frames differ little; the embeddings tell actions apart best so (see benchmarks/README.md).
+GRAY, DIFF_GAIN = 128, 2
+
+
+def parse_streams(text: str) -> tuple[str, ...]:
+    """Streams out of words between commas, such as rgb,diff.
+
+    Raises: ValueError for an unknown one, or one that is there twice.
+    """
+    streams = tuple(text.split(","))
+    if unknown := [stream for stream in streams if stream not in STREAMS]:
+        raise ValueError(f"unknown stream {unknown[0]!r}; choose from {','.join(STREAMS)}")
+    if len(set(streams)) < len(streams):
+        raise ValueError(f"{text}: a stream twice is worth no more than once; name each once")
+    return streams
 
 
 def clip_indices(
@@ -55,6 +72,13 @@ def clip_indices(
     step = rng.integers(1, num_frames // length, endpoint=True)
     start = rng.integers(0, num_frames - step * (length - 1))
     return start + step * np.arange(length)
+
+
+def padding_of(indices: np.ndarray) -> np.ndarray:
+    """Which places of clips (..., T) repeat the first frame of a video that is too short: bool (..., T)."""
+    padding = np.zeros(indices.shape, bool)
+    padding[..., :-1] = indices[..., 1:] == indices[..., :-1]
+    return padding
 
 
 def window_indices(num_frames: int, length: int, *, step: int = 2, start: int = 0) -> np.ndarray:
@@ -90,6 +114,42 @@ def resize_frames(frames: Sequence[np.ndarray], img_dim: int) -> Tensor:
     """
     stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
     return transforms.resize(stacked, [img_dim, img_dim], InterpolationMode.BICUBIC, antialias=True)
+
+
+def stream_images(frames: Tensor, before: Tensor, streams: Sequence[str]) -> Tensor:
+    """Frames as a network for images sees them, three channels for each stream.
+
+    The difference of two frames shows what moves, as in the RGB differences of TSN (Wang et al., ECCV 2016).
+    It is drawn around middle gray, where a network for photographs expects its input.
+
+    Args:
+        frames: (T, 3, H, W) uint8 RGB
+        before: the frame before each of them, the same shape; the first frame of a video is its own
+
+    Returns: (T, 3 S, H, W) uint8.
+    """
+    images = []
+    for stream in streams:
+        if stream == "diff":
+            change = frames.to(torch.int16) - before.to(torch.int16)
+            images.append((GRAY + DIFF_GAIN * change).clamp_(0, 255).to(torch.uint8))
+        else:
+            images.append(frames)
+    return images[0] if len(images) == 1 else torch.cat(images, dim=1)
+
+
+class StreamReader:
+    """`stream_images` of a video's frames that come some at a time."""
+
+    def __init__(self, streams: Sequence[str]) -> None:
+        self.streams = streams
+        self._last: Tensor | None = None
+
+    def read(self, frames: Tensor) -> Tensor:
+        """The next frames (T, 3, H, W) uint8, as (T, 3 S, H, W) uint8."""
+        last, self._last = self._last, frames[-1:]
+        before = torch.cat([frames[:1] if last is None else last, frames[:-1]])
+        return stream_images(frames, before, self.streams)
 
 
 @dataclass(frozen=True)
@@ -132,23 +192,26 @@ def check_length(path: Path, num_frames: int) -> None:
         raise VideoError(f"{path}: a single frame shows no action; remove the clip, or choose a longer one")
 
 
-class FrameClips(Dataset[tuple[Tensor, int]]):
+class FrameClips(Dataset[tuple[Tensor, Tensor, int]]):
     """Clips of frames, decoded when asked for by (epoch, index).
 
     Args:
         clips: what to read
         sampling: which frames make an item
         img_dim: height and width of a frame in pixels
+        streams: what a frame is seen as
     """
 
-    def __init__(self, clips: Sequence[Clip], sampling: Sampling, img_dim: int) -> None:
-        self.clips, self.sampling, self.img_dim = clips, sampling, img_dim
+    def __init__(
+        self, clips: Sequence[Clip], sampling: Sampling, img_dim: int, streams: Sequence[str] = ("rgb",)
+    ) -> None:
+        self.clips, self.sampling, self.img_dim, self.streams = clips, sampling, img_dim, streams
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        """Frames (T, 3, img_dim, img_dim) uint8 and the label.
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
+        """Frames (T, 3 S, img_dim, img_dim) uint8, which are padding (T,) bool, and the label.
 
         Raises: FileNotFoundError or VideoError for a clip that cannot be read.
         """
@@ -156,8 +219,14 @@ class FrameClips(Dataset[tuple[Tensor, int]]):
         num_frames = clip.video.count()
         check_length(clip.video.path, num_frames)
         indices, flipped = self.sampling.draw(item, -(-num_frames // stride))
-        frames = resize_frames(list(clip.video.frames(indices * stride)), self.img_dim)
-        return frames.flip(-1) if flipped else frames, clip.label
+        # Each with the one before it: what has changed between the two may be asked for.
+        pairs = np.maximum(np.stack([indices - 1, indices], axis=1), 0)
+        wanted = indices if self.streams == ("rgb",) else pairs.reshape(-1)
+        frames = resize_frames(list(clip.video.frames(wanted * stride)), self.img_dim)
+        if self.streams != ("rgb",):
+            frames = stream_images(frames[1::2], frames[::2], self.streams)
+        padding = torch.from_numpy(padding_of(indices))
+        return frames.flip(-1) if flipped else frames, padding, clip.label
 
 
 class ClipBatches(Sampler[list[tuple[int, int]]]):
@@ -214,7 +283,7 @@ def _start_worker(_: int) -> None:
 def frame_loader(
     clips: FrameClips, batches: ClipBatches, *, workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches of frames (B, T, 3, img_dim, img_dim) uint8 and labels (B,), decoded in `workers` processes."""
+    """Batches of what `clips` gives, decoded in `workers` processes: (B, T, ...), (B, T) and labels (B,)."""
     return DataLoader(
         clips,
         batch_sampler=batches,

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from models import ConvLSTM
+from models import Classifier
 from ranks import ALONE, Ranks
 from recipe import Learner
 
-# Embeddings (B, T, D) and labels (B,).
-Batches = Iterable[tuple[Tensor, Tensor]]
+# Embeddings (B, T, S D) float32, which frames are padding (B, T) bool, and labels (B,).
+Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 
 class LossError(ValueError):
@@ -38,14 +38,16 @@ class Tally:
     Attributes:
         loss_sum: sum of the clips' cross-entropies, in nats
         correct: clips whose highest logit is their label
-        clips: clips seen
+        clips: clips seen, or whatever is counted instead
         batches: batches seen
+        unit: what is counted
     """
 
     loss_sum: float = 0.0
     correct: int = 0
     clips: int = 0
     batches: int = 0
+    unit: str = "clips"
 
     @property
     def loss(self) -> float:
@@ -65,7 +67,7 @@ class Tally:
         self.batches += 1
 
     def __str__(self) -> str:
-        counts = f"{self.correct:,} of {self.clips:,} clips"
+        counts = f"{self.correct:,} of {self.clips:,} {self.unit}"
         return f"loss {self.loss:.3f} nats, accuracy {self.accuracy:.2f} % ({counts})"
 
 
@@ -90,7 +92,7 @@ def train_one_epoch(
     """Train once on each batch; the schedule steps with the batches.
 
     Args:
-        forward: gives the logits (B, C) of a batch; from `Ranks.parallel`
+        forward: what `learner.losses` calls; from `Ranks.parallel`
         epoch: which, from 1; random numbers depend on it
         tally: counts on; its `batches` are those that the epoch has had before. Its figures are of what was
             trained on: clips as they were augmented, with smoothed labels
@@ -101,20 +103,18 @@ def train_one_epoch(
     """
     forward.train()
     bar = _bar(batches, description, ranks, tally.batches)
-    for inputs, labels in bar:
-        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    for batch in bar:
         learner.begin_batch(epoch, tally.batches, ranks.rank)
-        inputs, targets = learner.augment(inputs, labels)
-        logits = forward(inputs)
-        loss_sum = learner.loss(logits, targets)
-        correct = (logits.argmax(1) == targets.argmax(1)).sum()
+        loss_sum, correct, count = learner.losses(
+            forward, *(part.to(device, non_blocking=True) for part in batch)
+        )
         # One look for all figures: on an accelerator each waits for all work before it.
-        total, right, clips = ranks.sum([loss_sum.item(), correct.item(), len(labels)])
+        total, right, items = ranks.sum([loss_sum.item(), correct.item(), count])
         if not math.isfinite(total):
-            raise LossError(total / clips, tally.batches)
-        # The mean over the clips of all processes, whose gradients are averaged.
-        learner.step(loss_sum * (ranks.size / clips))
-        tally.add(total, right, clips)
+            raise LossError(total / items, tally.batches)
+        # The mean over the items of all processes, whose gradients are averaged.
+        learner.step(loss_sum * (ranks.size / items))
+        tally.add(total, right, items)
         bar.set_postfix_str(f"loss {tally.loss:.3f}, accuracy {tally.accuracy:.1f} %")
         if stop():
             return False
@@ -123,7 +123,7 @@ def train_one_epoch(
 
 @torch.no_grad()
 def predict(
-    model: ConvLSTM,
+    model: Classifier,
     batches: Batches,
     device: torch.device,
     *,
@@ -140,10 +140,10 @@ def predict(
     Returns: logits (N, C) and labels (N,), on the CPU; None if it was ended.
     """
     model.eval()
-    classes = model.config["num_classes"]
-    said, named = [torch.empty(0, classes)], [torch.empty(0, dtype=torch.int64)]
-    for inputs, labels in _bar(batches, description, ranks):
-        said.append(model.classify(inputs.to(device, non_blocking=True)).float().cpu())
+    said, named = [torch.empty(0, model.num_classes)], [torch.empty(0, dtype=torch.int64)]
+    for embeddings, padding, labels in _bar(batches, description, ranks):
+        inputs = embeddings.to(device, non_blocking=True), padding.to(device, non_blocking=True)
+        said.append(model.classify(*inputs).float().cpu())
         named.append(labels)
         if stop():
             return None
@@ -151,7 +151,7 @@ def predict(
 
 
 def evaluate(
-    model: ConvLSTM,
+    model: Classifier,
     batches: Batches,
     device: torch.device,
     *,

@@ -23,35 +23,40 @@ from torch.utils.data import DataLoader
 
 import cli
 from cache import CacheError, CacheKey, EmbeddingCache
-from dataset import ClipBatches, FrameClips, Sampling, check_length, frame_loader
+from dataset import ClipBatches, FrameClips, Sampling, check_length, frame_loader, padding_of, parse_streams
+from encoders import Encoder, State, encoder_spec, read_weights
 from engine import Batches
-from models import ENCODERS, ConvLSTM, Encoder
+from models import Classifier
 from pipeline import Prefetch
 from ranks import ALONE, Ranks
 from splits import Clip, Shard, load_split
 
 
 class EmbeddingClips:
-    """Batches of embeddings (B, T, D) float32 and labels (B,): what `frame_loader` gives, already encoded.
+    """Batches of `engine.Batches`: what `frame_loader` gives, already encoded.
 
     Args:
-        cache: holds all of `clips`
+        caches: hold all of `clips`, one for each stream
         clips: what to read
         sampling: which frames make an item
         batches: which items make a batch
     """
 
     def __init__(
-        self, cache: EmbeddingCache, clips: Sequence[Clip], sampling: Sampling, batches: ClipBatches
+        self,
+        caches: Sequence[EmbeddingCache],
+        clips: Sequence[Clip],
+        sampling: Sampling,
+        batches: ClipBatches,
     ) -> None:
-        self.cache, self.clips, self.sampling, self.batches = cache, clips, sampling, batches
+        self.caches, self.clips, self.sampling, self.batches = caches, clips, sampling, batches
         for clip in clips:
-            check_length(clip.video.path, cache.frames(clip))
+            check_length(clip.video.path, caches[0].frames(clip))
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         # A thread reads the next batches while the head trains: there is no process to start in an epoch.
         ahead = Prefetch(map(self._gather, self.batches), 2)
         try:
@@ -59,33 +64,36 @@ class EmbeddingClips:
         finally:
             ahead.close()
 
-    def _gather(self, items: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def _gather(self, items: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
         clips = [self.clips[index] for _, index in items]
         drawn = [
-            self.sampling.draw(item, self.cache.frames(clip)) for item, clip in zip(items, clips, strict=True)
+            self.sampling.draw(item, self.caches[0].frames(clip))
+            for item, clip in zip(items, clips, strict=True)
         ]
         frames = np.stack([indices for indices, _ in drawn])
         flipped = np.array([mirrored for _, mirrored in drawn])
-        return self.cache.gather(clips, frames, flipped), torch.tensor([clip.label for clip in clips])
+        parts = [cache.gather(clips, frames, flipped) for cache in self.caches]
+        labels = torch.tensor([clip.label for clip in clips])
+        return torch.cat(parts, dim=-1), torch.from_numpy(padding_of(frames)), labels
 
 
 class EncodedClips:
-    """Batches of embeddings (B, T, D) float32 and labels (B,), decoded and encoded anew in each pass.
+    """Batches of `engine.Batches`, decoded and encoded anew in each pass.
 
     Args:
-        frames: gives frames (B, T, 3, H, W) uint8 and labels
+        frames: gives frames (B, T, 3 S, H, W) uint8, padding and labels
         model: on its device, its encoder prepared
     """
 
-    def __init__(self, frames: DataLoader, model: ConvLSTM) -> None:
+    def __init__(self, frames: DataLoader, model: Classifier) -> None:
         self.frames, self.model = frames, model
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for frames, labels in self.frames:
-            yield self.model.encode(frames.to(self.model.encoder.device, non_blocking=True)), labels
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for frames, padding, labels in self.frames:
+            yield self.model.encode(frames.to(self.model.encoder.device, non_blocking=True)), padding, labels
 
 
 def open_cache(
@@ -95,12 +103,13 @@ def open_cache(
     img_dim: int,
     *,
     flip: bool,
+    stream: str = "rgb",
     frame_stride: int = 1,
     threads: int = 1,
     ranks: Ranks = ALONE,
     shard: Shard | None = None,
 ) -> EmbeddingCache:
-    """The cache of what `encoder` gives of `clips`, filled where something is missing.
+    """The cache of what `encoder` gives of `clips` in a stream, filled where something is missing.
 
     Without `flip`, one that keeps mirrored frames too is used where it is there.
 
@@ -110,7 +119,9 @@ def open_cache(
 
     Raises: as `EmbeddingCache` and `EmbeddingCache.fill`; CacheError if the processes see different folders.
     """
-    key = CacheKey(encoder.name, encoder.sha256(), img_dim, encoder.variant, True, frame_stride)
+    key = CacheKey(
+        encoder.name, encoder.sha256(), img_dim, encoder.variant, True, frame_stride, stream=stream
+    )
     if not flip and not (path / key.folder).is_dir():
         key = replace(key, flip=False)
     cache = EmbeddingCache(path, key, encoder.width, shard or Shard(ranks.rank + 1, ranks.size))
@@ -130,28 +141,45 @@ def open_cache(
     return cache
 
 
-def cache_from_flags(
+def caches_from_flags(
     args: argparse.Namespace,
     clips: Sequence[Clip],
     encoder: Encoder,
     img_dim: int,
+    streams: Sequence[str],
     *,
     flip: bool,
     ranks: Ranks = ALONE,
     shard: Shard | None = None,
-) -> EmbeddingCache:
-    """`open_cache` with what --cache_path, --dataset_path, --frame_stride and --num_workers say."""
-    return open_cache(
-        args.cache_path or cli.beside(args.dataset_path, "-embeddings"),
-        clips,
-        encoder,
-        img_dim,
-        flip=flip,
-        frame_stride=args.frame_stride,
-        threads=max(1, args.num_workers),
-        ranks=ranks,
-        shard=shard,
-    )
+) -> list[EmbeddingCache]:
+    """`open_cache` of each stream, as --cache_path, --dataset_path, --frame_stride and --num_workers say."""
+    return [
+        open_cache(
+            args.cache_path or cli.beside(args.dataset_path, "-embeddings"),
+            clips,
+            encoder,
+            img_dim,
+            flip=flip,
+            stream=stream,
+            frame_stride=args.frame_stride,
+            threads=max(1, args.num_workers),
+            ranks=ranks,
+            shard=shard,
+        )
+        for stream in streams
+    ]
+
+
+def encoder_state(args: argparse.Namespace) -> State | None:
+    """The weights of --encoder_weights, whose SHA-256 is printed; None where the flag is not given.
+
+    Raises: FileNotFoundError if there is no such file, WeightsError if it holds no tensors.
+    """
+    if args.encoder_weights is None:
+        return None
+    state, digest = read_weights(args.encoder_weights)
+    cli.say(f"weights of {args.encoder}: {args.encoder_weights}, SHA-256 {digest}")
+    return state
 
 
 class ClipSource:
@@ -160,18 +188,21 @@ class ClipSource:
     Args:
         model: on its device, its encoder prepared
         img_dim: height and width of the frames in pixels
-        cache: holds the embeddings of all clips; None decodes and encodes them when they are asked for
+        caches: hold the embeddings of all clips, one for each stream; none decodes and encodes clips when
+            they are asked for
         workers: processes that decode where there is no cache
     """
 
-    def __init__(self, model: ConvLSTM, img_dim: int, cache: EmbeddingCache | None, workers: int) -> None:
-        self.model, self.img_dim, self.cache, self.workers = model, img_dim, cache, workers
+    def __init__(
+        self, model: Classifier, img_dim: int, caches: Sequence[EmbeddingCache], workers: int
+    ) -> None:
+        self.model, self.img_dim, self.caches, self.workers = model, img_dim, caches, workers
 
     @classmethod
     def from_flags(
         cls,
         args: argparse.Namespace,
-        model: ConvLSTM,
+        model: Classifier,
         clips: Sequence[Clip],
         img_dim: int,
         *,
@@ -182,16 +213,17 @@ class ClipSource:
 
         Raises: as `open_cache`.
         """
-        cache = None
+        caches: list[EmbeddingCache] = []
         if args.cache == "disk":
-            cache = cache_from_flags(args, clips, model.encoder, img_dim, flip=flip, ranks=ranks)
-        return cls(model, img_dim, cache, args.num_workers)
+            streams = model.streams
+            caches = caches_from_flags(args, clips, model.encoder, img_dim, streams, flip=flip, ranks=ranks)
+        return cls(model, img_dim, caches, args.num_workers)
 
     def loader(self, clips: Sequence[Clip], sampling: Sampling, batches: ClipBatches) -> Batches:
-        """Batches of embeddings (B, T, D) float32 and labels (B,)."""
-        if self.cache is not None:
-            return EmbeddingClips(self.cache, clips, sampling, batches)
-        frames = FrameClips(clips, sampling, self.img_dim)
+        """Embeddings of what `batches` names of `clips`."""
+        if self.caches:
+            return EmbeddingClips(self.caches, clips, sampling, batches)
+        frames = FrameClips(clips, sampling, self.img_dim, self.model.streams)
         pin_memory = self.model.encoder.device.type == "cuda"
         return EncodedClips(
             frame_loader(frames, batches, workers=self.workers, pin_memory=pin_memory), self.model
@@ -202,7 +234,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The flags of features.py."""
     parser = argparse.ArgumentParser(description="Fill the embedding cache of a data set ahead of training.")
     cli.add_data_flags(parser)
-    cli.add_encoder_flags(parser, ENCODERS)
+    cli.add_encoder_flags(parser, check_encoder=encoder_spec, check_streams=parse_streams)
     cli.add_device_flags(parser)
     parser.add_argument(
         "--shard",
@@ -227,12 +259,15 @@ def main(argv: list[str] | None = None) -> int:
     split = load_split(args.dataset_path, args.split_path, 1)
     if missing := split.missing():
         cli.say(f"warning: {missing}")
-    encoder = Encoder(args.encoder, 1).to(device)
+    encoder = Encoder(args.encoder, state=encoder_state(args)).to(device)
     encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
     clips = split.train + split.test
     flip = not args.no_flip
-    cache = cache_from_flags(args, clips, encoder, args.img_dim, flip=flip, ranks=ranks, shard=args.shard)
-    cli.say(f"{len(clips) - len(cache.missing(clips)):,} of {len(clips):,} clips in {cache.folder}")
+    img_dim, streams = args.img_dim or encoder.spec.input_size, parse_streams(args.streams)
+    for cache in caches_from_flags(
+        args, clips, encoder, img_dim, streams, flip=flip, ranks=ranks, shard=args.shard
+    ):
+        cli.say(f"{len(clips) - len(cache.missing(clips)):,} of {len(clips):,} clips in {cache.folder}")
     ranks.close()
     return 0
 

@@ -29,6 +29,7 @@ SERIES = {
     "test_accuracy": "accuracy/test",
     "learning_rate": "learning_rate",
     "clips_per_second": "clips_per_second",
+    "seconds": "seconds",
 }
 COLORS = {"train": "#4878a8", "val": "#6aa56e", "test": "#c8553d"}
 

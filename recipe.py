@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 import cli
-from models import FROZEN, ConvLSTM
+from models import Classifier, Head
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Recipe:
         warmup: share of all steps in which the learning rate rises to it (Goyal et al., 2017)
         weight_decay: of matrices; biases and BatchNorm have none
         label_smoothing: probability that is spread over all classes (Szegedy et al., CVPR 2016)
-        dropout: probability, in each `nn.Dropout` of the head (Srivastava et al., JMLR 2014)
+        dropout: probability, before the last layer of a head (Srivastava et al., JMLR 2014)
         frame_dropout: probability that a frame's embedding is left out, that is, zero
         mixup: alpha of the Beta distribution that clips are mixed by (Zhang et al., ICLR 2018); 0 mixes none
         clip_norm: longest gradient (Pascanu et al., ICML 2013); 0 leaves it as it is
@@ -153,25 +153,27 @@ class Learner:
     """The trained parts of a model, and all that changes them.
 
     Args:
-        model: on its device; its Dropouts and BatchNorms are set as the recipe says
+        model: on its device; the dropout and the BatchNorms of its heads are set as the recipe says
         recipe: how to train it
         steps: of the whole training
         seed: of dropout and mixup
+        trained: what is trained; by default the heads of the model
 
     Attributes:
         learning_rate: of the next step
     """
 
-    def __init__(self, model: ConvLSTM, recipe: Recipe, steps: int, seed: int = 0) -> None:
+    def __init__(
+        self, model: Classifier, recipe: Recipe, steps: int, seed: int = 0, trained: nn.Module | None = None
+    ) -> None:
         self.model, self.recipe, self.steps, self.seed = model, recipe, steps, seed
-        for name, module in model.named_modules():
-            if name.startswith(FROZEN):
-                continue
-            if isinstance(module, nn.Dropout):
-                module.p = recipe.dropout
+        self.trained = trained or model.heads
+        for module in self.trained.modules():
+            if isinstance(module, Head):
+                module.dropout.p = recipe.dropout
             elif isinstance(module, nn.BatchNorm1d):
                 module.momentum = recipe.norm_momentum
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.parameters = list(self.trained.parameters())
         matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
         others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
@@ -187,12 +189,12 @@ class Learner:
             self.optimizer,
             lambda step: learning_rate_factor(step, steps, recipe.warmup, cosine=recipe.schedule == "cosine"),
         )
-        self._average = {name: tensor.clone() for name, tensor in self._trained()} if recipe.ema else {}
+        self._average: dict[str, Tensor] = {}
 
-    def _trained(self) -> Iterator[tuple[str, Tensor]]:
+    def _numbers(self) -> Iterator[tuple[str, Tensor]]:
         """Trained parameters and BatchNorm's running statistics."""
-        for name, tensor in self.model.state_dict().items():
-            if not name.startswith(FROZEN) and tensor.is_floating_point():
+        for name, tensor in self.trained.state_dict().items():
+            if tensor.is_floating_point():
                 yield name, tensor
 
     @property
@@ -206,15 +208,15 @@ class Learner:
         All random numbers are seeded by its place alone, so that a resumed run draws the same.
         """
         if self.scheduler.last_epoch >= self.recipe.norm_freeze * self.steps:
-            for module in self.model.modules():
+            for module in self.trained.modules():
                 if isinstance(module, nn.BatchNorm1d):
                     module.eval()
         seed = np.random.SeedSequence([self.seed, epoch, batch, rank]).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(seed))
 
     def augment(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, T, D) and labels (B,), made harder: embeddings, and probabilities (B, C)."""
-        recipe, num_classes = self.recipe, self.model.config["num_classes"]
+        """Embeddings (B, T, S D) and labels (B,), made harder: embeddings, and probabilities (B, C)."""
+        recipe, num_classes = self.recipe, self.model.num_classes
         if recipe.frame_dropout:
             kept = torch.rand(embeddings.shape[:2], device=embeddings.device) >= recipe.frame_dropout
             embeddings = embeddings * kept[..., None]
@@ -224,12 +226,29 @@ class Learner:
         mixed, targets = v2.MixUp(alpha=recipe.mixup, num_classes=num_classes)(embeddings[:, None], labels)
         return mixed[:, 0], targets
 
+    def losses(
+        self, forward: Callable[..., Tensor], embeddings: Tensor, padding: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, int]:
+        """What is to become smaller, over a batch as it was augmented.
+
+        Args:
+            forward: gives logits (B, C) of embeddings (B, T, S D) and padding (B, T)
+
+        Returns: the sum of the clips' losses, how many clips are named right, and how many clips there are.
+        """
+        embeddings, targets = self.augment(embeddings, labels)
+        # A blend with a whole clip has no padding; which clip is blended with which is not told.
+        logits = forward(embeddings, padding & (not self.recipe.mixup))
+        return self.loss(logits, targets), (logits.argmax(1) == targets.argmax(1)).sum(), len(labels)
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Sum of the clips' cross-entropies in nats: logits (B, C), probabilities (B, C) -> ()."""
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.recipe.label_smoothing)
 
     def step(self, loss: Tensor) -> None:
         """One step down the gradient of `loss`."""
+        if self.recipe.ema and not self._average:
+            self._average = {name: tensor.clone() for name, tensor in self._numbers()}
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.recipe.clip_norm:
@@ -240,18 +259,18 @@ class Learner:
             done = self.scheduler.last_epoch
             # Early on a short average: the first weights are random.
             decay = min(math.exp(-1 / (self.recipe.ema * self.steps)), (1 + done) / (10 + done))
-            names, tensors = zip(*self._trained(), strict=True)
+            names, tensors = zip(*self._numbers(), strict=True)
             torch._foreach_lerp_([self._average[name] for name in names], list(tensors), 1 - decay)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """In here the model has the averaged weights, which are those to test and to save."""
-        current = {name: tensor.clone() for name, tensor in self._trained()} if self._average else {}
-        self.model.load_state_dict(self._average, strict=False)
+        current = {name: tensor.clone() for name, tensor in self._numbers()} if self._average else {}
+        self.trained.load_state_dict(self._average, strict=False)
         try:
             yield
         finally:
-            self.model.load_state_dict(current, strict=False)
+            self.trained.load_state_dict(current, strict=False)
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on, but for the model's own weights."""
@@ -265,5 +284,5 @@ class Learner:
         """Go on where the `state_dict` is from."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        for name, tensor in self._average.items():
-            tensor.copy_(state["average"][name])
+        device = self.model.encoder.device
+        self._average = {name: tensor.to(device) for name, tensor in state["average"].items()}

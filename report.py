@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
+import torch
 from matplotlib.figure import Figure
 from sklearn import metrics
 
@@ -34,7 +35,7 @@ from dataset import ClipBatches, Sampling
 from engine import Batches, predict
 from features import ClipSource
 from files import write_whole
-from models import ConvLSTM
+from models import Classifier
 from ranks import ALONE, Ranks
 from splits import Clip, names_sha256
 
@@ -79,7 +80,7 @@ class Predictions:
 
 
 def predict_clips(
-    model: ConvLSTM,
+    model: Classifier,
     loader: Batches,
     batches: ClipBatches,
     clips: Sequence[Clip],
@@ -245,7 +246,9 @@ def about(
     """What it takes to repeat the test of a checkpoint, as plain values."""
     encoder = source.model.encoder
     return {
-        "model": type(checkpoint.model).__name__,
+        "model": checkpoint.model.name,
+        "streams": list(checkpoint.model.streams),
+        "trained_parameters": sum(map(torch.Tensor.numel, checkpoint.model.heads.parameters())),
         "checkpoint": str(path),
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "epoch": checkpoint.epoch,

@@ -18,15 +18,16 @@ import filelock
 
 from checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from engine import Tally
+from pretrain import Pretrainer
 from recipe import RECIPE_FLAGS, Learner
 from splits import ALL
 
 LAST, BEST = "last.pth", "best.pth"
 # The flags that decide the numbers of a training.
 SETTINGS = (
-    *("encoder", "img_dim", "no_flip", "frame_stride", "cache", "precision", "compile"),
-    *("latent_dim", "checkpoint_model", "split_number", "val_fraction", "sequence_length"),
-    *("num_epochs", "batch_size", "patience", "seed"),
+    *("encoder", "encoder_weights", "streams", "img_dim", "no_flip", "frame_stride", "cache", "precision"),
+    *("compile", "model", "latent_dim", "checkpoint_model", "split_number", "val_fraction", "label_fraction"),
+    *("sequence_length", "pretrain", "num_epochs", "batch_size", "patience", "seed"),
     *RECIPE_FLAGS,
 )
 # Where things are; they may move.
@@ -91,22 +92,45 @@ class Run:
         checkpoint: the model on its device, and what each file says about it
         learner: of the model
         save_seconds: how much training a power cut may cost
+        pretrainer: of the same model, where it is pretrained first
+        pretrain_epochs: for how long
 
     Attributes:
+        pretraining: whether that is in progress; then epoch, tally and history are of it
         epoch: the one in progress, from 1
         tally: figures of it so far
         history: figures of the epochs before, by name
         best: the highest validation accuracy in percent and its epoch; None before the first
     """
 
-    def __init__(self, folder: Path, checkpoint: Checkpoint, learner: Learner, save_seconds: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint,
+        learner: Learner,
+        save_seconds: float,
+        pretrainer: Pretrainer | None = None,
+        pretrain_epochs: int = 0,
+    ) -> None:
         self.folder, self.checkpoint, self.save_seconds = folder, checkpoint, save_seconds
-        self.learner = learner
-        self.name = type(checkpoint.model).__name__
-        self.epoch, self.tally = 1, Tally()
-        self.history: list[dict[str, float]] = []
+        self.pretrainer, self.pretrain_epochs, self._trainer = pretrainer, pretrain_epochs, learner
+        self.name = checkpoint.model.name
+        self._begin(pretraining=pretrainer is not None)
         self.best: tuple[float, int] | None = None
         self._saved = time.monotonic()
+
+    def _begin(self, *, pretraining: bool) -> None:
+        self.pretraining, self.epoch = pretraining, 1
+        self.history: list[dict[str, float]] = []
+        self.tally = Tally(unit="hidden frames" if pretraining else "clips")
+
+    @property
+    def learner(self) -> Learner:
+        """What trains the model at present."""
+        if not self.pretraining:
+            return self._trainer
+        assert self.pretrainer is not None
+        return self.pretrainer
 
     def make_room(self) -> None:
         """Move the files of an earlier run into <folder>/earlier-<n>, so that none is overwritten."""
@@ -132,13 +156,14 @@ class Run:
     def save_last(self) -> None:
         """Write last.pth: the middle of the epoch, or its beginning."""
         training = {
+            "pretraining": self.pretraining,
             "learner": self.learner.state_dict(),
             "epoch": self.epoch,
             "tally": asdict(self.tally),
             "history": self.history,
             "best": self.best,
         }
-        whole = replace(self.checkpoint, epoch=self.epoch - 1, training=training)
+        whole = replace(self.checkpoint, epoch=0 if self.pretraining else self.epoch - 1, training=training)
         save_checkpoint(self.folder / LAST, whole)
         self._saved = time.monotonic()
 
@@ -158,6 +183,7 @@ class Run:
                 raise CheckpointError(
                     f"{self.folder / LAST} does not hold what training needs to go on; train without --resume"
                 )
+            self._begin(pretraining=training["pretraining"])
             self.learner.load_state_dict(training["learner"])
             self.epoch, self.tally = int(training["epoch"]), Tally(**training["tally"])
             self.history, self.best = list(training["history"]), training["best"]
@@ -203,7 +229,9 @@ class Run:
         if self._is_best(figures):
             self.best = (figures["val_accuracy"], self.epoch)
         self.history.append({"epoch": self.epoch, **figures})
-        self.epoch, self.tally = self.epoch + 1, Tally()
+        self.epoch, self.tally = self.epoch + 1, Tally(unit=self.tally.unit)
+        if self.pretraining and self.epoch > self.pretrain_epochs:
+            self._begin(pretraining=False)
         if write:
             self.save_if_due()
 

@@ -263,6 +263,20 @@ def hold_out(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Cl
     return [clip for clip in clips if clip.group not in held], [clip for clip in clips if clip.group in held]
 
 
+def some_labels(clips: Sequence[Clip], fraction: float, seed: int) -> list[Clip]:
+    """Of each class about `fraction` of its clips, drawn at random, and at least one, in their order."""
+    if fraction == 1:
+        return list(clips)
+    of_class: dict[int, list[int]] = {}
+    for index, clip in enumerate(clips):
+        of_class.setdefault(clip.label, []).append(index)
+    chosen: list[int] = []
+    for label, indices in of_class.items():
+        number = max(1, round(fraction * len(indices)))
+        chosen += np.random.default_rng([seed, label]).choice(indices, number, replace=False).tolist()
+    return [clips[index] for index in sorted(chosen)]
+
+
 @dataclass(frozen=True)
 class Shard:
     """Part `number` (from 1) of `count` parts of a data set, for one process or machine."""

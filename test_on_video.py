@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 import cli
 from checkpoint import load_checkpoint
-from dataset import MIN_FRAMES, check_length, resize_frames, window_indices
-from models import ConvLSTM
+from dataset import MIN_FRAMES, StreamReader, check_length, padding_of, resize_frames, window_indices
+from models import Classifier
 from pipeline import OneAhead, Prefetch
 from video import OUTPUT_SUFFIXES, Video, write_video
 
@@ -86,7 +86,7 @@ def new_path(folder: Path, stem: str) -> Path:
     return path
 
 
-# Frames (H, W, 3) uint8 RGB, and the same as uint8 (n, 3, img_dim, img_dim).
+# Frames (H, W, 3) uint8 RGB, and the same as uint8 (n, 3 S, img_dim, img_dim).
 Batch = tuple[list[np.ndarray], Tensor]
 
 
@@ -98,19 +98,20 @@ class Labelled:
     probabilities: Tensor
 
 
-def read_and_resize(video: Video, img_dim: int) -> Iterator[Batch]:
+def read_and_resize(video: Video, img_dim: int, streams: Sequence[str] = ("rgb",)) -> Iterator[Batch]:
     """Frames of a video, some at a time, as they are and as the encoder takes them."""
     source = video.frames()
     first = next(source)
     source = chain([first], source)
     size = max(1, min(READ_FRAMES, READ_BYTES // first.nbytes))
+    seen = StreamReader(streams)
     while frames := list(islice(source, size)):
-        yield frames, resize_frames(frames, img_dim)
+        yield frames, seen.read(resize_frames(frames, img_dim))
 
 
 @torch.no_grad()
 def label_frames(
-    model: ConvLSTM,
+    model: Classifier,
     batches: Iterable[Batch],
     sequence_length: int,
     step: int,
@@ -129,7 +130,7 @@ def label_frames(
     # bf16 is more than twice as fast on a CPU too, and moves a probability by 2e-6.
     half = torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != torch.float32)
     held: deque[np.ndarray] = deque()  # frames without a label yet
-    embeddings = torch.empty(0, encoder.width, device=encoder.device)  # of frames first to read - 1
+    embeddings = torch.empty(0, model.width, device=encoder.device)  # of frames first to read - 1
     first = done = read = 0  # frames, groups of frames, frames
 
     def labelled(windows: np.ndarray) -> Labelled:
@@ -137,17 +138,18 @@ def label_frames(
         done += len(windows)
         # At both ends, and all through a short video, windows are the same.
         distinct, of_group = np.unique(windows - first, axis=0, return_inverse=True)
+        padding = torch.from_numpy(padding_of(distinct)).to(encoder.device).split(WINDOW_BATCH)
         parts = torch.from_numpy(distinct).to(encoder.device).split(WINDOW_BATCH)
         with half:
-            logits = torch.cat([model.classify(embeddings[part]).float() for part in parts])
+            logits = [model.classify(embeddings[part], pad) for part, pad in zip(parts, padding, strict=True)]
         frames = [held.popleft() for _ in range(min(len(held), every * len(windows)))]
         of_frame = torch.from_numpy(of_group).view(-1).repeat_interleave(every)[: len(frames)]
-        return Labelled(frames, logits.softmax(dim=-1).cpu()[of_frame])
+        return Labelled(frames, torch.cat(logits).float().softmax(dim=-1).cpu()[of_frame])
 
     span = step * (sequence_length - 1)
     for frames, resized in batches:
         held.extend(frames)
-        embeddings = torch.cat([embeddings, encoder.embed(resized.to(encoder.device))])
+        embeddings = torch.cat([embeddings, model.embed(resized.to(encoder.device))])
         read = first + len(embeddings)
         # Shorter videos have a smaller step, which is known at their end only.
         complete = read - span + span // 2 if read >= step * sequence_length else 0
@@ -226,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
 
     annotator = Annotator(checkpoint.classes)
     windows = (args.sequence_length or checkpoint.sequence_length, args.window_step, args.label_every)
-    frames = read_and_resize(video, args.img_dim or checkpoint.img_dim)
+    frames = read_and_resize(video, args.img_dim or checkpoint.img_dim, model.streams)
     reader: OneAhead[Batch] | Prefetch[Batch]
     labels: Generator[Labelled] | Prefetch[Labelled]
     if device.type == "cpu":

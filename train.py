@@ -1,8 +1,9 @@
-"""Train an action classifier on UCF-101: a frozen ImageNet encoder, and an LSTM over its embeddings.
+"""Train an action classifier on UCF-101: a frozen ImageNet encoder, and an LSTM or another head over it.
 
     python3 train.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
     python3 train.py --encoder efficientnet_lite0 --num_epochs 10       # needs no download, and fits a laptop
     python3 train.py --split_number all                                 # all three splits, and their mean
+    python3 train.py --model ActionBERT --pretrain 50                   # a Transformer, first without labels
     python3 train.py --resume                                           # goes on where the last run stopped
     torchrun --nproc_per_node=4 train.py ...                            # the same training, on four devices
 
@@ -15,33 +16,35 @@ import argparse
 import contextlib
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import cli
-from checkpoint import Checkpoint, load_checkpoint
-from dataset import ClipBatches, Sampling
-from features import ClipSource
-from history import History, unused_folder
-from models import ENCODERS, ConvLSTM
+from checkpoint import load_checkpoint
+from dataset import parse_streams
+from encoders import encoder_spec
+from experiment import train
+from models import MODELS
 from ranks import Ranks
-from recipe import Learner, add_recipe_flags, fill_from_recipe, recipe_of
-from report import about, predict_clips, summary, write_report
-from run import BEST, LAST, Run, only_one, settings_of, with_earlier_settings
-from splits import ALL, RANDOM, SPLIT_NUMBERS, Clip, Split, hold_out, load_split, names_sha256, siblings
-from trainer import Trainer
+from recipe import add_recipe_flags, fill_from_recipe
+from run import LAST, only_one, with_earlier_settings
+from splits import ALL, RANDOM, SPLIT_NUMBERS
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of train.py."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     cli.add_data_flags(parser)
-    cli.add_encoder_flags(parser, ENCODERS)
+    cli.add_encoder_flags(parser, check_encoder=encoder_spec, check_streams=parse_streams)
 
     model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        choices=tuple(MODELS),
+        default="ConvLSTM",
+        help="what names the action; ConvLSTM (default) is the original's, ActionBERT a Transformer, "
+        "ConvClassifier and MeanPool are baselines that do not see the order of frames",
+    )
     model.add_argument(
         "--latent_dim",
         type=cli.positive_int,
@@ -76,7 +79,22 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     clips.add_argument("--channels", type=int, choices=(3,), default=3, help="3: the encoders take RGB only")
 
+    clips.add_argument(
+        "--label_fraction",
+        type=cli.positive_share,
+        default=1.0,
+        help="share of each class's training clips whose label is used; 1 (default) uses all, 0.1 shows what "
+        "--pretrain is worth where labels are few",
+    )
+
     training = parser.add_argument_group("training")
+    training.add_argument(
+        "--pretrain",
+        type=cli.non_negative_int,
+        default=0,
+        help="passes over the training clips before, without labels: spans of frames are hidden and told "
+        "from the others; for ConvLSTM and ActionBERT; 0 (default) does none, 50 is plenty for 300 clips",
+    )
     training.add_argument(
         "--num_epochs",
         type=cli.positive_int,
@@ -107,7 +125,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--output_path",
         type=Path,
         default=Path("model_checkpoints"),
-        help="folder for ConvLSTM_<epoch>.pth, best.pth and last.pth",
+        help="folder for <model>_<epoch>.pth, best.pth and last.pth",
     )
     output.add_argument(
         "--run_path",
@@ -124,7 +142,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--keep",
         type=cli.positive_int,
-        help="keep the newest so many ConvLSTM_<epoch>.pth only; default: all, about 65 MB each",
+        help="keep the newest so many <model>_<epoch>.pth only; default: all, about 65 MB each",
     )
     output.add_argument(
         "--save_seconds",
@@ -141,43 +159,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     cli.add_device_flags(parser)
     return parser
-
-
-def choose_split(args: argparse.Namespace) -> Split:
-    """The split that the flags name; warns of what is missing, and of a split that leaks.
-
-    Raises: as `load_split`; ValueError if there are too few clips.
-    """
-    split = load_split(args.dataset_path, args.split_path, args.split_number, seed=args.seed)
-    if missing := split.missing():
-        cli.say(f"warning: {missing}")
-    if args.split_number == RANDOM:
-        cli.say(
-            f"warning: this random split leaks: {siblings(split):,} of {len(split.test):,} test clips are "
-            "cut out of a video that training has seen; do not compare its accuracy with another split's"
-        )
-    if len(split.train) < 2 or not split.test:
-        raise ValueError(
-            f"{args.dataset_path}: {len(split.train)} training and {len(split.test)} test clips of split "
-            f"{args.split_number} are there; it takes 2 and 1 at least"
-        )
-    return split
-
-
-def build_model(args: argparse.Namespace, num_classes: int) -> ConvLSTM:
-    """A new model, or that of --checkpoint_model.
-
-    Raises: as `ConvLSTM` and `load_checkpoint`; ValueError if the checkpoint knows other classes.
-    """
-    if not args.checkpoint_model:
-        return ConvLSTM(num_classes, encoder=args.encoder, latent_dim=args.latent_dim)
-    model = load_checkpoint(Path(args.checkpoint_model)).model
-    if model.config["num_classes"] != num_classes:
-        raise ValueError(
-            f"{args.checkpoint_model}: {model.config['num_classes']} classes, and the lists name "
-            f"{num_classes}; name the lists that it was trained with"
-        )
-    return model
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -249,104 +230,6 @@ def table_of_splits(reports: Sequence[dict[str, Any]]) -> str:
     ]
     head = ["model", "frames", *(f"split {number}" for number in numbers), "mean"]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), cells))
-
-
-def train(
-    args: argparse.Namespace, device: torch.device, ranks: Ranks, loaded: Checkpoint | None
-) -> dict[str, Any]:
-    """Train as the flags say, from the beginning or on from `loaded`, and test what is best.
-
-    Returns: the report, in the first process; nothing in the others.
-    Raises: ValueError or OSError for wrong data or files; cli.Interrupted after a signal.
-    """
-    split = choose_split(args)
-    clips: list[Clip] = split.train
-    held_out: list[Clip] = []
-    if args.val_fraction:
-        clips, held_out = hold_out(split.train, args.val_fraction, args.seed)
-    model = (loaded.model if loaded else build_model(args, len(split.classes))).to(device)
-    model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
-    testing = Sampling(args.sequence_length, frame_stride=args.frame_stride)
-    training = replace(testing, training=True, flip=not args.no_flip, seed=args.seed)
-    source = ClipSource.from_flags(
-        args, model, split.train + split.test, args.img_dim, flip=training.flip, ranks=ranks
-    )
-    share = {"rank": ranks.rank, "ranks": ranks.size}
-    order = ClipBatches(len(clips), args.batch_size, shuffle=True, seed=args.seed, **share)
-    if not len(order):
-        raise ValueError(f"{len(clips)} training clips are too few for {ranks.size} processes; add some")
-    loaders = {"train": source.loader(clips, training, order)}
-    for name, some in (("val", held_out), ("test", split.test)):
-        if some:
-            batches = ClipBatches(len(some), args.batch_size, shuffle=False, **share)
-            loaders[name] = source.loader(some, testing, batches)
-
-    learner = Learner(model, recipe_of(args), args.num_epochs * len(order), args.seed)
-    name = f"{type(model).__name__}-{model.encoder.name}-{args.img_dim}px-split{args.split_number}"
-    if not loaded:
-        args.run_path = unused_folder(args.run_path or Path("runs") / f"{name}-{args.recipe}-seed{args.seed}")
-    settings = settings_of(args)
-    settings["clips"] = names_sha256(clips)
-    checkpoint = Checkpoint(
-        model, split.classes, args.img_dim, args.sequence_length, args.split_number, 0, settings
-    )
-    run = Run(args.output_path, checkpoint, learner, args.save_seconds)
-    cli.say(
-        f"training {run.name} ({sum(map(torch.Tensor.numel, learner.parameters)):,} parameters) "
-        + f"on {len(clips):,} clips, "
-        + (f"validating on {len(held_out):,}, " if held_out else "")
-        + f"testing on {len(split.test):,}; {model.encoder.name} in {model.encoder.dtype} on {device}"
-        + (f", {ranks.size} processes" if ranks.size > 1 else "")
-    )
-    if loaded:
-        if loaded.settings.get("clips") != settings["clips"]:
-            raise ValueError(
-                f"{args.dataset_path}: not the clips that {args.output_path / LAST} was trained on; "
-                "put them back, or begin again without --resume"
-            )
-        run.go_on(loaded)
-        if run.epoch > args.num_epochs:
-            cli.say(f"{args.output_path / LAST}: all {args.num_epochs} epochs are trained already")
-        else:
-            cli.say(f"going on in epoch {run.epoch} after {run.tally.batches} of {len(order)} batches")
-    elif ranks.rank == 0:
-        run.make_room()
-        run.save_last()
-    with contextlib.ExitStack() as held:
-        history = None
-        if ranks.rank == 0:
-            history = held.enter_context(contextlib.closing(History(args.run_path, run.history, name)))
-            cli.say(f"figures and curves in {args.run_path}")
-        Trainer(run, args, ranks, order, clips, loaders, history).fit()
-    if run.epoch <= args.num_epochs:
-        cli.say(f"ended after epoch {run.epoch - 1}: no better one in {args.patience} epochs")
-    report = {}
-    if ranks.rank == 0:
-        report = test_best(run, source, split, testing, args)
-    ranks.wait()
-    return report
-
-
-def test_best(
-    run: Run, source: ClipSource, split: Split, sampling: Sampling, args: argparse.Namespace
-) -> dict[str, Any]:
-    """Test the file that the run recommends, and write the report; returns it."""
-    path = run.folder / BEST
-    how = f"best validation accuracy {run.best[0]:.2f} %, " if run.best else ""
-    if not run.best:
-        path = run.path_of(run.epoch - 1)
-    checkpoint = load_checkpoint(path)
-    model = checkpoint.model.to(source.model.encoder.device)
-    batches = ClipBatches(len(split.test), args.batch_size, shuffle=False)
-    loader = source.loader(split.test, sampling, batches)
-    predictions = predict_clips(model, loader, batches, split.test, split.classes)
-    report = write_report(
-        args.run_path / "test", predictions, about(checkpoint, path, source, sampling, args.split_number)
-    )
-    leak = ", on a split that leaks" if args.split_number == RANDOM else ""
-    cli.say(f"{how}epoch {checkpoint.epoch}, {path}: test {summary(report['figures'])}{leak}")
-    cli.say(f"report in {args.run_path / 'test'}")
-    return report
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 import cli
 from cache import EmbeddingCache
+from encoders import Encoder
 from features import open_cache
-from models import Encoder
 from report import interval
 from splits import Clip, load_split
 
@@ -122,7 +122,7 @@ def linear_probe(args: argparse.Namespace) -> tuple[list[Clip], np.ndarray]:
     """scikit-learn's logistic regression on mean-pooled embeddings: the test clips, and what is right."""
     split = load_split(args.data / "UCF-101", args.data / "ucfTrainTestlist", args.split_number)
     device = cli.choose_device(args.device)
-    encoder = Encoder(args.encoder, 1).to(device)
+    encoder = Encoder(args.encoder).to(device)
     encoder.prepare(cli.choose_dtype("auto", device))
     every = split.train + split.test
     cache = open_cache(args.cache_path, every, encoder, args.img_dim, flip=not args.no_flip, threads=2)

@@ -16,7 +16,7 @@ import numpy as np
 
 import cli
 from checkpoint import Checkpoint, save_checkpoint
-from models import ConvLSTM
+from models import Classifier
 from video import Video, write_video
 
 # What the original's test_on_video.py reached on 2 cores of this kind, in frames/s.
@@ -69,7 +69,7 @@ def main() -> None:
     args = flags.parse_args()
     device = cli.choose_device(args.device)
     encoder = common.make_encoder(args.encoder, device, random_weights=args.random_weights)
-    model = ConvLSTM(101, encoder=args.encoder, pretrained=not args.random_weights)
+    model = Classifier("ConvLSTM", 101, encoder=args.encoder, pretrained=not args.random_weights)
     source = common.clips(args.data)[0].video.path
     names = [f"class {number}" for number in range(101)]
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from cli import available_cores, choose_dtype
-from models import ENCODERS, ConvLSTM, Encoder
+from encoders import ENCODERS, Encoder, State
+from models import Classifier
 from splits import Clip, load_split
 from video import Video
 
@@ -52,14 +53,14 @@ def clips(data: Path) -> list[Clip]:
 
 def make_encoder(name: str, device: torch.device, *, random_weights: bool) -> Encoder:
     torch.manual_seed(0)
-    encoder = Encoder(name, 512, pretrained=not random_weights).to(device)
+    encoder = Encoder(name, pretrained=not random_weights).to(device)
     encoder.prepare(choose_dtype("auto", device))
     return encoder
 
 
-def make_model(name: str, device: torch.device, *, random_weights: bool) -> ConvLSTM:
+def make_model(name: str, device: torch.device, *, random_weights: bool) -> Classifier:
     torch.manual_seed(0)
-    model = ConvLSTM(101, encoder=name, pretrained=not random_weights).to(device)
+    model = Classifier("ConvLSTM", 101, encoder=name, pretrained=not random_weights).to(device)
     model.encoder.prepare(choose_dtype("auto", device))
     return model
 
@@ -99,7 +100,7 @@ def raw_rate(encoder: Encoder, img_dim: int, device: torch.device, *, batches: i
 class TinyNetwork(nn.Module):
     """An encoder that costs nothing: a frame becomes a thumbnail of 4 x 4 pixels, mixed by fixed weights."""
 
-    def __init__(self, *, pretrained: bool) -> None:
+    def __init__(self, *, pretrained: bool, state: State | None = None) -> None:
         super().__init__()
         self.mix = nn.Conv2d(3, 3, 1, bias=False)
         self.pool = nn.AdaptiveAvgPool2d(4)

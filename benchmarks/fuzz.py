@@ -89,9 +89,9 @@ def work() -> None:
     from common import TinyNetwork
 
     import cli
-    import models
+    import encoders
 
-    models.ENCODERS["tiny"] = models.EncoderSpec(TinyNetwork, 48)
+    encoders.ENCODERS["tiny"] = encoders.EncoderSpec(TinyNetwork, 48)
     torch.set_num_threads(1)
     print("ready", flush=True)
     for line in sys.stdin:

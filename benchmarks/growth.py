@@ -33,7 +33,7 @@ size = sum(path.stat().st_size for path in cache.folder.iterdir())
 trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=5e-4)
 batches = ClipBatches(len(chosen), 16, shuffle=True)
-loader = EmbeddingClips(cache, chosen, Sampling(40, training=True, flip=False), batches)
+loader = EmbeddingClips([cache], chosen, Sampling(40, training=True, flip=False), batches)
 model.train()
 times = []
 for batches.epoch in range(3):

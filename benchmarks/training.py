@@ -39,7 +39,7 @@ def main() -> None:
             Path(folder), chosen, model.encoder, args.img_dim, flip=True, frame_stride=4, threads=2
         )
         batches = ClipBatches(len(chosen), BATCH, shuffle=True)
-        loader = EmbeddingClips(cache, chosen, Sampling(LENGTH, training=True, frame_stride=4), batches)
+        loader = EmbeddingClips([cache], chosen, Sampling(LENGTH, training=True, frame_stride=4), batches)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in model.parameters() if parameter.requires_grad], lr=5e-4
         )
@@ -53,7 +53,7 @@ def main() -> None:
 
         def epoch() -> float:
             inside = 0.0
-            for embeddings, targets in loader:
+            for embeddings, _, targets in loader:
                 inside += common.seconds(lambda: head(embeddings, targets), device)  # noqa: B023
             return inside
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import cli
-import models
+import encoders
 from video import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,9 +82,11 @@ class TinyNetwork(nn.Module):
         return self.pool(self.mix(self.norm(frames))).flatten(1)
 
 
-def build_tiny(*, pretrained: bool) -> nn.Module:
+def build_tiny(*, pretrained: bool, state: dict[str, torch.Tensor] | None = None) -> nn.Module:
     network = TinyNetwork()
-    if pretrained:
+    if state is not None:
+        network.load_state_dict(state)
+    elif pretrained:
         values = torch.Generator().manual_seed(1)
         for parameter in network.parameters():
             parameter.data = torch.rand(parameter.shape, generator=values) + 0.1
@@ -94,9 +96,9 @@ def build_tiny(*, pretrained: bool) -> nn.Module:
 @pytest.fixture(autouse=True)
 def tiny_encoder() -> Iterator[str]:
     """An entry `tiny` in the table of encoders."""
-    models.ENCODERS["tiny"] = models.EncoderSpec(build_tiny, 48)
+    encoders.ENCODERS["tiny"] = encoders.EncoderSpec(build_tiny, 48)
     yield "tiny"
-    del models.ENCODERS["tiny"]
+    del encoders.ENCODERS["tiny"]
 
 
 @pytest.fixture(scope="session")

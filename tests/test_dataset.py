@@ -88,8 +88,8 @@ def test_split_of_videos_and_of_extracted_frames_agree(small):
     assert len(videos.train) == 4
     assert len(videos.test) == 2
     for index in (0, 3):
-        first, label = FrameClips(videos.train, Sampling(6), 32)[0, index]
-        second, same_label = FrameClips(frames.train, Sampling(6), 32)[0, index]
+        first, _, label = FrameClips(videos.train, Sampling(6), 32)[0, index]
+        second, _, same_label = FrameClips(frames.train, Sampling(6), 32)[0, index]
         assert label == same_label == index // 2
         assert first.shape == (6, 3, 32, 32)
         # The one came through JPEG.
@@ -151,7 +151,7 @@ def test_clips_depend_on_seed_epoch_and_index_alone(small):
     batches.epoch = 7
     for workers in (0, 2):
         loader = frame_loader(here, batches, workers=workers)
-        for (frames, labels), keys in zip(loader, batches, strict=True):
+        for (frames, _, labels), keys in zip(loader, batches, strict=True):
             for frame, label, key in zip(frames, labels, keys, strict=True):
                 assert (frame == there[key][0]).all()
                 assert label == clips[key[1]].label

@@ -193,7 +193,7 @@ def test_out_of_memory_on_cuda_says_which_flag_to_lower(call, small, train_flags
 
 def test_an_embedding_index_that_lies_is_refused(small, tmp_path):
     folder = tmp_path / "cache"
-    encoder = features.Encoder("tiny", 4)
+    encoder = features.Encoder("tiny")
     clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
     cache = features.open_cache(folder, clips, encoder, 32, flip=False)
     index = cache.folder / "index.jsonl"

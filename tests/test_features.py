@@ -21,8 +21,9 @@ import train
 from cache import CacheError, CacheKey, EmbeddingCache
 from conftest import ROOT, run_script
 from dataset import ClipBatches, FrameClips, Sampling, resize_frames
+from encoders import Encoder
 from features import EmbeddingClips, open_cache
-from models import Encoder
+from models import Classifier
 from pipeline import OneAhead, Prefetch, embed_ahead, read_ahead
 from splits import load_split
 from video import Video, VideoError
@@ -30,7 +31,7 @@ from video import Video, VideoError
 
 @pytest.fixture
 def encoder():
-    return Encoder("tiny", 4)
+    return Encoder("tiny")
 
 
 def clips_of(path, number=1):
@@ -42,26 +43,35 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
 
 
-def test_cached_clips_are_what_the_encoder_gives(small, encoder, tmp_path):
+@pytest.mark.parametrize("streams", [("rgb",), ("diff",), ("rgb", "diff")])
+def test_cached_clips_are_what_the_encoder_gives(small, tmp_path, streams):
     """For every start, step and flip that training draws, to the tolerance of float16."""
     clips = clips_of(small)
-    cache = open_cache(tmp_path / "cache", clips, encoder, 32, flip=True, threads=2)
-    for stride in (1, 3):
-        sampling = Sampling(6, training=True, seed=4, frame_stride=stride)
-        cache = open_cache(tmp_path / "cache", clips, encoder, 32, flip=True, frame_stride=stride)
+    model = Classifier("MeanPool", 2, encoder="tiny", streams=streams)
+    # The longer clips are longer than any video: padding is told of alike.
+    for stride, length in ((1, 6), (3, 6), (3, 30)):
+        sampling = Sampling(length, training=True, seed=4, frame_stride=stride)
+        caches = [
+            open_cache(
+                tmp_path / "cache", clips, model.encoder, 32, flip=True, stream=stream, frame_stride=stride
+            )
+            for stream in streams
+        ]
         batches = ClipBatches(len(clips), 4, shuffle=True)
-        frames = FrameClips(clips, sampling, 32)
+        frames = FrameClips(clips, sampling, 32, streams)
         seen = 0
-        for batches.epoch in range(6):
-            cached = list(EmbeddingClips(cache, clips, sampling, batches))
-            for (embeddings, labels), items in zip(cached, batches, strict=True):
-                assert embeddings.dtype == torch.float32
-                for embedding, label, item in zip(embeddings, labels, items, strict=True):
-                    expected = encoder.embed(frames[item][0])
-                    assert label == frames[item][1]
-                    assert torch.allclose(embedding, expected, rtol=2**-10, atol=1e-4)
+        for batches.epoch in range(3):
+            cached = list(EmbeddingClips(caches, clips, sampling, batches))
+            for batch, items in zip(cached, batches, strict=True):
+                assert batch[0].dtype == torch.float32
+                for embedding, padding, label, item in zip(*batch, items, strict=True):
+                    images, expected_padding, expected_label = frames[item]
+                    assert torch.allclose(embedding, model.embed(images), rtol=2**-10, atol=1e-4)
+                    assert torch.equal(padding, expected_padding)
+                    assert padding.any() == (length == 30)
+                    assert label == expected_label
                     seen += 1
-        assert seen == 36
+        assert seen == 18
 
 
 def test_training_has_the_same_losses_with_and_without_cache(call, small, train_flags, tmp_path):
@@ -98,7 +108,7 @@ def test_any_tool_can_read_it(small, encoder, tmp_path):
 def test_every_part_of_the_key_makes_another_cache():
     key = CacheKey("tiny", "ab", 32, "float32")
     changes = {"encoder": "other", "encoder_sha256": "cd", "img_dim": 33, "dtype": "bfloat16", "flip": False}
-    changes |= {"frame_stride": 2, "resize": "nearest"}
+    changes |= {"frame_stride": 2, "resize": "nearest", "stream": "diff"}
     assert set(changes) == set(key.__dataclass_fields__)
     folders = {replace(key, **{name: value}).folder for name, value in changes.items()}
     assert len(folders | {key.folder}) == len(changes) + 1
@@ -319,7 +329,7 @@ def test_two_processes_on_one_cache_do_no_harm(toy, tmp_path):
 @pytest.mark.parametrize("name", ["efficientnet_lite0"])
 def test_bf16_folded_and_stored_embeddings_are_close_to_fp32(subset, tmp_path, name):
     videos = [Video(path) for path in sorted((subset / "UCF-101").glob("*/*.avi"))[::80]]
-    encoder = Encoder(name, 4)
+    encoder = Encoder(name)
     exact = torch.cat(
         [encoder.embed(resize_frames(list(video.frames(range(0, 24, 8))), 112)) for video in videos]
     )

@@ -68,7 +68,7 @@ def test_a_resumed_run_goes_on_in_its_folder(call, small, train_flags, tmp_path,
     assert not (tmp_path / "cut-run-2").exists()
 
     def figures(name):
-        return [{**one, "clips_per_second": ""} for one in rows(tmp_path / name)]
+        return [{**one, "clips_per_second": "", "seconds": ""} for one in rows(tmp_path / name)]
 
     assert figures("cut-run") == figures("whole-run")
     assert scalars(tmp_path / "cut-run", "loss/train") == scalars(tmp_path / "whole-run", "loss/train")

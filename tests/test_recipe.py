@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import train
 from checkpoint import load_checkpoint
-from models import ConvLSTM
+from models import Classifier
 from recipe import RECIPES, Learner, Recipe, learning_rate_factor
 
 PLAIN = RECIPES["original"]
@@ -15,7 +15,7 @@ PLAIN = RECIPES["original"]
 
 def small_model(seed=0):
     torch.manual_seed(seed)
-    return ConvLSTM(3, encoder="tiny", latent_dim=4, hidden_dim=5)
+    return Classifier("ConvLSTM", 3, encoder="tiny", latent_dim=4, hidden_dim=5)
 
 
 def learner_of(steps=10, seed=0, **changes):
@@ -89,14 +89,15 @@ def test_dropout_and_batchnorm_are_set_in_the_head_and_nowhere_else():
     model = small_model()
     model.encoder.feature_extractor.norm.momentum = 0.123
     Learner(model, Recipe(**{**vars(PLAIN), "dropout": 0.4, "norm_momentum": 0.2}), 10)
-    assert model.dropout.p == 0.4
-    assert model.encoder.final[1].momentum == model.output_layers[1].momentum == 0.2
+    assert model.head("rgb").dropout.p == 0.4
+    head = model.head("rgb")
+    assert head.projection[1].momentum == head.output_layers[1].momentum == 0.2
     assert model.encoder.feature_extractor.norm.momentum == 0.123
 
 
 def test_batchnorm_stands_still_after_its_share_of_the_steps():
     learner = learner_of(steps=4, norm_momentum=0.5, norm_freeze=0.5)
-    norm, means = learner.model.output_layers[1], []
+    norm, means = learner.model.head("rgb").output_layers[1], []
     for number in range(4):
         one_step(learner, number)
         means.append(norm.running_mean.clone())
@@ -119,11 +120,11 @@ def test_the_average_follows_the_weights_and_is_lent_to_the_model():
     seen = []
     for number in range(20):
         one_step(learner, number)
-        seen.append(learner.model.lstm.weight_ih_l0.detach().clone())
+        seen.append(learner.model.head("rgb").lstm.weight_ih_l0.detach().clone())
     with learner.averaged():
-        average = learner.model.lstm.weight_ih_l0.detach().clone()
-    assert torch.equal(learner.model.lstm.weight_ih_l0, seen[-1])
-    expected = small_model().lstm.weight_ih_l0.detach()
+        average = learner.model.head("rgb").lstm.weight_ih_l0.detach().clone()
+    assert torch.equal(learner.model.head("rgb").lstm.weight_ih_l0, seen[-1])
+    expected = small_model().head("rgb").lstm.weight_ih_l0.detach()
     for step, weights in enumerate(seen, 1):
         decay = min(2.718281828 ** (-1 / 4), (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weights

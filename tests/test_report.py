@@ -36,7 +36,7 @@ def read(path):
 def tested(toy, tmp_path_factory):
     """An epoch's training on the toy data, and a test of it with three clips a video."""
     from conftest import TRAIN_FLAGS, build_tiny
-    from models import ENCODERS, EncoderSpec
+    from encoders import ENCODERS, EncoderSpec
 
     folder = tmp_path_factory.mktemp("tested")
     data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]

@@ -42,15 +42,15 @@ def whole(call, small, train_flags, tmp_path):
 
 def stop_after(monkeypatch, batches, signum):
     """Have the process get a signal after so many batches."""
-    classify, seen = models.ConvLSTM.classify, []
+    classify, seen = models.Classifier.classify, []
 
-    def counted(self, embeddings):
+    def counted(self, embeddings, padding=None):
         seen.append(self)
         if len(seen) == batches:
             os.kill(os.getpid(), signum)
-        return classify(self, embeddings)
+        return classify(self, embeddings, padding)
 
-    monkeypatch.setattr(models.ConvLSTM, "classify", counted)
+    monkeypatch.setattr(models.Classifier, "classify", counted)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -77,13 +77,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 def test_a_second_signal_ends_at_once(call, small, train_flags, tmp_path, whole, monkeypatch):
     folder = tmp_path / "stopped"
 
-    def twice(self, embeddings):
+    def twice(self, embeddings, padding=None):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("not reached")
 
     with monkeypatch.context() as patch:
-        patch.setattr(models.ConvLSTM, "classify", twice)
+        patch.setattr(models.Classifier, "classify", twice)
         done = call(train, *flags_of(train_flags, small, folder))
     assert (done.status, "--resume" in done.out) == (128 + signal.SIGINT, False)
     # What was saved before is whole, and goes on.

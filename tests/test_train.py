@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_run import stop_after
 
-import models
+import encoders
 import train
 from checkpoint import load_checkpoint
 
@@ -61,7 +61,7 @@ def test_training_goes_on_from_a_checkpoint_and_loses_no_earlier_one(call, small
     assert (tmp_path / "model_checkpoints/earlier-1/ConvLSTM_1.pth").read_bytes() == first
     old = torch.load(tmp_path / "model_checkpoints/earlier-1/ConvLSTM_1.pth", weights_only=True)["state"]
     new = torch.load(tmp_path / "model_checkpoints/ConvLSTM_1.pth", weights_only=True)["state"]
-    assert torch.allclose(old["lstm.weight_ih_l0"], new["lstm.weight_ih_l0"], atol=1e-6)
+    assert torch.allclose(old["heads.rgb.lstm.weight_ih_l0"], new["heads.rgb.lstm.weight_ih_l0"], atol=1e-6)
 
 
 def test_it_learns_what_only_the_order_of_frames_tells(call, toy, train_flags, tmp_path):
@@ -142,7 +142,7 @@ def test_a_model_of_other_classes_is_refused(call, small, train_flags, toy):
 
 
 def test_bf16_on_request_changes_the_embeddings_only_a_little(small, train_flags):
-    encoder = models.Encoder("tiny", 4)
+    encoder = encoders.Encoder("tiny")
     frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     exact = encoder.embed(frames)
     encoder.prepare(torch.bfloat16)
