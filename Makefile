@@ -42,6 +42,6 @@ test: .venv/installed-test
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/installed-test: requirements.txt requirements-test.txt | .venv/bin/python
+.venv/installed-test: requirements.txt requirements-onnx.txt requirements-test.txt | .venv/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@ .venv/installed

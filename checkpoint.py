@@ -120,6 +120,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises: FileNotFoundError if there is no such file; CheckpointError if it is truncated, holds code, or is
         no checkpoint that fits; models.WeightsError if it needs an encoder's weights that cannot be had.
     """
+    if (path / "model.json").is_file():
+        raise CheckpointError(
+            f"{path} is an exported model; test_on_video.py takes it with --backend onnxruntime"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; train.py writes them to model_checkpoints/")
     try:

@@ -167,6 +167,7 @@ class Sampling:
         seed: of the random numbers
         frame_stride: use every N-th frame of a video only
         views: clips of a video that are tested
+        shuffle: put the frames out of order, to see whether a model takes notice
     """
 
     sequence_length: int
@@ -175,12 +176,22 @@ class Sampling:
     seed: int = 0
     frame_stride: int = 1
     views: int = 1
+    shuffle: bool = False
 
-    def draw(self, item: tuple[int, int], num_frames: int) -> tuple[np.ndarray, bool]:
-        """Frames of an item, as numbers (T,) int64 among `num_frames`, and whether it is mirrored."""
-        rng = np.random.default_rng([self.seed, *item]) if self.training else None
-        indices = clip_indices(num_frames, self.sequence_length, rng=rng, view=item[0], views=self.views)
-        return indices, rng is not None and self.flip and bool(rng.random() < 0.5)
+    def draw(self, item: tuple[int, int], num_frames: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Frames of an item.
+
+        Returns: their numbers (T,) int64 among `num_frames`, which are padding (T,) bool, and whether the
+            item is mirrored.
+        """
+        rng = np.random.default_rng([self.seed, *item])
+        training = rng if self.training else None
+        indices = clip_indices(num_frames, self.sequence_length, rng=training, view=item[0], views=self.views)
+        mirrored = self.training and self.flip and bool(rng.random() < 0.5)
+        padding = padding_of(indices)
+        if self.shuffle:
+            indices[~padding] = rng.permutation(indices[~padding])
+        return indices, padding, mirrored
 
 
 def check_length(path: Path, num_frames: int) -> None:
@@ -218,15 +229,16 @@ class FrameClips(Dataset[tuple[Tensor, Tensor, int]]):
         clip, stride = self.clips[item[1]], self.sampling.frame_stride
         num_frames = clip.video.count()
         check_length(clip.video.path, num_frames)
-        indices, flipped = self.sampling.draw(item, -(-num_frames // stride))
+        indices, padding, flipped = self.sampling.draw(item, -(-num_frames // stride))
         # Each with the one before it: what has changed between the two may be asked for.
         pairs = np.maximum(np.stack([indices - 1, indices], axis=1), 0)
         wanted = indices if self.streams == ("rgb",) else pairs.reshape(-1)
-        frames = resize_frames(list(clip.video.frames(wanted * stride)), self.img_dim)
+        # A video is read in its order.
+        distinct, places = np.unique(wanted, return_inverse=True)
+        frames = resize_frames(list(clip.video.frames(distinct * stride)), self.img_dim)[places]
         if self.streams != ("rgb",):
             frames = stream_images(frames[1::2], frames[::2], self.streams)
-        padding = torch.from_numpy(padding_of(indices))
-        return frames.flip(-1) if flipped else frames, padding, clip.label
+        return frames.flip(-1) if flipped else frames, torch.from_numpy(padding), clip.label
 
 
 class ClipBatches(Sampler[list[tuple[int, int]]]):

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 import cli
 from cache import CacheError, CacheKey, EmbeddingCache
-from dataset import ClipBatches, FrameClips, Sampling, check_length, frame_loader, padding_of, parse_streams
+from dataset import ClipBatches, FrameClips, Sampling, check_length, frame_loader, parse_streams
 from encoders import Encoder, State, encoder_spec, read_weights
 from engine import Batches
 from models import Classifier
@@ -70,11 +70,10 @@ class EmbeddingClips:
             self.sampling.draw(item, self.caches[0].frames(clip))
             for item, clip in zip(items, clips, strict=True)
         ]
-        frames = np.stack([indices for indices, _ in drawn])
-        flipped = np.array([mirrored for _, mirrored in drawn])
+        frames, padding, flipped = (np.array(part) for part in zip(*drawn, strict=True))
         parts = [cache.gather(clips, frames, flipped) for cache in self.caches]
         labels = torch.tensor([clip.label for clip in clips])
-        return torch.cat(parts, dim=-1), torch.from_numpy(padding_of(frames)), labels
+        return torch.cat(parts, dim=-1), torch.from_numpy(padding), labels
 
 
 class EncodedClips:

@@ -163,12 +163,21 @@ class ConvLSTM(Head):
         return last(self.dropout(hidden))
 
 
+def sinusoids(length: int, width: int) -> Tensor:
+    """Sines and cosines of positions, (length, width); Vaswani et al., NeurIPS 2017, section 3.5."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
+
+
 class ActionBERT(Head):
     """A Transformer over frame embeddings, read off at a [CLS] token.
 
     BERT's layout (Devlin et al., NAACL 2019) on frames instead of words: learned positions, [CLS] in front,
-    GELU, weights from a truncated normal distribution of 0.02. LayerNorm stands before each layer, not
-    behind it, so that training needs no long warm-up (Xiong et al., ICML 2020). Padding is masked.
+    GELU, weights from a truncated normal distribution of 0.02. Positions begin as sinusoids: beginning as
+    small as BERT's, they are lost beside the embeddings of frames, which are much alike. LayerNorm stands
+    before each layer, not behind it, so that training needs no long warm-up (Xiong et al., ICML 2020).
+    Padding is masked.
 
     Args:
         width: D
@@ -225,6 +234,8 @@ class ActionBERT(Head):
             if parameter.ndim > 1:
                 nn.init.trunc_normal_(parameter, std=0.02)
         nn.init.trunc_normal_(self.cls, std=0.02)
+        with torch.no_grad():
+            self.positions.copy_(sinusoids(sequence_length, latent_dim))
 
     def hidden(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """What the last layer makes of each frame: (B, T, D) -> (B, T, H)."""
@@ -236,11 +247,11 @@ class ActionBERT(Head):
 
     def _transform(self, embeddings: Tensor, padding: Tensor | None) -> Tensor:
         batch, length = embeddings.shape[:2]
-        positions: Tensor = self.positions
-        if length != len(positions):
-            stretched = F.interpolate(positions.T[None], size=length, mode="linear", align_corners=True)
-            positions = stretched[0].T
-        tokens = torch.cat([self.cls.expand(batch, 1, -1), self.projection(embeddings) + positions], dim=1)
+        # To the learned length this changes nothing.
+        positions = F.interpolate(self.positions.T[None], size=length, mode="linear", align_corners=True)
+        tokens = torch.cat(
+            [self.cls.expand(batch, 1, -1), self.projection(embeddings) + positions[0].T], dim=1
+        )
         if padding is not None:
             padding = F.pad(padding, (1, 0), value=False)
         return self.transformer(tokens, src_key_padding_mask=padding)
@@ -357,6 +368,16 @@ class Classifier(nn.Module):
         head = self.heads[stream]
         assert isinstance(head, Head)
         return head
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.encoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its encoder computes in."""
+        return self.encoder.dtype
 
     def embed(self, images: Tensor) -> Tensor:
         """Frozen embeddings of frames, three channels for each stream: (N, 3 S, H, W) -> (N, S D)."""

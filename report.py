@@ -261,6 +261,7 @@ def about(
         "sequence_length": sampling.sequence_length,
         "frame_stride": sampling.frame_stride,
         "clips_per_video": sampling.views,
+        "frames_shuffled": sampling.shuffle,
         "training": checkpoint.settings,
         "command": sys.argv,
         "versions": {

@@ -48,6 +48,11 @@ def get_args_parser() -> argparse.ArgumentParser:
         "video and as accurate as more",
     )
     parser.add_argument(
+        "--shuffle_frames",
+        action="store_true",
+        help="put the frames of each clip out of order, to see whether the model takes notice of it",
+    )
+    parser.add_argument(
         "--run_path",
         type=Path,
         help="folder for the report, whose files there are replaced; default: test-<checkpoint> in the "
@@ -114,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         args.sequence_length or checkpoint.sequence_length,
         frame_stride=args.frame_stride,
         views=args.clips,
+        shuffle=args.shuffle_frames,
     )
     batches = ClipBatches(len(split.test), args.batch_size, shuffle=False, rank=ranks.rank, ranks=ranks.size)
     loader = source.loader(split.test, sampling, batches)

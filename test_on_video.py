@@ -23,7 +23,7 @@ from tqdm import tqdm
 import cli
 from checkpoint import load_checkpoint
 from dataset import MIN_FRAMES, StreamReader, check_length, padding_of, resize_frames, window_indices
-from models import Classifier
+from onnx_model import FrameModel, OnnxModel
 from pipeline import OneAhead, Prefetch
 from video import OUTPUT_SUFFIXES, Video, write_video
 
@@ -73,8 +73,39 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="frames that share a label, that of the window around their middle; 10, or 0.4 s at 25 fps, is "
         "as often as one can read; 1 takes up to half as long again",
     )
+    parser.add_argument(
+        "--backend",
+        choices=("torch", "onnxruntime"),
+        default="torch",
+        help="onnxruntime runs what export.py wrote, whose folder --checkpoint_model then names, on the CPU; "
+        "torch (default) is as fast or faster",
+    )
     cli.add_device_flags(parser)
     return parser
+
+
+@dataclass
+class Trained:
+    """What a video is labelled with: a model, and how it wants its frames, as in `Checkpoint`."""
+
+    model: FrameModel
+    classes: list[str]
+    img_dim: int
+    sequence_length: int
+
+
+def open_model(args: argparse.Namespace, device: torch.device) -> Trained:
+    """What --checkpoint_model and --backend name.
+
+    Raises: as `load_checkpoint` and `OnnxModel`.
+    """
+    if args.backend == "onnxruntime":
+        exported = OnnxModel(args.checkpoint_model)
+        return Trained(exported, exported.classes, exported.img_dim, exported.sequence_length)
+    checkpoint = load_checkpoint(args.checkpoint_model)
+    model = checkpoint.model.to(device)
+    model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
+    return Trained(model, checkpoint.classes, checkpoint.img_dim, checkpoint.sequence_length)
 
 
 def new_path(folder: Path, stem: str) -> Path:
@@ -111,7 +142,7 @@ def read_and_resize(video: Video, img_dim: int, streams: Sequence[str] = ("rgb",
 
 @torch.no_grad()
 def label_frames(
-    model: Classifier,
+    model: FrameModel,
     batches: Iterable[Batch],
     sequence_length: int,
     step: int,
@@ -126,11 +157,10 @@ def label_frames(
         batches: frames in order, any number at a time
         every: frames that share a label, that of the window around their middle one
     """
-    encoder = model.encoder
     # bf16 is more than twice as fast on a CPU too, and moves a probability by 2e-6.
-    half = torch.autocast(encoder.device.type, encoder.dtype, enabled=encoder.dtype != torch.float32)
+    half = torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32)
     held: deque[np.ndarray] = deque()  # frames without a label yet
-    embeddings = torch.empty(0, model.width, device=encoder.device)  # of frames first to read - 1
+    embeddings = torch.empty(0, model.width, device=model.device)  # of frames first to read - 1
     first = done = read = 0  # frames, groups of frames, frames
 
     def labelled(windows: np.ndarray) -> Labelled:
@@ -138,8 +168,8 @@ def label_frames(
         done += len(windows)
         # At both ends, and all through a short video, windows are the same.
         distinct, of_group = np.unique(windows - first, axis=0, return_inverse=True)
-        padding = torch.from_numpy(padding_of(distinct)).to(encoder.device).split(WINDOW_BATCH)
-        parts = torch.from_numpy(distinct).to(encoder.device).split(WINDOW_BATCH)
+        padding = torch.from_numpy(padding_of(distinct)).to(model.device).split(WINDOW_BATCH)
+        parts = torch.from_numpy(distinct).to(model.device).split(WINDOW_BATCH)
         with half:
             logits = [model.classify(embeddings[part], pad) for part, pad in zip(parts, padding, strict=True)]
         frames = [held.popleft() for _ in range(min(len(held), every * len(windows)))]
@@ -149,7 +179,7 @@ def label_frames(
     span = step * (sequence_length - 1)
     for frames, resized in batches:
         held.extend(frames)
-        embeddings = torch.cat([embeddings, model.embed(resized.to(encoder.device))])
+        embeddings = torch.cat([embeddings, model.embed(resized.to(model.device))])
         read = first + len(embeddings)
         # Shorter videos have a smaller step, which is known at their end only.
         complete = read - span + span // 2 if read >= step * sequence_length else 0
@@ -218,17 +248,19 @@ def main(argv: list[str] | None = None) -> int:
     if output.resolve() in (args.video_path.resolve(), args.checkpoint_model.resolve()):
         parser.error(f"--output {output} is an input; choose another file")
     device = cli.choose_device(args.device)
+    if args.backend == "onnxruntime":
+        if args.compile or args.precision == "bf16":
+            parser.error("--compile and --precision bf16 are for --backend torch; an exported model is fp32")
+        device = torch.device("cpu")
     video = Video(args.video_path)
     fps = video.fps()
-    checkpoint = load_checkpoint(args.checkpoint_model)
-    model = checkpoint.model.to(device)
-    model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
+    trained = open_model(args, device)
     check_length(args.video_path, len(list(islice(video.frames(), MIN_FRAMES))))
     cli.make_writable_folder(output.parent)
 
-    annotator = Annotator(checkpoint.classes)
-    windows = (args.sequence_length or checkpoint.sequence_length, args.window_step, args.label_every)
-    frames = read_and_resize(video, args.img_dim or checkpoint.img_dim, model.streams)
+    annotator, model = Annotator(trained.classes), trained.model
+    windows = (args.sequence_length or trained.sequence_length, args.window_step, args.label_every)
+    frames = read_and_resize(video, args.img_dim or trained.img_dim, model.streams)
     reader: OneAhead[Batch] | Prefetch[Batch]
     labels: Generator[Labelled] | Prefetch[Labelled]
     if device.type == "cpu":
@@ -247,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
         bar.close()
 
     best, label = (annotator.total / annotator.frames).max(dim=0)
-    print(f"{args.video_path}: {checkpoint.classes[int(label)]}, mean probability {100 * best:.1f} %")
+    print(f"{args.video_path}: {trained.classes[int(label)]}, mean probability {100 * best:.1f} %")
     print(f"wrote {output}: {annotator.frames} frames at {float(fps):.2f} frames/s")
     return 0
 

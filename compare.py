@@ -1,0 +1,284 @@
+"""Train several models on one cache, several seeds each, and compare them in a table and a picture.
+
+    python3 compare.py --encoder efficientnet_lite0 --num_epochs 20
+    python3 compare.py --models ConvLSTM "ActionBERT --pretrain 50" --seeds 3 --encoder efficientnet_lite0
+
+Flags that are not its own go to train.py, for all models or, within quotes, for one. Everything is written
+to a folder below runs: compare.md, compare.csv, compare.png, and a folder for each training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import cli
+from checkpoint import Checkpoint, load_checkpoint
+from files import write_whole
+from history import unused_folder
+from models import MODELS
+from report import interval, png
+
+HERE = Path(__file__).resolve().parent
+# Clips classified at once, and how often, where that is timed.
+CLIPS, REPEATS = 16, 7
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of compare.py."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], epilog="Other flags are those of train.py; see its --help."
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=list(MODELS),
+        help='what to compare; default: all. Quotes take flags for one model: "ActionBERT --pretrain 50"',
+    )
+    parser.add_argument(
+        "--seeds",
+        type=cli.positive_int,
+        default=5,
+        help="trainings of each; 5 (default) show how far chance alone moves a figure",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=cli.positive_int,
+        default=1,
+        help="trainings side by side, which share the cores; 1 (default) tells the time of a single one",
+    )
+    parser.add_argument(
+        "--run_path",
+        type=Path,
+        default=Path("runs/compare"),
+        help="folder for what is written, numbered if it is there",
+    )
+    return parser
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training by train.py left, besides its checkpoints.
+
+    Attributes:
+        report: of the test, as report.json has it
+        predictions: of the test, a row for each clip
+        history: a row for each epoch
+        seconds: that the epochs took, those of the pretraining included, without tests and reading
+        clips_per_second: that the head classifies from embeddings, in batches of `CLIPS`
+    """
+
+    report: dict[str, Any]
+    predictions: list[dict[str, str]]
+    history: list[dict[str, str]]
+    seconds: float
+    clips_per_second: float
+
+    @classmethod
+    def read(cls, folder: Path, clips_per_second: float) -> Self:
+        """From the run folder of a training."""
+        history = read_rows(folder / "history.csv")
+        before = folder / "pretraining" / "history.csv"
+        epochs = history + (read_rows(before) if before.exists() else [])
+        return cls(
+            json.loads((folder / "test/report.json").read_text()),
+            read_rows(folder / "test/predictions.csv"),
+            history,
+            sum(float(epoch["seconds"]) for epoch in epochs),
+            clips_per_second,
+        )
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each test clip is named right (N,) bool."""
+        return np.array([clip["correct"] == "1" for clip in self.predictions])
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by the names in its first one."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run_command(*words: object, threads: int) -> None:
+    """Run one of this repository's commands.
+
+    Raises: ValueError with its message if it fails.
+    """
+    done = subprocess.run(
+        [sys.executable, str(HERE / str(words[0])), *map(str, words[1:])],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        line = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"
+        raise ValueError(f"{shlex.join(map(str, words))}: {line}")
+
+
+def classify_rate(checkpoint: Checkpoint, threads: int) -> float:
+    """Clips/s that the head classifies from embeddings, the median of some batches, on the CPU."""
+    model, before = checkpoint.model, torch.get_num_threads()
+    shape = (CLIPS, checkpoint.sequence_length, model.width)
+    embeddings = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    torch.set_num_threads(threads)
+    seconds = []
+    with torch.no_grad():
+        model.classify(embeddings)
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            model.classify(embeddings)
+            seconds.append(time.perf_counter() - started)
+    torch.set_num_threads(before)
+    return CLIPS / statistics.median(seconds)
+
+
+def train_once(flags: Sequence[object], folder: Path, threads: int) -> Training:
+    """Run train.py; its checkpoints are gone afterwards.
+
+    Args:
+        flags: without those that say where to write
+        folder: for the run
+
+    Raises: ValueError with its message if it fails.
+    """
+    with tempfile.TemporaryDirectory() as checkpoints:
+        run_command("train.py", *flags, "--output_path", checkpoints, "--run_path", folder, threads=threads)
+        report = json.loads((folder / "test/report.json").read_text())
+        rate = classify_rate(load_checkpoint(Path(report["checkpoint"])), threads)
+    return Training.read(folder, rate)
+
+
+def train_all(jobs: dict[str, list[object]], folder: Path, side_by_side: int = 1) -> dict[str, Training]:
+    """`train_once` with the flags of each job, in a folder of its name."""
+    threads = max(1, cli.available_cores() // side_by_side)
+    found: dict[str, Training] = {}
+    with ThreadPoolExecutor(side_by_side) as pool:
+        futures = {
+            name: pool.submit(train_once, flags, folder / name, threads) for name, flags in jobs.items()
+        }
+        try:
+            for name, future in tqdm(futures.items(), unit="training", dynamic_ncols=True):
+                found[name] = future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return found
+
+
+HEAD = (
+    "model",
+    "top-1, mean",
+    "seeds",
+    "95 % interval",
+    "loss, nats",
+    "trained parameters",
+    "training, s",
+    "clips/s",
+)
+
+
+def row(name: str, trainings: Sequence[Training]) -> list[str]:
+    """A row of the table; the interval is that of the mean over the seeds, by groups of clips."""
+    top1 = [training.report["figures"]["top1_percent"] for training in trainings]
+    right = np.mean([training.right for training in trainings], axis=0)
+    ends = interval(right, [clip["group"] for clip in trainings[0].predictions])
+    loss = statistics.mean(training.report["figures"]["loss_nats"] for training in trainings)
+    return [
+        name,
+        f"{statistics.mean(top1):.1f} %",
+        f"{min(top1):.1f} to {max(top1):.1f}",
+        f"{ends[0]:.1f} to {ends[1]:.1f} %" if ends else "",
+        f"{loss:.2f}",
+        f"{trainings[0].report['trained_parameters']:,}",
+        f"{statistics.median(training.seconds for training in trainings):.1f}",
+        f"{statistics.median(training.clips_per_second for training in trainings):,.0f}",
+    ]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def picture(found: dict[str, list[Training]], title: str) -> bytes:
+    """Top-1 of each model, every seed a dot, as the bytes of a PNG file."""
+    figure = Figure((8, 0.5 * len(found) + 1.6), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (name, trainings) in enumerate(reversed(found.items())):
+        top1 = [training.report["figures"]["top1_percent"] for training in trainings]
+        axes.plot(top1, [place] * len(top1), "o", color="#4878a8", alpha=0.5, markersize=6)
+        axes.plot(statistics.mean(top1), place, "|", color="#c8553d", markersize=18, markeredgewidth=2)
+        axes.text(1.01, place, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+    axes.set_yticks([])
+    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_xlabel("top-1 on the test clips, %: each seed, and the mean")
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return png(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, compare, write; returns the exit status."""
+    parser = get_args_parser()
+    args, flags = parser.parse_known_args(argv)
+    for entry in args.models:
+        if not entry.split() or entry.split()[0] not in MODELS:
+            parser.error(f"--models {entry!r}: no such model; choose from {', '.join(MODELS)}")
+    if own := [flag for flag in ("--model", "--seed", "--output_path", "--resume") if flag in flags]:
+        parser.error(f"{own[0]} is set here for each training; leave it out")
+    folder = unused_folder(args.run_path)
+    jobs: dict[str, list[object]] = {
+        f"{entry.replace(' --', '-').replace(' ', '')}-seed{seed}".replace("/", "-"): [
+            *flags,
+            *("--model", *shlex.split(entry), "--seed", seed),
+        ]
+        for entry in args.models
+        for seed in range(args.seeds)
+    }
+    names = iter(jobs)
+    of_entry = {entry: [next(names) for _ in range(args.seeds)] for entry in args.models}
+    print(f"{len(jobs)} trainings into {folder}", flush=True)
+    trained = train_all(jobs, folder, args.jobs)
+    found = {entry: [trained[name] for name in mine] for entry, mine in of_entry.items()}
+    rows = [list(HEAD), *(row(entry, trainings) for entry, trainings in found.items())]
+    first = trained[next(iter(jobs))].report
+    title = (
+        f"{first['encoder']} at {first['img_dim']} px, split {first['split_number']}, "
+        f"{first['figures']['clips']:,} test clips, {args.seeds} seeds"
+    )
+    command = shlex.join(["python3", "compare.py", *(argv if argv is not None else sys.argv[1:])])
+    table = markdown(rows)
+    write_whole(folder / "compare.md", f"{title}\n\n{table}\n`{command}`\n".encode())
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_whole(folder / "compare.csv", text.getvalue().encode())
+    write_whole(folder / "compare.png", picture(found, title))
+    print(f"{title}\n\n{table}\nwritten to {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

