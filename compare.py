@@ -20,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -46,7 +47,10 @@ CLIPS, REPEATS = 16, 7
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of compare.py."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], epilog="Other flags are those of train.py; see its --help."
+        # A short --seed is train.py's, not the beginning of --seeds.
+        allow_abbrev=False,
+        description=__doc__.split("\n")[0],
+        epilog="Other flags are those of train.py; see its --help.",
     )
     parser.add_argument(
         "--models",
@@ -76,41 +80,46 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """What a test left.
+
+    Attributes:
+        report: as report.json has it
+        predictions: a row for each clip
+    """
+
+    report: dict[str, Any]
+    predictions: list[dict[str, str]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """From the folder of a test's report."""
+        report = json.loads((folder / "report.json").read_text())
+        return cls(report, read_rows(folder / "predictions.csv"))
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each clip is named right (N,) bool."""
+        return np.array([clip["correct"] == "1" for clip in self.predictions])
+
+
+@dataclass(frozen=True)
 class Training:
     """What a training by train.py left, besides its checkpoints.
 
     Attributes:
-        report: of the test, as report.json has it
-        predictions: of the test, a row for each clip
+        test: of its last checkpoint
+        others: other tests of that, by name
         history: a row for each epoch
         seconds: that the epochs took, those of the pretraining included, without tests and reading
         clips_per_second: that the head classifies from embeddings, in batches of `CLIPS`
     """
 
-    report: dict[str, Any]
-    predictions: list[dict[str, str]]
+    test: Tested
+    others: dict[str, Tested]
     history: list[dict[str, str]]
     seconds: float
     clips_per_second: float
-
-    @classmethod
-    def read(cls, folder: Path, clips_per_second: float) -> Self:
-        """From the run folder of a training."""
-        history = read_rows(folder / "history.csv")
-        before = folder / "pretraining" / "history.csv"
-        epochs = history + (read_rows(before) if before.exists() else [])
-        return cls(
-            json.loads((folder / "test/report.json").read_text()),
-            read_rows(folder / "test/predictions.csv"),
-            history,
-            sum(float(epoch["seconds"]) for epoch in epochs),
-            clips_per_second,
-        )
-
-    @property
-    def right(self) -> np.ndarray:
-        """Whether each test clip is named right (N,) bool."""
-        return np.array([clip["correct"] == "1" for clip in self.predictions])
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -153,29 +162,45 @@ def classify_rate(checkpoint: Checkpoint, threads: int) -> float:
     return CLIPS / statistics.median(seconds)
 
 
-def train_once(flags: Sequence[object], folder: Path, threads: int) -> Training:
-    """Run train.py; its checkpoints are gone afterwards.
+def train_once(
+    flags: Sequence[object], folder: Path, threads: int, others: Mapping[str, Sequence[object]]
+) -> Training:
+    """Run train.py, and test.py in other ways; the checkpoints are gone afterwards.
 
     Args:
         flags: without those that say where to write
         folder: for the run
+        others: flags of other tests by name, without those that say what is tested
 
     Raises: ValueError with its message if it fails.
     """
     with tempfile.TemporaryDirectory() as checkpoints:
         run_command("train.py", *flags, "--output_path", checkpoints, "--run_path", folder, threads=threads)
-        report = json.loads((folder / "test/report.json").read_text())
-        rate = classify_rate(load_checkpoint(Path(report["checkpoint"])), threads)
-    return Training.read(folder, rate)
+        test = Tested.read(folder / "test")
+        path = Path(test.report["checkpoint"])
+        for name, more in others.items():
+            tested = ["--checkpoint_model", path, "--run_path", folder / name]
+            run_command("test.py", *more, *tested, threads=threads)
+        rate = classify_rate(load_checkpoint(path), threads)
+    history, before = read_rows(folder / "history.csv"), folder / "pretraining" / "history.csv"
+    epochs = history + (read_rows(before) if before.exists() else [])
+    seconds = sum(float(epoch["seconds"]) for epoch in epochs)
+    return Training(test, {name: Tested.read(folder / name) for name in others}, history, seconds, rate)
 
 
-def train_all(jobs: dict[str, list[object]], folder: Path, side_by_side: int = 1) -> dict[str, Training]:
+def train_all(
+    jobs: Mapping[str, Sequence[object]],
+    folder: Path,
+    side_by_side: int = 1,
+    others: Mapping[str, Sequence[object]] = MappingProxyType({}),
+) -> dict[str, Training]:
     """`train_once` with the flags of each job, in a folder of its name."""
     threads = max(1, cli.available_cores() // side_by_side)
     found: dict[str, Training] = {}
     with ThreadPoolExecutor(side_by_side) as pool:
         futures = {
-            name: pool.submit(train_once, flags, folder / name, threads) for name, flags in jobs.items()
+            name: pool.submit(train_once, flags, folder / name, threads, others)
+            for name, flags in jobs.items()
         }
         try:
             for name, future in tqdm(futures.items(), unit="training", dynamic_ncols=True):
@@ -200,18 +225,18 @@ HEAD = (
 
 def row(name: str, trainings: Sequence[Training]) -> list[str]:
     """A row of the table; the interval is that of the mean over the seeds, by groups of clips."""
-    top1 = [training.report["figures"]["top1_percent"] for training in trainings]
-    right = np.mean([training.right for training in trainings], axis=0)
-    ends = interval(right, [clip["group"] for clip in trainings[0].predictions])
-    loss = statistics.mean(training.report["figures"]["loss_nats"] for training in trainings)
+    top1 = [training.test.report["figures"]["top1_percent"] for training in trainings]
+    right = np.mean([training.test.right for training in trainings], axis=0)
+    ends = interval(right, [clip["group"] for clip in trainings[0].test.predictions])
+    loss = statistics.mean(training.test.report["figures"]["loss_nats"] for training in trainings)
     return [
         name,
         f"{statistics.mean(top1):.1f} %",
         f"{min(top1):.1f} to {max(top1):.1f}",
         f"{ends[0]:.1f} to {ends[1]:.1f} %" if ends else "",
         f"{loss:.2f}",
-        f"{trainings[0].report['trained_parameters']:,}",
-        f"{statistics.median(training.seconds for training in trainings):.1f}",
+        f"{trainings[0].test.report['trained_parameters']:,}",
+        f"{statistics.median(training.seconds for training in trainings):.3g}",
         f"{statistics.median(training.clips_per_second for training in trainings):,.0f}",
     ]
 
@@ -227,7 +252,7 @@ def picture(found: dict[str, list[Training]], title: str) -> bytes:
     figure = Figure((8, 0.5 * len(found) + 1.6), layout="constrained")
     axes = figure.add_subplot()
     for place, (name, trainings) in enumerate(reversed(found.items())):
-        top1 = [training.report["figures"]["top1_percent"] for training in trainings]
+        top1 = [training.test.report["figures"]["top1_percent"] for training in trainings]
         axes.plot(top1, [place] * len(top1), "o", color="#4878a8", alpha=0.5, markersize=6)
         axes.plot(statistics.mean(top1), place, "|", color="#c8553d", markersize=18, markeredgewidth=2)
         axes.text(1.01, place, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
@@ -264,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     trained = train_all(jobs, folder, args.jobs)
     found = {entry: [trained[name] for name in mine] for entry, mine in of_entry.items()}
     rows = [list(HEAD), *(row(entry, trainings) for entry, trainings in found.items())]
-    first = trained[next(iter(jobs))].report
+    first = trained[next(iter(jobs))].test.report
     title = (
         f"{first['encoder']} at {first['img_dim']} px, split {first['split_number']}, "
         f"{first['figures']['clips']:,} test clips, {args.seeds} seeds"

@@ -100,6 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     split = load_split(args.dataset_path, args.split_path, split_number, seed=seed)
     if split_number == RANDOM:
         seen = ", a split that leaks"
+    if args.shuffle_frames:
+        seen += ", frames shuffled"
     if missing := split.missing():
         cli.say(f"warning: {missing}")
     if split.classes != checkpoint.classes:

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,9 +12,12 @@ from dataset import (
     ClipBatches,
     FrameClips,
     Sampling,
+    StreamReader,
     clip_indices,
     frame_loader,
+    parse_streams,
     resize_frames,
+    stream_images,
     window_indices,
 )
 from extract_frames import extract_all
@@ -214,3 +218,48 @@ def test_several_clips_of_a_video_lie_between_each_other(num_frames, length, vie
         assert (np.diff(clips.T.ravel()) >= 0).all()
     if num_frames >= views * length:
         assert len(np.unique(clips)) == views * length
+
+
+@given(frames=st.integers(1, 60), length=st.integers(1, 60), training=st.booleans(), shuffle=st.booleans())
+def test_padding_and_shuffling_keep_what_a_clip_consists_of(frames, length, training, shuffle):
+    plain = Sampling(length, training=training)
+    indices, padding, mirrored = replace(plain, shuffle=shuffle).draw((0, 3), frames)
+    straight, same_padding, same_mirrored = plain.draw((0, 3), frames)
+    assert mirrored == same_mirrored
+    assert (padding == same_padding).all()
+    assert padding.sum() == max(0, length - frames)
+    assert not padding[padding.sum() :].any(), "padding stands in front"
+    assert sorted(indices[~padding]) == sorted(straight[~padding])
+    assert len(set(indices[~padding].tolist())) == min(length, frames)
+    if shuffle and min(length, frames) > 8:
+        assert (indices != straight).any()
+
+
+def test_a_difference_shows_what_has_changed():
+    before = torch.full((1, 3, 4, 4), 100, dtype=torch.uint8)
+    frames = before.clone()
+    frames[..., 0, 0], frames[..., 1, 1], frames[..., 2, 2] = 110, 80, 255
+    images = stream_images(frames, before, ("diff",))
+    assert images.dtype == torch.uint8
+    assert images[0, 0, 3, 3] == 128, "nothing has"
+    assert images[0, 0, 0, 0] == 128 + 2 * 10
+    assert images[0, 0, 1, 1] == 128 - 2 * 20
+    assert images[0, 0, 2, 2] == 255, "as far as it goes"
+    both = stream_images(frames, before, ("rgb", "diff"))
+    assert torch.equal(both[:, :3], frames)
+    assert torch.equal(both[:, 3:], images)
+
+
+@given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_streams_do_not_depend_on_how_frames_come_in(cuts):
+    frames = torch.randint(0, 256, (sum(cuts), 3, 2, 2), dtype=torch.uint8)
+    whole = StreamReader(("rgb", "diff")).read(frames)
+    reader = StreamReader(("rgb", "diff"))
+    assert torch.equal(torch.cat([reader.read(part) for part in frames.split(cuts)]), whole)
+    assert (whole[0, 3:] == 128).all(), "the first frame has nothing before it"
+
+
+@pytest.mark.parametrize("text", ["flow", "rgb,", "", "rgb,rgb", "rgb, diff"])
+def test_wrong_streams_are_told(text):
+    with pytest.raises(ValueError, match="stream"):
+        parse_streams(text)

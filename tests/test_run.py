@@ -40,17 +40,17 @@ def whole(call, small, train_flags, tmp_path):
     return tmp_path / "whole"
 
 
-def stop_after(monkeypatch, batches, signum):
+def stop_after(monkeypatch, batches, signum, owner=models.Classifier, name="classify"):
     """Have the process get a signal after so many batches."""
-    classify, seen = models.Classifier.classify, []
+    whole, seen = getattr(owner, name), []
 
-    def counted(self, embeddings, padding=None):
+    def counted(self, *inputs):
         seen.append(self)
         if len(seen) == batches:
             os.kill(os.getpid(), signum)
-        return classify(self, embeddings, padding)
+        return whole(self, *inputs)
 
-    monkeypatch.setattr(models.Classifier, "classify", counted)
+    monkeypatch.setattr(owner, name, counted)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

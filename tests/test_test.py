@@ -39,9 +39,18 @@ def test_every_clip_counts_once_whatever_the_batches(call, toy, trained):
     correct = 0
     with torch.no_grad():
         for index in range(len(clips)):
-            frames, label = clips[0, index]
+            frames, _, label = clips[0, index]
             correct += int(checkpoint.model(frames[None]).argmax()) == label
     assert f"{correct} of {len(clips)} clips" in done.out
+
+
+def test_shuffled_frames_are_told_and_are_no_silent_default(call, toy, trained):
+    plain, mixed = (call(test_script, *flags(toy, trained[0]), *more) for more in ((), ("--shuffle_frames",)))
+    assert plain.status == mixed.status == 0, mixed.err
+    assert plain.out.split("test ")[1].splitlines()[0] != mixed.out.split("test ")[1].splitlines()[0]
+    again = call(test_script, *flags(toy, trained[0]), "--shuffle_frames")
+    assert again.out.splitlines()[0] == mixed.out.splitlines()[0], "the same order each time"
+    assert "frames shuffled" in mixed.out
 
 
 def test_another_split_than_the_trained_one_is_refused_unless_forced(call, toy, trained):
