@@ -1,9 +1,13 @@
 """What the tests share: small drawn clips, a tiny encoder, and ways to run the commands."""
 
+import multiprocessing
 import os
+import resource
+import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +53,56 @@ def run_script(script: str, *args: object, cwd: Path = ROOT, **env: str) -> Outc
         command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=240, check=False
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+# A process of these has what takes seconds to import already.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["train", "test", "features", "test_on_video"])
+
+
+def _run_as_script(script: Path, words: list[str], out: Path, file_limit: int | None) -> None:
+    os.chdir(ROOT)
+    for number, path in ((1, out / "out"), (2, out / "err")):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    sys.argv = [str(script), *words]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+class Script:
+    """A command of the repository in a process of its own, to be killed or waited for.
+
+    Forked, so that it begins within a moment; `run_script` starts Python anew, as a user does.
+
+    Args:
+        script: its file
+        words: its flags
+        file_limit: bytes that a file may have, as on a disk that is full then
+    """
+
+    def __init__(self, script: str, *words: object, file_limit: int | None = None) -> None:
+        self._out = Path(tempfile.mkdtemp())
+        given = [str(word) for word in words]
+        self._process = _SERVER.Process(
+            target=_run_as_script, args=(ROOT / script, given, self._out, file_limit)
+        )
+        self._process.start()
+
+    def running(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def outcome(self) -> Outcome:
+        """Wait for its end; the status is negative after a signal."""
+        self._process.join(120)
+        status = self._process.exitcode
+        assert status is not None, "it takes too long"
+        out, err = ((self._out / name).read_text() for name in ("out", "err"))
+        shutil.rmtree(self._out)
+        return Outcome(status, out, err)
 
 
 @pytest.fixture

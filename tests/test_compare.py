@@ -7,14 +7,13 @@ import cv2
 import pytest
 
 import compare
-from conftest import ROOT, run_script
 
 
-def test_models_are_compared_on_one_cache(small, tmp_path):
+def test_models_are_compared_on_one_cache(call, small, tmp_path):
     data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist"]
     flags = ["--encoder", "efficientnet_lite0", "--img_dim", 32, "--sequence_length", 8, "--num_epochs", 1]
     models = ["--models", "MeanPool", "ActionBERT --latent_dim 16 --pretrain 1", "--seeds", 1]
-    done = run_script(str(ROOT / "compare.py"), *data, *flags, *models, cwd=tmp_path)
+    done = call(compare, *data, *flags, *models)
     assert done.status == 0, done.err
     folder = tmp_path / "runs/compare"
     text = (folder / "compare.md").read_text()

@@ -1,7 +1,6 @@
 """What goes wrong in a long run, made to happen: disks, workers, caches, clips, memory."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -17,18 +16,13 @@ import features
 import train
 from cache import CacheError
 from checkpoint import load_checkpoint
-from conftest import ROOT, Outcome, run_script
+from conftest import ROOT, Outcome, Script, run_script
 from splits import Shard, load_split
 
 
 def limited(limit, script, *flags):
     """Run a command that may write no file of more than `limit` bytes, as on a disk that is full then."""
-    done = subprocess.run(
-        [sys.executable, script, *map(str, flags)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    return Script(script, *flags, file_limit=limit).outcome()
 
 
 @pytest.fixture

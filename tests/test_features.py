@@ -2,9 +2,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections import namedtuple
 from dataclasses import replace
@@ -19,7 +16,7 @@ import features
 import test as test_script
 import train
 from cache import CacheError, CacheKey, EmbeddingCache
-from conftest import ROOT, run_script
+from conftest import Script
 from dataset import ClipBatches, FrameClips, Sampling, resize_frames
 from encoders import Encoder
 from features import EmbeddingClips, open_cache
@@ -283,43 +280,36 @@ def lite0_flags(path, cache_path):
 
 def test_killed_and_resumed_is_byte_identical_to_one_go(toy, tmp_path):
     """SIGKILL at random instants of filling, the lock, rows and index lines half-written included."""
-    whole = run_script("features.py", *lite0_flags(toy, tmp_path / "whole"))
+    whole = Script("features.py", *lite0_flags(toy, tmp_path / "whole")).outcome()
     assert whole.status == 0, whole.err
     (expected,) = (tmp_path / "whole").iterdir()
     rng = np.random.default_rng(0)
     kills = 0
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "features.py", *map(str, lite0_flags(toy, tmp_path / "killed"))],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        process = Script("features.py", *lite0_flags(toy, tmp_path / "killed"))
         deadline = time.monotonic() + 60
         rows = tmp_path / "killed" / expected.name / "embeddings.npy"
         before = rows.stat().st_size if rows.exists() else 0
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.running() and time.monotonic() < deadline:
             if rows.exists() and rows.stat().st_size != before:
                 break
             time.sleep(0.01)
         time.sleep(float(rng.uniform(0, 1)))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        if process.running():
+            process.kill()
             kills += 1
-        process.wait()
-    again = run_script("features.py", *lite0_flags(toy, tmp_path / "killed"))
+        process.outcome()
+    again = Script("features.py", *lite0_flags(toy, tmp_path / "killed")).outcome()
     assert again.status == 0, again.err
     assert kills >= 1
     assert files(tmp_path / "killed" / expected.name) == files(expected)
 
 
 def test_two_processes_on_one_cache_do_no_harm(toy, tmp_path):
-    command = [sys.executable, "features.py", *map(str, lite0_flags(toy, tmp_path / "both"))]
-    pair = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for _ in range(2)
-    ]
-    printed = [process.communicate(timeout=120)[0] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0]
-    assert sum("frames, into" in text for text in printed) == 1, "one of them fills"
+    pair = [Script("features.py", *lite0_flags(toy, tmp_path / "both")) for _ in range(2)]
+    done = [script.outcome() for script in pair]
+    assert [one.status for one in done] == [0, 0]
+    assert sum("frames, into" in one.out for one in done) == 1, "one of them fills"
     (folder,) = (tmp_path / "both").iterdir()
     index = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
     assert len({entry["clip"] for entry in index}) == len(index) == 64

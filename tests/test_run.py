@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,7 +11,7 @@ import torch
 import models
 import train
 from checkpoint import load_checkpoint
-from conftest import ROOT
+from conftest import Script
 from run import only_one
 from splits import hold_out, load_split, random_split, siblings
 
@@ -98,32 +96,28 @@ def test_killed_at_random_instants_the_weights_are_the_same(call, toy, tmp_path)
     model = ["--encoder", "efficientnet_lite0", "--img_dim", 32, "--sequence_length", 8, "--latent_dim", 8]
     flags = [*data, *model, "--num_epochs", 4, "--save_seconds", 0, "--cache_path", tmp_path / "cache"]
 
-    def begin(*flags):
-        command = [sys.executable, "train.py", *map(str, flags)]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
     assert call(train, *flags, "--output_path", tmp_path / "whole").status == 0
     folder, kills = tmp_path / "killed", 0
     for _ in range(20):
         flags_now = ["--resume", "--output_path", folder, "--cache_path", tmp_path / "cache"]
         if not (folder / "last.pth").exists():
             flags_now = [*flags, "--output_path", folder]
-        process = begin(*flags_now)
+        process = Script("train.py", *flags_now)
         # Two kills on the way, when training has begun; then to the end.
         stamp = time.monotonic()
         before = (folder / "last.pth").stat().st_mtime_ns if (folder / "last.pth").exists() else 0
-        while kills < 2 and process.poll() is None and time.monotonic() - stamp < 60:
+        while kills < 2 and process.running() and time.monotonic() - stamp < 60:
             last = folder / "last.pth"
             if last.exists() and last.stat().st_mtime_ns != before:
                 time.sleep(float(rng.uniform(0, 1.5)))
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 kills += 1
                 break
             time.sleep(0.02)
-        status = process.wait(120)
-        if status == 0:
+        done = process.outcome()
+        if done.status == 0:
             break
-        assert status == -signal.SIGKILL, process.stderr.read().decode()
+        assert done.status == -signal.SIGKILL, done.err
     assert kills == 2
     assert same(weights(folder / "ConvLSTM_4.pth"), weights(tmp_path / "whole/ConvLSTM_4.pth"))
 
