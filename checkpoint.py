@@ -74,6 +74,11 @@ class Checkpoint:
     settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] | None = None
 
+    @property
+    def frame_stride(self) -> int:
+        """Every how manieth frame of a video it was trained on."""
+        return int(self.settings.get("frame_stride", 1))
+
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = False) -> None:
     """Write a checkpoint beside and rename it, so that `path` is always a whole file.

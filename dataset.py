@@ -139,17 +139,25 @@ def stream_images(frames: Tensor, before: Tensor, streams: Sequence[str]) -> Ten
 
 
 class StreamReader:
-    """`stream_images` of a video's frames that come some at a time."""
+    """`stream_images` of a video's frames that come some at a time.
 
-    def __init__(self, streams: Sequence[str]) -> None:
-        self.streams = streams
-        self._last: Tensor | None = None
+    Args:
+        streams: what a frame is seen as
+        stride: how many frames before a frame the one stands that it is compared with; the first frame
+            stands in for those before it
+    """
+
+    def __init__(self, streams: Sequence[str], stride: int = 1) -> None:
+        self.streams, self.stride = streams, stride
+        self._before: Tensor | None = None
 
     def read(self, frames: Tensor) -> Tensor:
         """The next frames (T, 3, H, W) uint8, as (T, 3 S, H, W) uint8."""
-        last, self._last = self._last, frames[-1:]
-        before = torch.cat([frames[:1] if last is None else last, frames[:-1]])
-        return stream_images(frames, before, self.streams)
+        if self._before is None:
+            self._before = frames[:1].expand(self.stride, -1, -1, -1)
+        joined = torch.cat([self._before, frames])
+        self._before = joined[-self.stride :].clone()
+        return stream_images(frames, joined[: len(frames)], self.streams)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ FORGET_BIAS = 2.0
 FROZEN = "encoder.feature_extractor."
 
 
-def _mean_over_time(steps: Tensor, padding: Tensor | None) -> Tensor:
+def mean_over_time(steps: Tensor, padding: Tensor | None) -> Tensor:
     """Mean of the time steps that are not padding: (B, T, H), (B, T) -> (B, H)."""
     if padding is None:
         return steps.mean(dim=1)
@@ -48,7 +48,7 @@ class Head(nn.Module):
 
     Attributes:
         sizes: the same
-        hidden_dim: H, the width of `hidden`; 0 where no frame sees another, and `hidden` is not there
+        hidden_dim: H, the width of what `read` gives; 0 where no frame sees another, and `read` is not there
         dropout: a recipe says how much of it
     """
 
@@ -60,8 +60,8 @@ class Head(nn.Module):
         # The original had none.
         self.dropout = nn.Dropout(0.0)
 
-    def hidden(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Each frame as the others make it appear: (B, T, D) -> (B, T, H); `padding` as in `forward`."""
+    def read(self, embeddings: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What `forward` classifies, (B, H), and each frame as the others make it appear, (B, T, H)."""
         raise NotImplementedError
 
     def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -136,20 +136,20 @@ class ConvLSTM(Head):
             nn.Linear(hidden_dim, num_classes),
         )
 
-    def hidden(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
-        """The LSTM's states, of both directions: (B, T, D) -> (B, T, H)."""
+    def read(self, embeddings: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The LSTM's states of both directions, pooled (B, H), and of each frame (B, T, H)."""
         latent = self.projection(embeddings.flatten(0, 1)).unflatten(0, embeddings.shape[:2])
-        states, _ = self.lstm(latent)
-        return states
+        hidden, _ = self.lstm(latent)
+        if self.attention_layer is not None:
+            weights = self.attention_layer(hidden).softmax(dim=1)
+            return (weights * hidden).sum(dim=1), hidden
+        return (hidden[:, -1] if self.pooling == "last" else hidden.mean(dim=1)), hidden
 
     def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """Logits of clips: (B, T, D) -> (B, C)."""
-        hidden = self.hidden(embeddings)
-        if self.attention_layer is not None:
-            weights = self.attention_layer(hidden).softmax(dim=1)
-            return self._output((weights * hidden).sum(dim=1))
-        if self.pooling == "last":
-            return self._output(hidden[:, -1])
+        pooled, hidden = self.read(embeddings)
+        if self.pooling != "average":
+            return self._output(pooled)
         steps = self._output(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
         # The logarithm of mean probabilities: its softmax is that mean, so it serves as logits.
         return F.log_softmax(steps, dim=-1).logsumexp(dim=1) - math.log(hidden.shape[1])
@@ -237,15 +237,12 @@ class ActionBERT(Head):
         with torch.no_grad():
             self.positions.copy_(sinusoids(sequence_length, latent_dim))
 
-    def hidden(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
-        """What the last layer makes of each frame: (B, T, D) -> (B, T, H)."""
-        return self._transform(embeddings, padding)[:, 1:]
-
     def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """Logits of clips: (B, T, D) -> (B, C)."""
-        return self.output(self.dropout(self._transform(embeddings, padding)[:, 0]))
+        return self.output(self.dropout(self.read(embeddings, padding)[0]))
 
-    def _transform(self, embeddings: Tensor, padding: Tensor | None) -> Tensor:
+    def read(self, embeddings: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the last layer makes of [CLS], (B, H), and of each frame, (B, T, H)."""
         batch, length = embeddings.shape[:2]
         # To the learned length this changes nothing.
         positions = F.interpolate(self.positions.T[None], size=length, mode="linear", align_corners=True)
@@ -254,7 +251,8 @@ class ActionBERT(Head):
         )
         if padding is not None:
             padding = F.pad(padding, (1, 0), value=False)
-        return self.transformer(tokens, src_key_padding_mask=padding)
+        read = self.transformer(tokens, src_key_padding_mask=padding)
+        return read[:, 0], read[:, 1:]
 
 
 class ConvClassifier(Head):
@@ -281,7 +279,7 @@ class ConvClassifier(Head):
         latent = self.projection(embeddings.flatten(0, 1)).relu()
         steps = self.output(self.dropout(latent)).unflatten(0, embeddings.shape[:2])
         # The logarithm of mean probabilities serves as logits.
-        return _mean_over_time(F.softmax(steps.float(), dim=-1), padding).clamp_min(1e-30).log()
+        return mean_over_time(F.softmax(steps.float(), dim=-1), padding).clamp_min(1e-30).log()
 
 
 class MeanPool(Head):
@@ -305,7 +303,7 @@ class MeanPool(Head):
 
     def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """Logits of clips: (B, T, D) -> (B, C)."""
-        return self.output(self.norm(_mean_over_time(embeddings, padding)))
+        return self.output(self.norm(mean_over_time(embeddings, padding)))
 
 
 MODELS: dict[str, type[Head]] = {

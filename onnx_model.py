@@ -144,6 +144,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> float:
         "width": model.width,
         "img_dim": dim,
         "sequence_length": length,
+        "frame_stride": checkpoint.frame_stride,
         "classes": checkpoint.classes,
     }
     write_whole(folder / "model.json", (json.dumps(about, indent=1) + "\n").encode())
@@ -168,6 +169,7 @@ class OnnxModel:
         classes: class names, by label
         img_dim: height and width in pixels of the frames that it takes
         sequence_length: frames of the clips that it was trained on
+        frame_stride: every how manieth frame of a video that was
 
     Raises: FileNotFoundError or OnnxError if the folder is no exported model, or onnxruntime is missing.
     """
@@ -193,6 +195,7 @@ class OnnxModel:
             self.classes, self.streams = list(about["classes"]), tuple(about["streams"])
             self.width, self.img_dim = int(about["width"]), int(about["img_dim"])
             self.sequence_length = int(about["sequence_length"])
+            self.frame_stride = int(about["frame_stride"])
             self._encoder, self._head = (
                 onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
                 for name in ("encoder.onnx", "head.onnx")

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import MODELS, Classifier, Head
+from models import MODELS, Classifier, Head, mean_over_time
 from recipe import Learner, Recipe
 
 MASKED_SHARE = 0.5
 MEAN_SPAN = 6
 TEMPERATURE = 0.1
+CLIP_WEIGHT = 1.0
 
 
 def span_mask(batch: int, length: int, device: torch.device) -> Tensor:
@@ -44,6 +45,13 @@ def span_mask(batch: int, length: int, device: torch.device) -> Tensor:
     return masked.to(device)
 
 
+def _contrast(predicted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """InfoNCE of each row of (N, D) against all targets, (N,), and whether the right one is picked, (N,)."""
+    similarity = F.normalize(predicted, dim=1) @ F.normalize(targets, dim=1).T / TEMPERATURE
+    right = torch.arange(len(targets), device=similarity.device)
+    return F.cross_entropy(similarity, right, reduction="none"), similarity.argmax(dim=1) == right
+
+
 class MaskedFrames(nn.Module):
     """What is trained in pretraining: the heads, a vector that stands for a hidden frame, and predictors.
 
@@ -55,7 +63,7 @@ class MaskedFrames(nn.Module):
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
-        able = [name for name, head in MODELS.items() if head.hidden is not Head.hidden]
+        able = [name for name, head in MODELS.items() if head.read is not Head.read]
         if model.name not in able:
             raise ValueError(
                 f"{model.name} sees each frame by itself and cannot tell one from the others; --pretrain is "
@@ -66,13 +74,16 @@ class MaskedFrames(nn.Module):
         # Standardised, all dimensions of an embedding count alike.
         self.targets = nn.BatchNorm1d(width, affine=False)
         self.mask = nn.Parameter(torch.zeros(width))
-        self.predictors = nn.ModuleDict(
-            {
-                stream: nn.Sequential(
-                    nn.Linear(model.head(stream).hidden_dim, width), nn.GELU(), nn.Linear(width, width)
-                )
-                for stream in model.streams
-            }
+        self.predictors, self.clip_predictors = (
+            nn.ModuleDict(
+                {
+                    stream: nn.Sequential(
+                        nn.Linear(model.head(stream).hidden_dim, width), nn.GELU(), nn.Linear(width, width)
+                    )
+                    for stream in model.streams
+                }
+            )
+            for _ in range(2)
         )
         self.to(model.encoder.device)
 
@@ -91,15 +102,18 @@ class MaskedFrames(nn.Module):
         hidden = span_mask(len(padding), padding.shape[1], padding.device) & ~padding
         parts = embeddings.chunk(len(self.heads), dim=-1)
         for (stream, head), part in zip(self.heads.items(), parts, strict=True):
-            targets = self.targets(part.flatten(0, 1)).unflatten(0, padding.shape)[hidden]
+            frames = self.targets(part.flatten(0, 1)).unflatten(0, padding.shape)
+            targets = frames[hidden]
             shown = torch.where(hidden[..., None], self.mask, part)
             assert isinstance(head, Head)
-            predicted = self.predictors[stream](head.hidden(shown, padding)[hidden])
+            summary, states = head.read(shown, padding)
+            predicted = self.predictors[stream](states[hidden])
             regression = F.mse_loss(predicted, targets, reduction="none").mean(dim=1)
-            similarity = F.normalize(predicted, dim=1) @ F.normalize(targets, dim=1).T / TEMPERATURE
-            right = torch.arange(len(targets), device=similarity.device)
-            losses.append(regression + F.cross_entropy(similarity, right, reduction="none"))
-            found.append(similarity.argmax(dim=1) == right)
+            contrast, picked = _contrast(predicted, targets)
+            clips, _ = _contrast(self.clip_predictors[stream](summary), mean_over_time(frames, padding))
+            of_clip = hidden.nonzero()[:, 0]
+            losses.append(regression + contrast + CLIP_WEIGHT * clips[of_clip])
+            found.append(picked)
         return torch.cat(losses), torch.cat(found)
 
 

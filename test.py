@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
     img_dim = args.img_dim or checkpoint.img_dim
     # Of the training, so that its cache serves the test too.
-    args.frame_stride = args.frame_stride or checkpoint.settings.get("frame_stride", 1)
+    args.frame_stride = args.frame_stride or checkpoint.frame_stride
     source = ClipSource.from_flags(args, model, split.test, img_dim, flip=False, ranks=ranks)
     sampling = Sampling(
         args.sequence_length or checkpoint.sequence_length,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
@@ -92,6 +92,7 @@ class Trained:
     classes: list[str]
     img_dim: int
     sequence_length: int
+    frame_stride: int
 
 
 def open_model(args: argparse.Namespace, device: torch.device) -> Trained:
@@ -101,11 +102,19 @@ def open_model(args: argparse.Namespace, device: torch.device) -> Trained:
     """
     if args.backend == "onnxruntime":
         exported = OnnxModel(args.checkpoint_model)
-        return Trained(exported, exported.classes, exported.img_dim, exported.sequence_length)
+        return Trained(
+            exported,
+            exported.classes,
+            exported.img_dim,
+            exported.sequence_length,
+            exported.frame_stride,
+        )
     checkpoint = load_checkpoint(args.checkpoint_model)
     model = checkpoint.model.to(device)
     model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
-    return Trained(model, checkpoint.classes, checkpoint.img_dim, checkpoint.sequence_length)
+    return Trained(
+        model, checkpoint.classes, checkpoint.img_dim, checkpoint.sequence_length, checkpoint.frame_stride
+    )
 
 
 def new_path(folder: Path, stem: str) -> Path:
@@ -129,13 +138,12 @@ class Labelled:
     probabilities: Tensor
 
 
-def read_and_resize(video: Video, img_dim: int, streams: Sequence[str] = ("rgb",)) -> Iterator[Batch]:
+def read_and_resize(video: Video, img_dim: int, seen: StreamReader) -> Iterator[Batch]:
     """Frames of a video, some at a time, as they are and as the encoder takes them."""
     source = video.frames()
     first = next(source)
     source = chain([first], source)
     size = max(1, min(READ_FRAMES, READ_BYTES // first.nbytes))
-    seen = StreamReader(streams)
     while frames := list(islice(source, size)):
         yield frames, seen.read(resize_frames(frames, img_dim))
 
@@ -260,7 +268,8 @@ def main(argv: list[str] | None = None) -> int:
 
     annotator, model = Annotator(trained.classes), trained.model
     windows = (args.sequence_length or trained.sequence_length, args.window_step, args.label_every)
-    frames = read_and_resize(video, args.img_dim or trained.img_dim, model.streams)
+    seen = StreamReader(model.streams, trained.frame_stride)
+    frames = read_and_resize(video, args.img_dim or trained.img_dim, seen)
     reader: OneAhead[Batch] | Prefetch[Batch]
     labels: Generator[Labelled] | Prefetch[Labelled]
     if device.type == "cpu":

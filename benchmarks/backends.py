@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import cli
 from checkpoint import load_checkpoint
+from dataset import StreamReader
 from onnx_model import FrameModel, OnnxModel, export
 from test_on_video import label_frames, read_and_resize
 from video import Video
@@ -24,7 +25,7 @@ from video import Video
 
 def label(model: FrameModel, video: Video, img_dim: int, length: int) -> np.ndarray:
     """Probabilities of each frame (frames, C)."""
-    batches = read_and_resize(video, img_dim, model.streams)
+    batches = read_and_resize(video, img_dim, StreamReader(model.streams))
     return torch.cat([part.probabilities for part in label_frames(model, batches, length, 2)]).numpy()
 
 
@@ -52,9 +53,9 @@ def main() -> None:
         found: dict[str, list[np.ndarray]] = {name: [] for name in models}
         rates: dict[str, list[float]] = {name: [] for name in models}
         for clip in tqdm(chosen, unit="clip"):
-            for name, model in models.items():
+            for name in models:
                 started = time.perf_counter()
-                found[name].append(label(model, clip.video, img_dim, length))
+                found[name].append(label(models[name], clip.video, img_dim, length))
                 rates[name].append(len(found[name][-1]) / (time.perf_counter() - started))
     print(common.machine(device))
     print(f"exported: numbers within {difference:.1g} of PyTorch's")

@@ -250,11 +250,13 @@ def test_a_difference_shows_what_has_changed():
     assert torch.equal(both[:, 3:], images)
 
 
-@given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_streams_do_not_depend_on_how_frames_come_in(cuts):
+@given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5), stride=st.integers(1, 4))
+def test_streams_do_not_depend_on_how_frames_come_in(cuts, stride):
     frames = torch.randint(0, 256, (sum(cuts), 3, 2, 2), dtype=torch.uint8)
-    whole = StreamReader(("rgb", "diff")).read(frames)
-    reader = StreamReader(("rgb", "diff"))
+    whole = StreamReader(("rgb", "diff"), stride).read(frames)
+    # Every so manieth frame is what a cache that keeps no others has.
+    assert torch.equal(whole[::stride], StreamReader(("rgb", "diff")).read(frames[::stride]))
+    reader = StreamReader(("rgb", "diff"), stride)
     assert torch.equal(torch.cat([reader.read(part) for part in frames.split(cuts)]), whole)
     assert (whole[0, 3:] == 128).all(), "the first frame has nothing before it"
 

@@ -60,7 +60,7 @@ def test_hidden_frames_are_learned_from_the_others(name, sizes):
         shares.append(found.item() / count)
     # About 90 are hidden in a batch: a guess finds one in 90.
     assert sum(shares[:10]) / 10 < 0.03
-    assert sum(shares[-10:]) / 10 > 0.08
+    assert sum(shares[-10:]) / 10 > 0.05
 
 
 def test_padding_is_never_hidden_nor_looked_at():
