@@ -23,7 +23,7 @@ FORGET_BIAS = 2.0
 FROZEN = "encoder.feature_extractor."
 
 
-def mean_over_time(steps: Tensor, padding: Tensor | None) -> Tensor:
+def _mean_over_time(steps: Tensor, padding: Tensor | None) -> Tensor:
     """Mean of the time steps that are not padding: (B, T, H), (B, T) -> (B, H)."""
     if padding is None:
         return steps.mean(dim=1)
@@ -279,7 +279,7 @@ class ConvClassifier(Head):
         latent = self.projection(embeddings.flatten(0, 1)).relu()
         steps = self.output(self.dropout(latent)).unflatten(0, embeddings.shape[:2])
         # The logarithm of mean probabilities serves as logits.
-        return mean_over_time(F.softmax(steps.float(), dim=-1), padding).clamp_min(1e-30).log()
+        return _mean_over_time(F.softmax(steps.float(), dim=-1), padding).clamp_min(1e-30).log()
 
 
 class MeanPool(Head):
@@ -303,7 +303,7 @@ class MeanPool(Head):
 
     def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """Logits of clips: (B, T, D) -> (B, C)."""
-        return self.output(self.norm(mean_over_time(embeddings, padding)))
+        return self.output(self.norm(_mean_over_time(embeddings, padding)))
 
 
 MODELS: dict[str, type[Head]] = {

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import MODELS, Classifier, Head, mean_over_time
+from models import MODELS, Classifier, Head
 from recipe import Learner, Recipe
 
 MASKED_SHARE = 0.5
 MEAN_SPAN = 6
 TEMPERATURE = 0.1
-CLIP_WEIGHT = 1.0
 
 
 def span_mask(batch: int, length: int, device: torch.device) -> Tensor:
@@ -45,13 +44,6 @@ def span_mask(batch: int, length: int, device: torch.device) -> Tensor:
     return masked.to(device)
 
 
-def _contrast(predicted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """InfoNCE of each row of (N, D) against all targets, (N,), and whether the right one is picked, (N,)."""
-    similarity = F.normalize(predicted, dim=1) @ F.normalize(targets, dim=1).T / TEMPERATURE
-    right = torch.arange(len(targets), device=similarity.device)
-    return F.cross_entropy(similarity, right, reduction="none"), similarity.argmax(dim=1) == right
-
-
 class MaskedFrames(nn.Module):
     """What is trained in pretraining: the heads, a vector that stands for a hidden frame, and predictors.
 
@@ -72,18 +64,15 @@ class MaskedFrames(nn.Module):
         width = model.encoder.width
         self.heads = model.heads
         # Standardised, all dimensions of an embedding count alike.
-        self.targets = nn.BatchNorm1d(width, affine=False)
-        self.mask = nn.Parameter(torch.zeros(width))
-        self.predictors, self.clip_predictors = (
-            nn.ModuleDict(
-                {
-                    stream: nn.Sequential(
-                        nn.Linear(model.head(stream).hidden_dim, width), nn.GELU(), nn.Linear(width, width)
-                    )
-                    for stream in model.streams
-                }
-            )
-            for _ in range(2)
+        self.targets = nn.ModuleDict({stream: nn.BatchNorm1d(width, affine=False) for stream in self.heads})
+        self.masks = nn.ParameterDict({stream: torch.zeros(width) for stream in self.heads})
+        self.predictors = nn.ModuleDict(
+            {
+                stream: nn.Sequential(
+                    nn.Linear(model.head(stream).hidden_dim, width), nn.GELU(), nn.Linear(width, width)
+                )
+                for stream in self.heads
+            }
         )
         self.to(model.encoder.device)
 
@@ -102,18 +91,15 @@ class MaskedFrames(nn.Module):
         hidden = span_mask(len(padding), padding.shape[1], padding.device) & ~padding
         parts = embeddings.chunk(len(self.heads), dim=-1)
         for (stream, head), part in zip(self.heads.items(), parts, strict=True):
-            frames = self.targets(part.flatten(0, 1)).unflatten(0, padding.shape)
-            targets = frames[hidden]
-            shown = torch.where(hidden[..., None], self.mask, part)
+            targets = self.targets[stream](part.flatten(0, 1)).unflatten(0, padding.shape)[hidden]
+            shown = torch.where(hidden[..., None], self.masks[stream], part)
             assert isinstance(head, Head)
-            summary, states = head.read(shown, padding)
-            predicted = self.predictors[stream](states[hidden])
+            predicted = self.predictors[stream](head.read(shown, padding)[1][hidden])
             regression = F.mse_loss(predicted, targets, reduction="none").mean(dim=1)
-            contrast, picked = _contrast(predicted, targets)
-            clips, _ = _contrast(self.clip_predictors[stream](summary), mean_over_time(frames, padding))
-            of_clip = hidden.nonzero()[:, 0]
-            losses.append(regression + contrast + CLIP_WEIGHT * clips[of_clip])
-            found.append(picked)
+            similarity = F.normalize(predicted, dim=1) @ F.normalize(targets, dim=1).T / TEMPERATURE
+            right = torch.arange(len(targets), device=similarity.device)
+            losses.append(regression + F.cross_entropy(similarity, right, reduction="none"))
+            found.append(similarity.argmax(dim=1) == right)
         return torch.cat(losses), torch.cat(found)
 
 
