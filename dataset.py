@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 import cli
 from check import check
+from opencv import cv2
 from splits import Clip
 from video import VideoError, worker_context
 

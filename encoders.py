@@ -242,9 +242,12 @@ def _timm_spec(name: str) -> EncoderSpec:
         raise ValueError(
             f"timm has no network {name!r}" + (f"; near it are {', '.join(near)}" if near else "")
         )
-    # On this device tensors have shapes and no contents.
-    with torch.device("meta"):
-        network = timm.create_model(name, pretrained=False, num_classes=0)
+    try:
+        # On this device tensors have shapes and no contents.
+        with torch.device("meta"):
+            network = timm.create_model(name, pretrained=False, num_classes=0)
+    except RuntimeError as error:  # the words behind the dot of its name
+        raise ValueError(f"timm/{name}: {_first_line(error)}") from error
     config: Any = network.pretrained_cfg
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:

@@ -15,10 +15,10 @@ import sys
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-import cv2
 from tqdm import tqdm
 
 import cli
+from opencv import cv2
 from video import VIDEO_SUFFIXES, Video, worker_context
 
 # Beside this file, not the working directory: the documented command is typed inside data/.

@@ -1,4 +1,4 @@
-"""Frames out of a video file or a folder of images, and frames into an mp4 or a gif.
+"""Frames out of a video file or a folder of images.
 
 Frames are uint8 arrays of shape (H, W, 3) in RGB order everywhere.
 """
@@ -6,37 +6,20 @@ Frames are uint8 arrays of shape (H, W, 3) in RGB order everywhere.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import BinaryIO
 
-# FFmpeg prints its own complaints about a damaged file; ours are one line and say what to do.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-# The same limit as `MAX_PIXELS`, for images.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
-
 import av
-import cv2
 import numpy as np
-from PIL import Image
 
-from files import replacing
-
-# OpenCV reads the variable for its own log when it is loaded, which may have been before.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+from opencv import MAX_PIXELS, cv2
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-# Frames of more pixels are refused: twice those of 8K, and a damaged header can claim any number.
-MAX_PIXELS = 2**26
-OUTPUT_SUFFIXES = (".mp4", ".gif")
-# Measured on UCF-101's clips against "veryfast" at quality 20: 60 % of the time, files 5 % larger, 42 dB in
-# place of 43.
-H264 = {"preset": "superfast", "bf": "0", "crf": "23"}
 NO_FRAME: np.ndarray = np.empty((0, 0, 3), np.uint8)
 
 
@@ -172,6 +155,31 @@ class Video:
             raise VideoError(f"{self.path}: frame rate {rate} makes no sense; convert the file to mp4 first")
         return Fraction(rate).limit_denominator(1001)
 
+    def times(self) -> list[Fraction] | None:
+        """When each frame is shown, in seconds from the first; None where they come at a steady rate.
+
+        Read off the packets, without decoding. A list may be longer than the frames that decode.
+
+        Raises: FileNotFoundError or VideoError as `frames` does.
+        """
+        fps = self.fps()
+        try:
+            with av.open(str(self.path)) as container:
+                stream = container.streams.video[0]
+                found = sorted(
+                    packet.pts * packet.time_base
+                    for packet in container.demux(stream)
+                    if packet.pts is not None and packet.time_base is not None and packet.size
+                )
+        except (av.FFmpegError, IndexError):  # OpenCV reads it all the same, and knows no times
+            return None
+        times = [time - found[0] for time in found]
+        steady = all(abs(time - number / fps) <= 1 / (2 * fps) for number, time in enumerate(times))
+        # Two at one time cannot be shown.
+        if steady or len(set(times)) < len(times):
+            return None
+        return times
+
     def count(self) -> int:
         """Number of frames that decode, which the index of an AVI may overstate; found once, then kept.
 
@@ -267,67 +275,3 @@ class Video:
         return VideoError(
             f"{self.path}: frame {index} was asked for and only {count} decode; did the file change?"
         )
-
-
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> int:
-    """Write frames as `path`'s suffix says: .mp4 (H.264, yuv420p, plays in browsers) or .gif.
-
-    The file is written beside and renamed at the end, so `path` is a whole video or as it was before.
-    H.264 in yuv420p takes even sizes only: an odd last row or column is repeated.
-
-    Args:
-        frames: (H, W, 3) uint8 RGB, all of one size
-        fps: frames per second, exactly; a gif's frame times are multiples of 1/100 s, rounded without drift
-
-    Returns: the number of frames written.
-    Raises: ValueError for another suffix or for no frames at all; OSError if the folder cannot be written.
-    """
-    write = {".mp4": _write_mp4, ".gif": _write_gif}.get(path.suffix.lower())
-    if write is None:
-        raise ValueError(
-            f"{path}: cannot write {path.suffix or 'a file without suffix'}; choose .mp4 or .gif"
-        )
-    with replacing(path) as partial:
-        count = write(partial, iter(frames), fps)
-        if count == 0:
-            raise ValueError(f"{path}: there are no frames to write")
-    return count
-
-
-def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: Fraction) -> int:
-    count = 0
-    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options=H264)
-        stream.pix_fmt = "yuv420p"
-        for count, frame in enumerate(frames, 1):
-            height, width = frame.shape[:2]
-            even = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-            if count == 1:
-                stream.height, stream.width = even.shape[:2]
-                # On frames up to 640 x 480 x264's threads cost more than they bring.
-                stream.codec_context.thread_count = 1 if even.nbytes < 2**20 else 0
-            # To the BT.601 colours that FFmpeg would make of rgb24 itself, in less time.
-            planes = np.asarray(cv2.cvtColor(even, cv2.COLOR_RGB2YUV_I420), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
-        if count:
-            container.mux(stream.encode(None))
-    return count
-
-
-def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: Fraction) -> int:
-    durations: list[int] = []
-
-    def images() -> Iterator[Image.Image]:
-        for frame in frames:
-            done, ends = sum(durations), round(100 * (len(durations) + 1) / fps) * 10
-            durations.append(ends - done)
-            image = Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE)
-            image.info["duration"] = durations[-1]
-            yield image
-
-    stream = images()
-    first = next(stream, None)
-    if first is None:
-        return 0
-    first.save(path, save_all=True, append_images=stream, loop=0, optimize=False)
-    return len(durations)

@@ -17,7 +17,8 @@ import numpy as np
 import cli
 from checkpoint import Checkpoint, save_checkpoint
 from models import Classifier
-from video import Video, write_video
+from video import Video
+from writer import write_video
 
 # What the original's test_on_video.py reached on 2 cores of this kind, in frames/s.
 ORIGINAL_RATE = 7.7

@@ -20,7 +20,7 @@ from torch import nn
 
 import cli
 import encoders
-from video import write_video
+from writer import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 # A part of UCF-101 with the official lists: beside the checkout, or where this variable says.

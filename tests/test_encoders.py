@@ -137,6 +137,8 @@ def test_a_network_of_one_size_says_so():
 def test_names_near_an_unknown_one_are_told(call, small, train_flags):
     with pytest.raises(ValueError, match=r"resnet152.*timm/"):
         encoder_spec("vgg16")
+    with pytest.raises(ValueError, match="tag"):
+        encoder_spec("timm/resnet18.never_trained")
     with pytest.raises(ValueError, match="mobilenetv3_small_050"):
         encoder_spec("timm/mobilenetv3_smal_050")
     done = call(train, *train_flags(small), "--encoder", "timm/nothing-like-that")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import gray_frames
-from video import Video, VideoError, check_whole, write_video
+from video import Video, VideoError, check_whole
+from writer import write_video
 
 
 def probe(path):

@@ -1,0 +1,196 @@
+"""What action each frame of a video shows: from frames to probabilities, segments and tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset import StreamReader, padding_of, resize_frames, window_indices
+from files import write_whole
+from onnx_model import FrameModel
+from video import Video
+
+# Windows classified at once: with fewer the LSTM's weights are read too often, with more nothing is gained.
+WINDOW_BATCH = 16
+# Frames read, encoded and labelled at once: enough for such a batch, and fewer where they are large.
+READ_FRAMES, READ_BYTES = 128, 2**27
+
+# Frames (H, W, 3) uint8 RGB, and the same as uint8 (n, 3 S, img_dim, img_dim).
+Batch = tuple[list[np.ndarray], Tensor]
+
+
+@dataclass
+class Labelled:
+    """Consecutive frames of a video, (H, W, 3) uint8 RGB each, and their class probabilities (n, C)."""
+
+    frames: list[np.ndarray]
+    probabilities: Tensor
+
+
+def read_and_resize(video: Video, img_dim: int, seen: StreamReader) -> Iterator[Batch]:
+    """Frames of a video, some at a time, as they are and as the encoder takes them."""
+    source = video.frames()
+    first = next(source)
+    source = chain([first], source)
+    size = max(1, min(READ_FRAMES, READ_BYTES // first.nbytes))
+    while frames := list(islice(source, size)):
+        yield frames, seen.read(resize_frames(frames, img_dim))
+
+
+@torch.no_grad()
+def label_frames(
+    model: FrameModel,
+    batches: Iterable[Batch],
+    sequence_length: int,
+    step: int,
+    every: int = 1,
+) -> Generator[Labelled]:
+    """Label frames by the windows around them, as `dataset.window_indices` lays windows, frames coming in.
+
+    Each frame is encoded once. A frame is given out as soon as its window is complete, so only a window's
+    worth of frames is held, however long the video. The numbers are those that the whole video would give.
+
+    Args:
+        batches: frames in order, any number at a time
+        every: frames that share a label, that of the window around their middle one
+    """
+    # bf16 is more than twice as fast on a CPU too, and moves a probability by 2e-6.
+    half = torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32)
+    held: deque[np.ndarray] = deque()  # frames without a label yet
+    embeddings = torch.empty(0, model.width, device=model.device)  # of frames first to read - 1
+    first = done = read = 0  # frames, groups of frames, frames
+
+    def labelled(windows: np.ndarray) -> Labelled:
+        nonlocal done
+        done += len(windows)
+        # At both ends, and all through a short video, windows are the same.
+        distinct, of_group = np.unique(windows - first, axis=0, return_inverse=True)
+        padding = torch.from_numpy(padding_of(distinct)).to(model.device).split(WINDOW_BATCH)
+        parts = torch.from_numpy(distinct).to(model.device).split(WINDOW_BATCH)
+        with half:
+            logits = [model.classify(embeddings[part], pad) for part, pad in zip(parts, padding, strict=True)]
+        frames = [held.popleft() for _ in range(min(len(held), every * len(windows)))]
+        of_frame = torch.from_numpy(of_group).view(-1).repeat_interleave(every)[: len(frames)]
+        return Labelled(frames, torch.cat(logits).float().softmax(dim=-1).cpu()[of_frame])
+
+    span = step * (sequence_length - 1)
+    for frames, resized in batches:
+        held.extend(frames)
+        embeddings = torch.cat([embeddings, model.embed(resized.to(model.device))])
+        read = first + len(embeddings)
+        # Shorter videos have a smaller step, which is known at their end only.
+        complete = read - span + span // 2 if read >= step * sequence_length else 0
+        groups = min(read, max(0, complete + every - 1 - every // 2)) // every
+        if groups > done:
+            starts = np.maximum(every * np.arange(done, groups) + every // 2 - span // 2, 0)
+            yield labelled(starts[:, None] + step * np.arange(sequence_length))
+            # What comes needs nothing before its own window, or before the video's last one.
+            drop = max(0, min(every * groups + every // 2 - span // 2, read - 1 - span) - first)
+            embeddings, first = embeddings[drop:], first + drop
+    if held:
+        start = every * done
+        middles = np.minimum(np.arange(start, read, every) + every // 2, read - 1)
+        yield labelled(window_indices(read, sequence_length, step=step, start=start)[middles - start])
+
+
+class Smoother:
+    """Averages probabilities over the past: an exponential mean, so that nothing has to wait for the future.
+
+    Args:
+        seconds: time constant, after which a new action has 63 % of the weight; 0 changes nothing
+        fps: frames per second
+    """
+
+    def __init__(self, seconds: float, fps: Fraction) -> None:
+        self._keep = float(np.exp(-1 / (seconds * float(fps)))) if seconds else 0.0
+        self._mean: Tensor | None = None
+
+    def smooth(self, batches: Iterable[Labelled]) -> Generator[Labelled]:
+        """The same frames with averaged probabilities."""
+        for batch in batches:
+            smoothed = []
+            for probabilities in batch.probabilities.double():
+                before = probabilities if self._mean is None else self._mean
+                self._mean = probabilities.lerp(before, self._keep)
+                smoothed.append(self._mean)
+            yield Labelled(batch.frames, torch.stack(smoothed).float())
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive frames with one action.
+
+    Attributes:
+        first, last: frame numbers
+        label: of the action
+        probability: mean over the frames
+    """
+
+    first: int
+    last: int
+    label: int
+    probability: float
+
+
+def segments(probabilities: np.ndarray) -> list[Segment]:
+    """Runs of frames with the same most probable action, out of probabilities (frames, C)."""
+    labels = probabilities.argmax(1)
+    ends = [*np.flatnonzero(np.diff(labels)).tolist(), len(labels) - 1] if len(labels) else []
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    return [
+        Segment(first, last, int(labels[first]), float(probabilities[first : last + 1, labels[first]].mean()))
+        for first, last in zip(starts, ends, strict=True)
+    ]
+
+
+def write_tables(
+    path: Path, probabilities: np.ndarray, classes: Sequence[str], fps: Fraction, about: dict[str, object]
+) -> tuple[Path, Path]:
+    """Write <path>.json, with segments and all that is known, and <path>.csv, a row for each frame.
+
+    Args:
+        path: without suffix
+        probabilities: (frames, C)
+        about: more for the JSON file
+
+    Returns: the two files.
+    Raises: OSError if one cannot be written.
+    """
+
+    def second(frame: int) -> float:
+        return round(float(frame / fps), 4)
+
+    found = [
+        {
+            "action": classes[segment.label],
+            "start_seconds": second(segment.first),
+            "end_seconds": second(segment.last + 1),
+            "first_frame": segment.first,
+            "last_frame": segment.last,
+            "mean_probability": round(segment.probability, 6),
+        }
+        for segment in segments(probabilities)
+    ]
+    whole = {**about, "frames": len(probabilities), "fps": str(fps), "segments": found}
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["frame", "second", "action", *classes])
+    for number, row in enumerate(probabilities):
+        rows.writerow(
+            [number, second(number), classes[int(row.argmax())], *(f"{value:.6f}" for value in row)]
+        )
+    files = path.with_name(path.name + ".json"), path.with_name(path.name + ".csv")
+    write_whole(files[0], (json.dumps(whole, indent=1) + "\n").encode())
+    write_whole(files[1], text.getvalue().encode())
+    return files

@@ -1,0 +1,152 @@
+"""What is drawn onto a labelled video: the probable actions, and below it a timeline of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+OVERLAYS = ("full", "minimal")
+# Actions whose probability is shown.
+SHOWN = 3
+DARK, EMPTY, MUTED, LIGHT = (24, 24, 24), (70, 70, 70), (170, 170, 170), (255, 255, 255)
+# Told apart by people of any colour vision (Okabe and Ito, 2008), on dark ground.
+PALETTE = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (213, 94, 0),
+    (0, 114, 178),
+    (190, 190, 190),
+)
+
+
+def font_size(height: int, width: int) -> int:
+    """Pixels of a text that can be read in frames of `height` x `width` pixels."""
+    return max(10, min(height, width) // 18)
+
+
+@lru_cache(maxsize=1024)
+def draw_text(text: str, size: int, color: tuple[int, int, int], width: int) -> np.ndarray:
+    """`text` on dark ground, (h, w, 3) uint8 RGB: `size` pixels high, smaller where `width` asks for it."""
+    font = ImageFont.load_default(size)
+    while font.getlength(text) > width and size > 4:
+        size -= 1
+        font = ImageFont.load_default(size)
+    image = Image.new("RGB", (max(1, min(width, round(font.getlength(text)))), round(1.3 * size)), DARK)
+    ImageDraw.Draw(image).text((0, 0), text, font=font, fill=color)
+    return np.asarray(image)
+
+
+def _paste(frame: np.ndarray, picture: np.ndarray, top: int, left: int) -> None:
+    place = frame[top : top + picture.shape[0], left : left + picture.shape[1]]
+    place[:] = picture[: place.shape[0], : place.shape[1]]
+
+
+class Overlay:
+    """Draws onto the frames of one video, in their order.
+
+    Colours are given to actions as they come up. Sizes follow from the frame's, so text can be read
+    at any resolution.
+
+    Args:
+        classes: class names, by label
+        total: frames of the video, as far as is known; the timeline is as long; 0 draws none
+        style: "full", or "minimal": the most probable action alone
+    """
+
+    def __init__(self, classes: Sequence[str], total: int, style: str = "full") -> None:
+        self.classes, self.total, self.style = classes, total, style
+        self._colors: dict[int, tuple[int, int, int]] = {}
+        self._frames = 0
+        # Frames of each action so far.
+        self._counts: Counter[int] = Counter()
+        self._strip: np.ndarray | None = None
+
+    def color(self, label: int) -> tuple[int, int, int]:
+        """The colour of an action, the same all through the video."""
+        return self._colors.setdefault(label, PALETTE[len(self._colors) % len(PALETTE)])
+
+    def draw(self, frame: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        """A frame (H, W, 3) uint8 RGB with what is said about it, changed in place; taller if "full".
+
+        Args:
+            probabilities: (C,)
+        """
+        label = int(probabilities.argmax())
+        if self.style == "minimal":
+            self._draw_plate(frame, probabilities, [label], bars=False)
+            return frame
+        self._frames += 1
+        self._counts[label] += 1
+        color = self.color(label)
+        shown = np.argsort(-probabilities, kind="stable")[: min(SHOWN, len(self.classes))].tolist()
+        self._draw_plate(frame, probabilities, shown, bars=True)
+        if not self.total:
+            return frame
+        return np.concatenate([frame, self._draw_strip(frame.shape[0], frame.shape[1], color)])
+
+    def _draw_plate(
+        self, frame: np.ndarray, probabilities: np.ndarray, labels: list[int], *, bars: bool
+    ) -> None:
+        height, width = frame.shape[:2]
+        size, margin = font_size(height, width), height // 40
+        pad, line, bar = size // 2, round(1.3 * size), max(2, size // 5)
+        room = max(8, width - 2 * (margin + pad))
+        step = line + (bar + pad // 2 if bars else 0)
+        texts = [
+            draw_text(
+                f"{self.classes[label]} {100 * probabilities[label]:.0f} %",
+                size,
+                LIGHT if place == 0 else MUTED,
+                room,
+            )
+            for place, label in enumerate(labels)
+        ]
+        # As wide all through the video: a plate that jumps draws the eye.
+        widest = max(text.shape[1] for text in texts)
+        if bars:
+            widest = min(room, max(widest, round(0.42 * width)))
+        bottom = margin + 2 * pad + step * len(labels) - (pad // 2 if bars else 0)
+        plate = frame[margin:bottom, margin : margin + widest + 2 * pad]
+        plate[:] = DARK
+        for place, (label, text) in enumerate(zip(labels, texts, strict=True)):
+            top, left = margin + pad + step * place, margin + pad
+            _paste(frame, text, top, left)
+            if bars:
+                length = round(float(probabilities[label]) * widest)
+                ground = frame[top + line : top + line + bar, left : left + widest]
+                ground[:] = EMPTY
+                ground[:, :length] = self.color(label) if label in self._colors else MUTED
+
+    def _draw_strip(self, height: int, width: int, color: tuple[int, int, int]) -> np.ndarray:
+        """The timeline up to the frame at hand, and the actions that it has shown most."""
+        size = font_size(height, width)
+        pad, line = size // 2, max(4, size // 2)
+        rows = line + 2 * pad + round(1.3 * size)
+        if self._strip is None:
+            self._strip = np.full((rows + (height + rows) % 2, width, 3), DARK, np.uint8)
+            self._strip[:line] = EMPTY
+        # A file may state fewer frames than it has.
+        start, end = (
+            min(width, round(frame * width / self.total)) for frame in (self._frames - 1, self._frames)
+        )
+        self._strip[:line, start:end] = color
+        picture = self._strip.copy()
+        # Where we are.
+        picture[: line + pad // 2, max(0, end - 2) : max(2, end)] = LIGHT
+        left = pad
+        for label, _ in self._counts.most_common():
+            text = draw_text(self.classes[label], size, LIGHT, width - 2 * size)
+            if left + size + text.shape[1] > width:
+                break
+            top = line + pad + size // 4
+            picture[top : top + size // 2, left : left + size // 2] = self.color(label)
+            _paste(picture, text, line + pad, left + size)
+            left += text.shape[1] + 2 * size
+        return picture

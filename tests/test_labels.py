@@ -1,0 +1,79 @@
+import csv
+import json
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from labels import Labelled, Smoother, segments, write_tables
+
+tables = st_numpy.arrays(
+    np.float64, st.tuples(st.integers(1, 60), st.integers(1, 4)), elements=st.floats(0, 1)
+)
+
+
+@given(tables)
+def test_segments_cover_every_frame_once_and_neighbours_differ(probabilities):
+    found = segments(probabilities)
+    frames = [number for one in found for number in range(one.first, one.last + 1)]
+    assert frames == list(range(len(probabilities)))
+    assert all(one.label != other.label for one, other in pairwise(found))
+    for one in found:
+        rows = probabilities[one.first : one.last + 1]
+        assert (rows.argmax(1) == one.label).all()
+        assert one.probability == pytest.approx(rows[:, one.label].mean())
+
+
+def smoothed(probabilities, seconds, cuts=(7,)):
+    parts = [Labelled([], part) for part in torch.from_numpy(probabilities).float().split(cuts[0])]
+    return torch.cat([part.probabilities for part in Smoother(seconds, Fraction(25)).smooth(parts)]).numpy()
+
+
+@given(tables, st.sampled_from([1, 5, 60]))
+def test_smoothing_looks_back_only_and_not_at_how_frames_come_in(probabilities, cut):
+    probabilities = probabilities + 0.01
+    probabilities /= probabilities.sum(1, keepdims=True)
+    found = smoothed(probabilities, 0.5, (cut,))
+    assert np.allclose(found, smoothed(probabilities, 0.5), atol=1e-6)
+    assert np.allclose(found.sum(1), 1, atol=1e-5)
+    assert np.allclose(smoothed(probabilities, 0), probabilities, atol=1e-6)
+    half = len(probabilities) // 2
+    if half:
+        assert np.allclose(found[:half], smoothed(probabilities[:half], 0.5), atol=1e-6)
+
+
+def test_a_new_action_has_63_percent_of_the_weight_after_the_time_constant():
+    probabilities = np.repeat([[1.0, 0.0], [0.0, 1.0]], 50, axis=0)
+    found = smoothed(probabilities, 1.0)
+    assert found[49, 1] == 0
+    assert found[50 + 24, 1] == pytest.approx(1 - np.exp(-1), abs=0.01)
+
+
+def test_tables_say_what_happens_when(tmp_path):
+    probabilities = np.repeat([[0.9, 0.1], [0.2, 0.8]], [30, 20], axis=0)
+    files = write_tables(
+        tmp_path / "x.mp4", probabilities, ["Bow", "Run, fast"], Fraction(25), {"video": "x"}
+    )
+    assert [path.name for path in files] == ["x.mp4.json", "x.mp4.csv"]
+    about = json.loads(files[0].read_text())
+    assert (about["video"], about["frames"], about["fps"]) == ("x", 50, "25")
+    assert [(one["action"], one["start_seconds"], one["end_seconds"]) for one in about["segments"]] == [
+        ("Bow", 0, 1.2),
+        ("Run, fast", 1.2, 2),
+    ]
+    assert [one["mean_probability"] for one in about["segments"]] == [0.9, 0.8]
+    with files[1].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 50
+    assert rows[30] == {
+        "frame": "30",
+        "second": "1.2",
+        "action": "Run, fast",
+        "Bow": "0.200000",
+        "Run, fast": "0.800000",
+    }

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overlay import EMPTY, OVERLAYS, Overlay
+
+CLASSES = ["BodyWeightSquats", "JumpRope", "YoYo", "Surfing"]
+
+
+def said(label, probability=0.8):
+    row = np.full(len(CLASSES), (1 - probability) / (len(CLASSES) - 1))
+    row[label] = probability
+    return row
+
+
+def gray(height, width):
+    return np.full((height, width, 3), 180, np.uint8)
+
+
+@settings(deadline=None)
+@given(
+    height=st.integers(2, 400),
+    width=st.integers(2, 400),
+    total=st.integers(0, 30),
+    style=st.sampled_from(OVERLAYS),
+)
+def test_frames_of_any_size_can_be_drawn_on(height, width, total, style):
+    """Also where a file states fewer frames than it has."""
+    overlay = Overlay(CLASSES, total, style)
+    shapes = {overlay.draw(gray(height, width), said(number % 3)).shape for number in range(5)}
+    (shape,) = shapes
+    assert shape[1:] == (width, 3)
+    if style == "full" and total:
+        assert shape[0] > height
+        assert shape[0] % 2 == 0, "H.264 wants even sizes"
+    else:
+        assert shape[0] == height
+
+
+@pytest.mark.parametrize("size", [(240, 320), (1080, 1920), (1280, 720)])
+def test_the_timeline_has_the_colour_of_each_action_where_it_was(size):
+    overlay = Overlay(CLASSES, 40)
+    for number in range(30):
+        frame = overlay.draw(gray(*size), said(number // 10))
+    line = frame[size[0] + 1]
+    for number, label in ((2, 0), (15, 1), (27, 2)):
+        assert tuple(line[number * size[1] // 40]) == overlay.color(label)
+    assert tuple(line[35 * size[1] // 40]) == EMPTY, "not shown yet"
+    assert len({overlay.color(label) for label in range(3)}) == 3
+    legend = frame[size[0] + 12 :].reshape(-1, 3)
+    assert (legend == overlay.color(0)).all(1).any(), "the legend"
+
+
+def test_bars_are_as_long_as_the_probability():
+    lengths = []
+    for probability in (0.4, 0.8):
+        frame = Overlay(CLASSES, 0).draw(gray(240, 320), said(1, probability))
+        lengths.append((frame[:60] == Overlay(CLASSES, 0).color(1)).all(2).sum(1).max())
+    assert lengths[1] == pytest.approx(2 * lengths[0], rel=0.1)
+
+
+def test_below_the_plate_the_picture_is_as_it_was():
+    for style in OVERLAYS:
+        frame = Overlay(CLASSES, 10, style).draw(gray(240, 320), said(0))
+        assert (frame[5:20, 8:120] < 90).any()
+        assert (frame[120:240] == 180).all()
