@@ -66,7 +66,11 @@ class Overlay:
         self._frames = 0
         # Frames of each action so far.
         self._counts: Counter[int] = Counter()
+        self._legend: list[int] = []
         self._strip: np.ndarray | None = None
+        self._line = np.empty((0, 0, 3), np.uint8)
+        self._plate_key: object = None
+        self._plate = np.empty((0, 0, 3), np.uint8)
 
     def color(self, label: int) -> tuple[int, int, int]:
         """The colour of an action, the same all through the video."""
@@ -94,35 +98,40 @@ class Overlay:
     def _draw_plate(
         self, frame: np.ndarray, probabilities: np.ndarray, labels: list[int], *, bars: bool
     ) -> None:
-        height, width = frame.shape[:2]
+        percent = [round(100 * float(probabilities[label])) for label in labels]
+        key = (frame.shape, tuple(labels), tuple(percent))
+        # Frames share their probabilities for a while.
+        if key != self._plate_key:
+            self._plate_key, self._plate = key, self._make_plate(frame.shape, labels, percent, bars=bars)
+        margin = frame.shape[0] // 40
+        _paste(frame, self._plate, margin, margin)
+
+    def _make_plate(
+        self, shape: tuple[int, ...], labels: list[int], percent: list[int], *, bars: bool
+    ) -> np.ndarray:
+        height, width = shape[:2]
         size, margin = font_size(height, width), height // 40
         pad, line, bar = size // 2, round(1.3 * size), max(2, size // 5)
         room = max(8, width - 2 * (margin + pad))
         step = line + (bar + pad // 2 if bars else 0)
         texts = [
-            draw_text(
-                f"{self.classes[label]} {100 * probabilities[label]:.0f} %",
-                size,
-                LIGHT if place == 0 else MUTED,
-                room,
-            )
-            for place, label in enumerate(labels)
+            draw_text(f"{self.classes[label]} {share} %", size, LIGHT if place == 0 else MUTED, room)
+            for place, (label, share) in enumerate(zip(labels, percent, strict=True))
         ]
-        # As wide all through the video: a plate that jumps draws the eye.
         widest = max(text.shape[1] for text in texts)
         if bars:
+            # As wide all through the video, or nearly: a plate that jumps draws the eye.
             widest = min(room, max(widest, round(0.42 * width)))
-        bottom = margin + 2 * pad + step * len(labels) - (pad // 2 if bars else 0)
-        plate = frame[margin:bottom, margin : margin + widest + 2 * pad]
-        plate[:] = DARK
-        for place, (label, text) in enumerate(zip(labels, texts, strict=True)):
-            top, left = margin + pad + step * place, margin + pad
-            _paste(frame, text, top, left)
+        rows = 2 * pad + step * len(labels) - (pad // 2 if bars else 0)
+        plate = np.full((rows, widest + 2 * pad, 3), DARK, np.uint8)
+        for place, (label, text, share) in enumerate(zip(labels, texts, percent, strict=True)):
+            top = pad + step * place
+            _paste(plate, text, top, pad)
             if bars:
-                length = round(float(probabilities[label]) * widest)
-                ground = frame[top + line : top + line + bar, left : left + widest]
+                ground = plate[top + line : top + line + bar, pad : pad + widest]
                 ground[:] = EMPTY
-                ground[:, :length] = self.color(label) if label in self._colors else MUTED
+                ground[:, : round(share / 100 * widest)] = self._colors.get(label, MUTED)
+        return plate
 
     def _draw_strip(self, height: int, width: int, color: tuple[int, int, int]) -> np.ndarray:
         """The timeline up to the frame at hand, and the actions that it has shown most."""
@@ -131,22 +140,30 @@ class Overlay:
         rows = line + 2 * pad + round(1.3 * size)
         if self._strip is None:
             self._strip = np.full((rows + (height + rows) % 2, width, 3), DARK, np.uint8)
-            self._strip[:line] = EMPTY
+            self._line = np.full((line, width, 3), EMPTY, np.uint8)
         # A file may state fewer frames than it has.
         start, end = (
             min(width, round(frame * width / self.total)) for frame in (self._frames - 1, self._frames)
         )
-        self._strip[:line, start:end] = color
-        picture = self._strip.copy()
+        self._line[:, start:end] = color
+        self._strip[:line] = self._line
         # Where we are.
-        picture[: line + pad // 2, max(0, end - 2) : max(2, end)] = LIGHT
+        self._strip[:line, max(0, end - 2) : max(2, end)] = LIGHT
+        order = [label for label, _ in self._counts.most_common()]
+        if order != self._legend:
+            self._legend = order
+            self._draw_legend(self._strip[line:], size)
+        return self._strip
+
+    def _draw_legend(self, ground: np.ndarray, size: int) -> None:
+        ground[:] = DARK
+        pad, width = size // 2, ground.shape[1]
         left = pad
-        for label, _ in self._counts.most_common():
+        for label in self._legend:
             text = draw_text(self.classes[label], size, LIGHT, width - 2 * size)
             if left + size + text.shape[1] > width:
                 break
-            top = line + pad + size // 4
-            picture[top : top + size // 2, left : left + size // 2] = self.color(label)
-            _paste(picture, text, line + pad, left + size)
+            top = pad + size // 4
+            ground[top : top + size // 2, left : left + size // 2] = self.color(label)
+            _paste(ground, text, pad, left + size)
             left += text.shape[1] + 2 * size
-        return picture

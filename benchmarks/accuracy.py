@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 
 import cli
 from cache import EmbeddingCache
-from compare import Training, markdown, train_all
+from compare import Tested, Training, markdown, train_all
 from encoders import Encoder
 from features import open_cache
 from report import interval
@@ -72,7 +72,7 @@ def mean_pooled(clips: list[Clip], caches: list[EmbeddingCache]) -> np.ndarray:
 
 
 def linear_probe(args: argparse.Namespace) -> tuple[list[Clip], np.ndarray]:
-    """scikit-learn's logistic regression on mean-pooled embeddings: the test clips, and what is right."""
+    """scikit-learn's logistic regression on mean-pooled embeddings: test clips, and probabilities (N, C)."""
     split = load_split(args.data / "UCF-101", args.data / "ucfTrainTestlist", args.split_number)
     device = cli.choose_device(args.device)
     encoder = Encoder(args.encoder).to(device)
@@ -86,8 +86,9 @@ def linear_probe(args: argparse.Namespace) -> tuple[list[Clip], np.ndarray]:
     ]
     probe = LogisticRegression(max_iter=10_000)
     probe.fit(mean_pooled(split.train, caches), [clip.label for clip in split.train])
-    said = probe.predict(mean_pooled(split.test, caches))
-    return split.test, said == np.array([clip.label for clip in split.test])
+    probabilities = np.zeros((len(split.test), len(split.classes)))
+    probabilities[:, probe.classes_] = probe.predict_proba(mean_pooled(split.test, caches))
+    return split.test, probabilities
 
 
 def right_of(runs: Sequence[Training], other: str = "") -> np.ndarray:
@@ -106,7 +107,8 @@ def row(name: str, right: np.ndarray, groups: list[str], extra: Sequence[str] = 
 
 def test(args: argparse.Namespace, data: list[object], epochs: Sequence[int]) -> None:
     """Recipes and the linear probe on the test list."""
-    clips, probe = linear_probe(args)
+    clips, probabilities = linear_probe(args)
+    probe = probabilities.argmax(1) == [clip.label for clip in clips]
     groups = [clip.group for clip in clips]
     kinds = [
         (recipe, number)
@@ -172,11 +174,12 @@ def ablation(args: argparse.Namespace, data: list[object], epochs: int) -> None:
 
 
 def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
-    """The toy pairs that only the order of frames tells apart, among the clips of a pair.
+    """The toy pairs that only the order of frames tells apart: which of the two a clip of either is.
 
-    Each model is tested with the frames in their order, and out of it.
+    A guess is right in half of the cases. Each model is tested with the frames in their order, and out of it.
     """
-    clips, probe = linear_probe(args)
+    clips, probabilities = linear_probe(args)
+    labels = {clip.name.split("/")[0]: clip.label for clip in clips}
     jobs = {
         f"{model}-{seed}": [*data, "--model", model, "--num_epochs", epochs, "--seed", seed]
         for model in ORDER_MODELS
@@ -186,18 +189,31 @@ def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
     runs = train_all(jobs, args.folder, cli.available_cores(), {"shuffled": shuffled})
     table = []
     for pair in PAIRS:
-        mine = np.array([clip.name.split("/")[0] in pair for clip in clips])
-        head = [" / ".join(pair), str(mine.sum())]
-        table.append([*head, "logistic regression", f"{100 * probe[mine].mean():.1f} %", ""])
+        mine = [index for index, clip in enumerate(clips) if clip.name.split("/")[0] in pair]
+        two = probabilities[mine][:, [labels[name] for name in pair]]
+        probe = 100 * np.mean(
+            two.argmax(1) == [pair.index(clips[index].name.split("/")[0]) for index in mine]
+        )
+        head = [" / ".join(pair), str(len(mine))]
+        table.append([*head, "logistic regression", f"{probe:.1f} %", ""])
         for model in ORDER_MODELS:
             of_model = [runs[f"{model}-{seed}"] for seed in range(args.seeds)]
             cells = []
             for other in ("", "shuffled"):
-                seeds = 100 * right_of(of_model, other)[:, mine].mean(1)
+                seeds = np.array(
+                    [told_apart(run.others[other] if other else run.test, pair) for run in of_model]
+                )
                 cells.append(f"{seeds.mean():.1f} % ({seeds.min():.1f} to {seeds.max():.1f})")
             table.append([*head, model, *cells])
     head = ["pair", "test clips", "model", "frames in order", "frames shuffled"]
     print_table(f"Order of frames, toy data, {epochs} epochs, {args.seeds} seeds", head, table)
+
+
+def told_apart(tested: Tested, pair: tuple[str, str]) -> float:
+    """Of the clips of two classes, how many percent have the higher probability of the two for their own."""
+    rows = [row for row in tested.predictions if row["label"] in pair]
+    right = [max(pair, key=lambda name: float(row[name])) == row["label"] for row in rows]
+    return 100 * statistics.mean(right)
 
 
 def print_table(title: str, head: list[str], table: list[list[str]]) -> None:

@@ -105,14 +105,25 @@ def test_every_dependency_has_its_line():
     table = README.split("## Dependencies")[1].split("\n## ")[0]
     assert len(names) == 14
     assert [name for name in names if not re.search(rf"[|,] {name}\b", table)] == []
-    tests = re.findall(r"^([a-z][\w-]*)", (ROOT / "requirements-test.txt").read_text(), re.MULTILINE)
-    assert [name for name in tests if name not in table] == []
+    for more in ("requirements-onnx.txt", "requirements-test.txt"):
+        names = re.findall(r"^([a-z][\w-]*)", (ROOT / more).read_text(), re.MULTILINE)
+        assert len(names) >= 3
+        assert [name for name in names if name not in table] == []
 
 
 @pytest.mark.parametrize(
-    "script", ["train", "test", "test_on_video", "extract_frames", "make_toy_actions"], ids=lambda name: name
+    "script",
+    [
+        *("train", "test", "test_on_video", "extract_frames", "features", "compare", "export", "checkpoint"),
+        "make_toy_actions",
+    ],
 )
 def test_every_flag_has_help(script):
     parser = importlib.import_module(script).get_args_parser()
     assert [action.option_strings for action in parser._actions if len(action.help or "") < 10] == []
     assert all(len(line) < 200 for line in parser.format_help().splitlines())
+
+
+def test_every_file_has_its_line():
+    table = README.split("## The code")[1].split("\n## ")[0]
+    assert [path.name for path in ROOT.glob("*.py") if f"`{path.name}`" not in table] == []
