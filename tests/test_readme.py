@@ -114,7 +114,7 @@ def test_every_dependency_has_its_line():
 @pytest.mark.parametrize(
     "script",
     [
-        *("train", "test", "test_on_video", "extract_frames", "features", "compare", "export", "checkpoint"),
+        *("train", "test", "test_on_video", "extract_frames", "features", "compare", "export"),
         "make_toy_actions",
     ],
 )
