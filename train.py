@@ -223,8 +223,9 @@ def table_of_splits(reports: Sequence[dict[str, Any]]) -> str:
     top1 = [report["figures"]["top1_percent"] for report in reports]
     first = reports[0]
     numbers = [report["split_number"] for report in reports]
+    streams = "" if first["streams"] == ["rgb"] else f", {' + '.join(first['streams'])}"
     cells = [
-        f"{first['model']}, {first['encoder']}",
+        f"{first['model']}, {first['encoder']}{streams}",
         f"{first['sequence_length']} of {first['img_dim']} px",
         *(f"{accuracy:.2f} %" for accuracy in top1),
         f"**{statistics.mean(top1):.2f} %**",
