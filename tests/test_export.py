@@ -18,6 +18,8 @@ from video import Video
 def trained(name, streams=("rgb",)):
     torch.manual_seed(0)
     sizes = {"latent_dim": 16, "sequence_length": 8}
+    if name == "ConvLSTM":
+        sizes["hidden_dim"] = 16
     model = Classifier(name, 3, encoder="tiny", streams=streams, **sizes).train()
     for _ in range(3):
         model.classify(3 * torch.randn(8, 8, model.width))
