@@ -1,7 +1,7 @@
 """Train several models on one cache, several seeds each, and compare them in a table and a picture.
 
     python3 compare.py --encoder efficientnet_lite0 --num_epochs 20
-    python3 compare.py --models ConvLSTM "ActionBERT --pretrain 20" --seeds 3 --encoder efficientnet_lite0
+    python3 compare.py --models ConvLSTM "ActionBERT --pretrain 10" --seeds 3 --encoder efficientnet_lite0
 
 Flags that are not its own go to train.py, for all models or, within quotes, for one. Everything is written
 to a folder below runs: compare.md, compare.csv, compare.png, and a folder for each training.
@@ -56,7 +56,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--models",
         nargs="+",
         default=list(MODELS),
-        help='what to compare; default: all. Quotes take flags for one model: "ActionBERT --pretrain 20"',
+        help='what to compare; default: all. Quotes take flags for one model: "ActionBERT --pretrain 10"',
     )
     parser.add_argument(
         "--seeds",

@@ -3,7 +3,7 @@
     python3 train.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
     python3 train.py --encoder efficientnet_lite0 --num_epochs 10       # needs no download, and fits a laptop
     python3 train.py --split_number all                                 # all three splits, and their mean
-    python3 train.py --model ActionBERT --pretrain 20                   # a Transformer, first without labels
+    python3 train.py --model ActionBERT --pretrain 10                   # a Transformer, first without labels
     python3 train.py --resume                                           # goes on where the last run stopped
     torchrun --nproc_per_node=4 train.py ...                            # the same training, on four devices
 
@@ -93,7 +93,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=cli.non_negative_int,
         default=0,
         help="passes over the training clips before, without labels: spans of frames are hidden and told "
-        "from the others; for ConvLSTM and ActionBERT; 0 (default) does none, 20 is best for some hundred "
+        "from the others; for ConvLSTM and ActionBERT; 0 (default) does none, 10 is best for some hundred "
         "clips, and many more do harm",
     )
     training.add_argument(
