@@ -128,14 +128,17 @@ def stream_images(frames: Tensor, before: Tensor, streams: Sequence[str]) -> Ten
 
     Returns: (T, 3 S, H, W) uint8.
     """
+    if tuple(streams) == ("rgb",):
+        return frames
+    # By NumPy, since threads read: PyTorch would start a pool of its own in each, in the encoder's way.
     images = []
     for stream in streams:
+        image = frames.numpy()
         if stream == "diff":
-            change = frames.to(torch.int16) - before.to(torch.int16)
-            images.append((GRAY + DIFF_GAIN * change).clamp_(0, 255).to(torch.uint8))
-        else:
-            images.append(frames)
-    return images[0] if len(images) == 1 else torch.cat(images, dim=1)
+            change = image.astype(np.int16) - before.numpy()
+            image = np.clip(GRAY + DIFF_GAIN * change, 0, 255).astype(np.uint8)
+        images.append(image)
+    return torch.from_numpy(np.concatenate(images, axis=1))
 
 
 class StreamReader:
@@ -149,15 +152,17 @@ class StreamReader:
 
     def __init__(self, streams: Sequence[str], stride: int = 1) -> None:
         self.streams, self.stride = streams, stride
-        self._before: Tensor | None = None
+        self._before: np.ndarray | None = None
 
     def read(self, frames: Tensor) -> Tensor:
         """The next frames (T, 3, H, W) uint8, as (T, 3 S, H, W) uint8."""
+        if tuple(self.streams) == ("rgb",):
+            return frames
         if self._before is None:
-            self._before = frames[:1].expand(self.stride, -1, -1, -1)
-        joined = torch.cat([self._before, frames])
-        self._before = joined[-self.stride :].clone()
-        return stream_images(frames, joined[: len(frames)], self.streams)
+            self._before = np.repeat(frames[:1].numpy(), self.stride, axis=0)
+        joined = np.concatenate([self._before, frames.numpy()])
+        self._before = joined[-self.stride :].copy()
+        return stream_images(frames, torch.from_numpy(joined[: len(frames)]), self.streams)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         choices=("torch", "onnxruntime"),
         default="torch",
         help="onnxruntime runs what export.py wrote, whose folder --checkpoint_model then names, on the CPU; "
-        "torch (default) is as fast or faster",
+        "torch (default) is faster where the hardware has bf16, and 15 %% slower where it has not",
     )
     cli.add_device_flags(parser)
     return parser
