@@ -27,7 +27,8 @@ demo: .venv/installed
 	@echo "The annotated video: $(DEMO_VIDEO)"
 
 assets: demo
-	$(PY) test_on_video.py --video_path $(DEMO_CLIP) --checkpoint_model $(DEMO_MODEL) --output assets/toy.gif
+	$(PY) test_on_video.py --video_path $(DEMO_CLIP) --checkpoint_model $(DEMO_MODEL) --output annotated/toy.gif
+	cp annotated/toy.gif assets/
 
 test: .venv/installed-test
 	$(PY) -m ruff check .

@@ -229,7 +229,7 @@ class Annotator:
         print(f"{path}: {classes[label]}, mean probability {100 * mean[label]:.1f} %")
         print(
             f"wrote {output}: {len(probabilities)} frames at {float(fps):.2f} frames/s, "
-            f"{len(found)} segments in {tables[0].name}, frames in {tables[1].name}"
+            f"{len(found)} segment{'s'[: len(found) != 1]} in {tables[0].name}, frames in {tables[1].name}"
         )
 
 
