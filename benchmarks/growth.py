@@ -38,7 +38,7 @@ model.train()
 times = []
 for batches.epoch in range(3):
     start = time.perf_counter()
-    for embeddings, labels in loader:
+    for embeddings, _, labels in loader:
         loss = F.cross_entropy(model.classify(embeddings), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
