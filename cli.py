@@ -94,7 +94,8 @@ def share(text: str) -> float:
 
 def positive_share(text: str) -> float:
     """Value of a flag that is a share, and not none: above 0, to 1."""
-    return share(text) and positive_float(text)
+    positive_float(text)
+    return share(text)
 
 
 def is_first() -> bool:

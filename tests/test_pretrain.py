@@ -116,6 +116,13 @@ def test_models_that_see_single_frames_cannot_be_pretrained(call, small, train_f
     assert "ConvLSTM, ActionBERT" in done.one_line_error()
 
 
+@pytest.mark.parametrize("fraction", [0, 1.1, -1])
+def test_a_share_of_the_labels_is_above_none(call, small, train_flags, fraction):
+    done = call(train, *train_flags(small), "--label_fraction", fraction)
+    assert done.status == 2
+    assert "--label_fraction" in done.one_line_error()
+
+
 def test_few_labels_are_spread_over_the_classes(toy):
     from splits import load_split, some_labels
 
