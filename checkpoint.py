@@ -123,7 +123,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     are those of data/ucf101_classes.txt. No weights are downloaded where the file holds the encoder.
 
     Raises: FileNotFoundError if there is no such file; CheckpointError if it is truncated, holds code, or is
-        no checkpoint that fits; models.WeightsError if it needs an encoder's weights that cannot be had.
+        no checkpoint that fits; encoders.WeightsError if it needs an encoder's weights that cannot be had.
     """
     if (path / "model.json").is_file():
         raise CheckpointError(
@@ -167,8 +167,6 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
         encoder = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(FROZEN)}
         state = {**encoder, **state}
     model.load_state_dict(state)
-    if with_encoder:
-        model.encoder.pretrained = False
     if model.encoder.sha256() != contents["encoder_sha256"]:
         raise CheckpointError(
             f"{path}: trained on other weights of {model.encoder.name} than the ones here "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import os
 import shlex
@@ -34,10 +33,10 @@ from tqdm import tqdm
 
 import cli
 from checkpoint import Checkpoint, load_checkpoint
-from files import write_whole
+from files import csv_bytes, write_whole
 from history import unused_folder
 from models import MODELS
-from report import interval, png
+from report import interval, markdown, png
 
 HERE = Path(__file__).resolve().parent
 # Clips classified at once, and how often, where that is timed.
@@ -241,12 +240,6 @@ def row(name: str, trainings: Sequence[Training]) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first row is its head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
 def picture(found: dict[str, list[Training]], title: str) -> bytes:
     """Top-1 of each model, every seed a dot, as the bytes of a PNG file."""
     figure = Figure((8, 0.5 * len(found) + 1.6), layout="constrained")
@@ -265,6 +258,11 @@ def picture(found: dict[str, list[Training]], title: str) -> bytes:
     return png(figure)
 
 
+def run_name(entry: str, seed: int) -> str:
+    """The folder of a training: the model and its flags in a word, and the seed."""
+    return f"{entry.replace(' --', '-').replace(' ', '')}-seed{seed}".replace("/", "-")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train, compare, write; returns the exit status."""
     parser = get_args_parser()
@@ -275,19 +273,15 @@ def main(argv: list[str] | None = None) -> int:
     if own := [flag for flag in ("--model", "--seed", "--output_path", "--resume") if flag in flags]:
         parser.error(f"{own[0]} is set here for each training; leave it out")
     folder = unused_folder(args.run_path)
+    seeds = range(args.seeds)
     jobs: dict[str, list[object]] = {
-        f"{entry.replace(' --', '-').replace(' ', '')}-seed{seed}".replace("/", "-"): [
-            *flags,
-            *("--model", *shlex.split(entry), "--seed", seed),
-        ]
+        run_name(entry, seed): [*flags, "--model", *shlex.split(entry), "--seed", seed]
         for entry in args.models
-        for seed in range(args.seeds)
+        for seed in seeds
     }
-    names = iter(jobs)
-    of_entry = {entry: [next(names) for _ in range(args.seeds)] for entry in args.models}
     print(f"{len(jobs)} trainings into {folder}", flush=True)
     trained = train_all(jobs, folder, args.jobs)
-    found = {entry: [trained[name] for name in mine] for entry, mine in of_entry.items()}
+    found = {entry: [trained[run_name(entry, seed)] for seed in seeds] for entry in args.models}
     rows = [list(HEAD), *(row(entry, trainings) for entry, trainings in found.items())]
     first = trained[next(iter(jobs))].test.report
     title = (
@@ -296,12 +290,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     command = shlex.join(["python3", "compare.py", *(argv if argv is not None else sys.argv[1:])])
     table = markdown(rows)
-    write_whole(folder / "compare.md", f"{title}\n\n{table}\n`{command}`\n".encode())
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_whole(folder / "compare.csv", text.getvalue().encode())
+    write_whole(folder / "compare.md", f"{title}\n\n{table}\n\n`{command}`\n".encode())
+    write_whole(folder / "compare.csv", csv_bytes(rows))
     write_whole(folder / "compare.png", picture(found, title))
-    print(f"{title}\n\n{table}\nwritten to {folder}")
+    print(f"{title}\n\n{table}\n\nwritten to {folder}")
     return 0
 
 

@@ -128,7 +128,7 @@ def stream_images(frames: Tensor, before: Tensor, streams: Sequence[str]) -> Ten
 
     Returns: (T, 3 S, H, W) uint8.
     """
-    if tuple(streams) == ("rgb",):
+    if "diff" not in streams:
         return frames
     # By NumPy, since threads read: PyTorch would start a pool of its own in each, in the encoder's way.
     images = []
@@ -156,7 +156,7 @@ class StreamReader:
 
     def read(self, frames: Tensor) -> Tensor:
         """The next frames (T, 3, H, W) uint8, as (T, 3 S, H, W) uint8."""
-        if tuple(self.streams) == ("rgb",):
+        if "diff" not in self.streams:
             return frames
         if self._before is None:
             self._before = np.repeat(frames[:1].numpy(), self.stride, axis=0)
@@ -243,14 +243,13 @@ class FrameClips(Dataset[tuple[Tensor, Tensor, int]]):
         num_frames = clip.video.count()
         check_length(clip.video.path, num_frames)
         indices, padding, flipped = self.sampling.draw(item, -(-num_frames // stride))
-        # Each with the one before it: what has changed between the two may be asked for.
-        pairs = np.maximum(np.stack([indices - 1, indices], axis=1), 0)
-        wanted = indices if self.streams == ("rgb",) else pairs.reshape(-1)
+        moments = [indices]
+        if "diff" in self.streams:
+            moments.append(np.maximum(indices - 1, 0))
         # A video is read in its order.
-        distinct, places = np.unique(wanted, return_inverse=True)
+        distinct, places = np.unique(np.concatenate(moments), return_inverse=True)
         frames = resize_frames(list(clip.video.frames(distinct * stride)), self.img_dim)[places]
-        if self.streams != ("rgb",):
-            frames = stream_images(frames[1::2], frames[::2], self.streams)
+        frames = stream_images(frames[: len(indices)], frames[-len(indices) :], self.streams)
         return frames.flip(-1) if flipped else frames, torch.from_numpy(padding), clip.label
 
 

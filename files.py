@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -45,3 +48,15 @@ def write_whole(path: Path, contents: bytes | memoryview) -> None:
             f"{path}: cannot write {len(contents):,} bytes ({error.strerror or error}); what was there "
             "before is untouched; make room, or choose another folder"
         ) from error
+
+
+def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
+    """Rows as the bytes of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def json_bytes(value: object) -> bytes:
+    """A plain value as the bytes of a JSON file that people can read."""
+    return (json.dumps(value, indent=1) + "\n").encode()

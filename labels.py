@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dataset import StreamReader, padding_of, resize_frames, window_indices
-from files import write_whole
+from files import csv_bytes, json_bytes, write_whole
 from onnx_model import FrameModel
 from video import Video
 
@@ -155,13 +152,19 @@ def segments(probabilities: np.ndarray) -> list[Segment]:
 
 
 def write_tables(
-    path: Path, probabilities: np.ndarray, classes: Sequence[str], fps: Fraction, about: dict[str, object]
+    path: Path,
+    probabilities: np.ndarray,
+    found: Sequence[Segment],
+    classes: Sequence[str],
+    fps: Fraction,
+    about: dict[str, object],
 ) -> tuple[Path, Path]:
     """Write <path>.json, with segments and all that is known, and <path>.csv, a row for each frame.
 
     Args:
         path: without suffix
         probabilities: (frames, C)
+        found: the `segments` of them
         about: more for the JSON file
 
     Returns: the two files.
@@ -171,7 +174,7 @@ def write_tables(
     def second(frame: int) -> float:
         return round(float(frame / fps), 4)
 
-    found = [
+    listed = [
         {
             "action": classes[segment.label],
             "start_seconds": second(segment.first),
@@ -180,17 +183,15 @@ def write_tables(
             "last_frame": segment.last,
             "mean_probability": round(segment.probability, 6),
         }
-        for segment in segments(probabilities)
+        for segment in found
     ]
-    whole = {**about, "frames": len(probabilities), "fps": str(fps), "segments": found}
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["frame", "second", "action", *classes])
-    for number, row in enumerate(probabilities):
-        rows.writerow(
-            [number, second(number), classes[int(row.argmax())], *(f"{value:.6f}" for value in row)]
-        )
+    whole = {**about, "frames": len(probabilities), "fps": str(fps), "segments": listed}
+    head = ["frame", "second", "action", *classes]
+    rows = (
+        [number, second(number), classes[int(row.argmax())], *(f"{value:.6f}" for value in row)]
+        for number, row in enumerate(probabilities)
+    )
     files = path.with_name(path.name + ".json"), path.with_name(path.name + ".csv")
-    write_whole(files[0], (json.dumps(whole, indent=1) + "\n").encode())
-    write_whole(files[1], text.getvalue().encode())
+    write_whole(files[0], json_bytes(whole))
+    write_whole(files[1], csv_bytes(chain([head], rows)))
     return files

@@ -7,7 +7,9 @@ Shapes: B clips, T frames, S streams, D embedding width, H hidden width, C class
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,24 +41,17 @@ class Head(nn.Module):
     """Embeddings of a clip's frames -> logits.
 
     A subclass takes `width` (D), `num_classes` (C) and, by keyword with a default for each, `latent_dim`,
-    `sequence_length` and sizes of its own. It calls `__init__` with what it was given.
-
-    Args:
-        width: D
-        num_classes: C
-        sizes: what it takes to build the head again, besides these two
+    `sequence_length` and sizes of its own.
 
     Attributes:
-        sizes: the same
         hidden_dim: H, the width of what `read` gives; 0 where no frame sees another, and `read` is not there
         dropout: a recipe says how much of it
     """
 
     hidden_dim = 0
 
-    def __init__(self, width: int, num_classes: int, **sizes: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.width, self.num_classes, self.sizes = width, num_classes, sizes
         # The original had none.
         self.dropout = nn.Dropout(0.0)
 
@@ -108,15 +103,7 @@ class ConvLSTM(Head):
         bidirectional: bool = True,
         pooling: str = "attention",
     ) -> None:
-        super().__init__(
-            width,
-            num_classes,
-            latent_dim=latent_dim,
-            hidden_dim=hidden_dim,
-            lstm_layers=lstm_layers,
-            bidirectional=bidirectional,
-            pooling=pooling,
-        )
+        super().__init__()
         if pooling not in self.POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; choose one of {', '.join(self.POOLINGS)}")
         self.pooling = pooling
@@ -199,14 +186,7 @@ class ActionBERT(Head):
         layers: int = 2,
         attention_heads: int = 8,
     ) -> None:
-        super().__init__(
-            width,
-            num_classes,
-            latent_dim=latent_dim,
-            sequence_length=sequence_length,
-            layers=layers,
-            attention_heads=attention_heads,
-        )
+        super().__init__()
         if latent_dim % attention_heads:
             raise ValueError(
                 f"--latent_dim {latent_dim} does not divide into the {attention_heads} attention heads of "
@@ -270,7 +250,7 @@ class ConvClassifier(Head):
     def __init__(
         self, width: int, num_classes: int, *, latent_dim: int = 512, sequence_length: int = 40
     ) -> None:
-        super().__init__(width, num_classes, latent_dim=latent_dim)
+        super().__init__()
         self.projection = _projection(width, latent_dim)
         self.output = nn.Linear(latent_dim, num_classes)
 
@@ -297,7 +277,7 @@ class MeanPool(Head):
     def __init__(
         self, width: int, num_classes: int, *, latent_dim: int = 512, sequence_length: int = 40
     ) -> None:
-        super().__init__(width, num_classes)
+        super().__init__()
         self.norm = nn.BatchNorm1d(width, affine=False, momentum=0.01)
         self.output = nn.Linear(width, num_classes)
 
@@ -352,13 +332,18 @@ class Classifier(nn.Module):
         self.name, self.num_classes, self.streams = name, num_classes, tuple(streams)
         self.encoder = Encoder(encoder, pretrained=pretrained, state=state)
         width = self.encoder.width
-        self.heads = nn.ModuleDict({stream: MODELS[name](width, num_classes, **sizes) for stream in streams})
+        build: Callable[..., Head] = MODELS[name]
+        # With the defaults of today, which may be others tomorrow.
+        given = inspect.signature(build).bind(width, num_classes, **sizes)
+        given.apply_defaults()
+        sizes = {key: given.arguments[key] for key in given.arguments if key not in ("width", "num_classes")}
+        self.heads = nn.ModuleDict({stream: build(width, num_classes, **sizes) for stream in streams})
         self.width = len(self.streams) * width
         self.config: dict[str, Any] = {
             "num_classes": num_classes,
             "encoder": encoder,
             "streams": list(streams),
-            **self.head(self.streams[0]).sizes,
+            **sizes,
         }
 
     def head(self, stream: str) -> Head:

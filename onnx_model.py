@@ -26,7 +26,7 @@ from torch.export import Dim
 
 from checkpoint import Checkpoint
 from encoders import Encoder, fold_batchnorm
-from files import write_whole
+from files import json_bytes, write_whole
 from models import Classifier
 
 FORMAT = "action-recognition onnx 1"
@@ -147,7 +147,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> float:
         "frame_stride": checkpoint.frame_stride,
         "classes": checkpoint.classes,
     }
-    write_whole(folder / "model.json", (json.dumps(about, indent=1) + "\n").encode())
+    write_whole(folder / "model.json", json_bytes(about))
     exported = OnnxModel(folder)
     difference = max(
         (exported.encode_frames(frames) - embeddings).abs().max().item(),

@@ -63,7 +63,6 @@ class Overlay:
     def __init__(self, classes: Sequence[str], total: int, style: str = "full") -> None:
         self.classes, self.total, self.style = classes, total, style
         self._colors: dict[int, tuple[int, int, int]] = {}
-        self._frames = 0
         # Frames of each action so far.
         self._counts: Counter[int] = Counter()
         self._legend: list[int] = []
@@ -84,32 +83,28 @@ class Overlay:
         """
         label = int(probabilities.argmax())
         if self.style == "minimal":
-            self._draw_plate(frame, probabilities, [label], bars=False)
+            self._draw_plate(frame, probabilities, [label])
             return frame
-        self._frames += 1
         self._counts[label] += 1
         color = self.color(label)
-        shown = np.argsort(-probabilities, kind="stable")[: min(SHOWN, len(self.classes))].tolist()
-        self._draw_plate(frame, probabilities, shown, bars=True)
+        shown = np.argsort(-probabilities, kind="stable")[:SHOWN].tolist()
+        self._draw_plate(frame, probabilities, shown)
         if not self.total:
             return frame
         return np.concatenate([frame, self._draw_strip(frame.shape[0], frame.shape[1], color)])
 
-    def _draw_plate(
-        self, frame: np.ndarray, probabilities: np.ndarray, labels: list[int], *, bars: bool
-    ) -> None:
+    def _draw_plate(self, frame: np.ndarray, probabilities: np.ndarray, labels: list[int]) -> None:
         percent = [round(100 * float(probabilities[label])) for label in labels]
         key = (frame.shape, tuple(labels), tuple(percent))
         # Frames share their probabilities for a while.
         if key != self._plate_key:
-            self._plate_key, self._plate = key, self._make_plate(frame.shape, labels, percent, bars=bars)
+            self._plate_key, self._plate = key, self._make_plate(frame.shape, labels, percent)
         margin = frame.shape[0] // 40
         _paste(frame, self._plate, margin, margin)
 
-    def _make_plate(
-        self, shape: tuple[int, ...], labels: list[int], percent: list[int], *, bars: bool
-    ) -> np.ndarray:
+    def _make_plate(self, shape: tuple[int, ...], labels: list[int], percent: list[int]) -> np.ndarray:
         height, width = shape[:2]
+        bars = self.style == "full"
         size, margin = font_size(height, width), height // 40
         pad, line, bar = size // 2, round(1.3 * size), max(2, size // 5)
         room = max(8, width - 2 * (margin + pad))
@@ -142,9 +137,8 @@ class Overlay:
             self._strip = np.full((rows + (height + rows) % 2, width, 3), DARK, np.uint8)
             self._line = np.full((line, width, 3), EMPTY, np.uint8)
         # A file may state fewer frames than it has.
-        start, end = (
-            min(width, round(frame * width / self.total)) for frame in (self._frames - 1, self._frames)
-        )
+        frames = self._counts.total()
+        start, end = (min(width, round(frame * width / self.total)) for frame in (frames - 1, frames))
         self._line[:, start:end] = color
         self._strip[:line] = self._line
         # Where we are.

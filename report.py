@@ -11,10 +11,8 @@ The figures are scikit-learn's.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -34,7 +32,7 @@ from checkpoint import Checkpoint
 from dataset import ClipBatches, Sampling
 from engine import Batches, predict
 from features import ClipSource
-from files import write_whole
+from files import csv_bytes, json_bytes, write_whole
 from models import Classifier
 from ranks import ALONE, Ranks
 from splits import Clip, names_sha256
@@ -165,10 +163,9 @@ def summary(found: dict[str, Any]) -> str:
     )
 
 
-def _csv(rows: list[list[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
 
 
 def _per_class(predictions: Predictions) -> list[list[Any]]:
@@ -300,10 +297,12 @@ def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) 
     title = f"{about['model']}, {about['encoder']}, split {about['split_number']}: {score}"
     rows = _per_class(predictions)
     head = ["class", "clips", "correct", "accuracy_percent", "taken_for"]
-    write_whole(folder / "classes.csv", _csv([head, *rows]))
+    write_whole(folder / "classes.csv", csv_bytes([head, *rows]))
     head = ["clip", "group", "label", "predicted", "correct"]
-    write_whole(folder / "predictions.csv", _csv([[*head, *predictions.classes], *_per_clip(predictions)]))
+    write_whole(
+        folder / "predictions.csv", csv_bytes([[*head, *predictions.classes], *_per_clip(predictions)])
+    )
     write_whole(folder / "confusion.png", _confusion(predictions, title))
     write_whole(folder / "classes.png", _bars(rows, title))
-    write_whole(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    write_whole(folder / "report.json", json_bytes(report))
     return report

@@ -11,7 +11,6 @@ import argparse
 import glob
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import cli
-from checkpoint import load_checkpoint
+from checkpoint import Checkpoint, load_checkpoint
 from dataset import MIN_FRAMES, StreamReader, check_length
 from labels import Batch, Labelled, Smoother, label_frames, read_and_resize, segments, write_tables
 from onnx_model import FrameModel, OnnxModel
@@ -100,37 +99,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@dataclass
-class Trained:
-    """What a video is labelled with: a model, and how it wants its frames, as in `Checkpoint`."""
-
-    model: FrameModel
-    classes: list[str]
-    img_dim: int
-    sequence_length: int
-    frame_stride: int
-
-
-def open_model(args: argparse.Namespace, device: torch.device) -> Trained:
-    """What --checkpoint_model and --backend name.
+def open_model(args: argparse.Namespace, device: torch.device) -> tuple[FrameModel, Checkpoint | OnnxModel]:
+    """What --checkpoint_model and --backend name: the model, and what tells how it wants its frames.
 
     Raises: as `load_checkpoint` and `OnnxModel`.
     """
     if args.backend == "onnxruntime":
         exported = OnnxModel(args.checkpoint_model)
-        return Trained(
-            exported,
-            exported.classes,
-            exported.img_dim,
-            exported.sequence_length,
-            exported.frame_stride,
-        )
+        return exported, exported
     checkpoint = load_checkpoint(args.checkpoint_model)
     model = checkpoint.model.to(device)
     model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
-    return Trained(
-        model, checkpoint.classes, checkpoint.img_dim, checkpoint.sequence_length, checkpoint.frame_stride
-    )
+    return model, checkpoint
 
 
 def new_path(folder: Path, stem: str) -> Path:
@@ -167,11 +147,12 @@ class Annotator:
 
     Args:
         args: the flags
-        trained: the model
+        model: what labels frames
+        trained: its class names, and how it wants its frames
     """
 
-    def __init__(self, args: argparse.Namespace, trained: Trained) -> None:
-        self.args, self.trained = args, trained
+    def __init__(self, args: argparse.Namespace, model: FrameModel, trained: Checkpoint | OnnxModel) -> None:
+        self.args, self.model, self.trained = args, model, trained
         self.windows = (args.sequence_length or trained.sequence_length, args.window_step, args.label_every)
 
     def annotate(self, path: Path, output: Path) -> None:
@@ -179,7 +160,7 @@ class Annotator:
 
         Raises: FileNotFoundError or VideoError if it cannot be read, OSError if the output cannot be written.
         """
-        args, model = self.args, self.trained.model
+        args, model = self.args, self.model
         video = Video(path)
         fps, stated = video.fps(), video.stated_count()
         check_length(path, len(list(islice(video.frames(), MIN_FRAMES))))
@@ -225,7 +206,7 @@ class Annotator:
             "action": classes[label],
             "mean_probability": round(float(mean[label]), 6),
         }
-        tables = write_tables(output, probabilities, classes, fps, about)
+        tables = write_tables(output, probabilities, found, classes, fps, about)
         print(f"{path}: {classes[label]}, mean probability {100 * mean[label]:.1f} %")
         print(
             f"wrote {output}: {len(probabilities)} frames at {float(fps):.2f} frames/s, "
@@ -254,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     # What is wrong with a single video is told before a model is loaded.
     if len(videos) == 1:
         Video(videos[0]).fps()
-    annotator = Annotator(args, open_model(args, device))
+    annotator = Annotator(args, *open_model(args, device))
     failed = 0
     for path in videos:
         try:

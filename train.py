@@ -27,6 +27,7 @@ from experiment import train
 from models import MODELS
 from ranks import Ranks
 from recipe import add_recipe_flags, fill_from_recipe
+from report import markdown
 from run import LAST, only_one, with_earlier_settings
 from splits import ALL, RANDOM, SPLIT_NUMBERS
 
@@ -231,7 +232,7 @@ def table_of_splits(reports: Sequence[dict[str, Any]]) -> str:
         f"**{statistics.mean(top1):.2f} %**",
     ]
     head = ["model", "frames", *(f"split {number}" for number in numbers), "mean"]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), cells))
+    return markdown([head, cells])
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def _write_mp4(
     times: Sequence[Fraction] | None,
     sound: Path | None,
 ) -> int:
-    count, shown_last = 0, Fraction(0)
+    count, shown = 0, Fraction(0)
     with (
         av.open(str(path), "w", options={"movflags": "+faststart"}) as container,
         contextlib.ExitStack() as opened,
@@ -152,11 +152,11 @@ def _write_mp4(
             # To the BT.601 colours that FFmpeg would make of rgb24 itself, in less time.
             planes = np.asarray(cv2.cvtColor(even, cv2.COLOR_RGB2YUV_I420), np.uint8)
             picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-            shown = (count - 1) / fps
-            if times is not None:
+            if times is None:
+                shown = (count - 1) / fps
+            else:
                 # Beyond what the file tells, frames follow at its mean rate.
-                shown = times[count - 1] if count <= len(times) else shown_last + 1 / fps
-                shown_last = shown
+                shown = times[count - 1] if count <= len(times) else shown + 1 / fps
                 picture.pts, picture.time_base = round(shown * CLOCK), Fraction(1, CLOCK)
             container.mux(stream.encode(picture))
             if audio is not None:

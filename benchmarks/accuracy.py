@@ -23,10 +23,10 @@ from sklearn.linear_model import LogisticRegression
 
 import cli
 from cache import EmbeddingCache
-from compare import Tested, Training, markdown, train_all
+from compare import Tested, Training, train_all
 from encoders import Encoder
 from features import open_cache
-from report import interval
+from report import interval, markdown
 from splits import Clip, load_split
 
 ROOT = common.ROOT
@@ -218,7 +218,7 @@ def told_apart(tested: Tested, pair: tuple[str, str]) -> float:
 
 def print_table(title: str, head: list[str], table: list[list[str]]) -> None:
     rows = [[*cells, *[""] * (len(head) - len(cells))] for cells in table]
-    print(f"\n### {title}\n\n{markdown([head, *rows])}")
+    print(f"\n### {title}\n\n{markdown([head, *rows])}\n")
 
 
 def main() -> None:

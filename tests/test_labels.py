@@ -56,9 +56,8 @@ def test_a_new_action_has_63_percent_of_the_weight_after_the_time_constant():
 
 def test_tables_say_what_happens_when(tmp_path):
     probabilities = np.repeat([[0.9, 0.1], [0.2, 0.8]], [30, 20], axis=0)
-    files = write_tables(
-        tmp_path / "x.mp4", probabilities, ["Bow", "Run, fast"], Fraction(25), {"video": "x"}
-    )
+    classes, found = ["Bow", "Run, fast"], segments(probabilities)
+    files = write_tables(tmp_path / "x.mp4", probabilities, found, classes, Fraction(25), {"video": "x"})
     assert [path.name for path in files] == ["x.mp4.json", "x.mp4.csv"]
     about = json.loads(files[0].read_text())
     assert (about["video"], about["frames"], about["fps"]) == ("x", 50, "25")

@@ -154,7 +154,7 @@ class Extremes(Head):
     """A new approach: the largest value of each dimension over time."""
 
     def __init__(self, width, num_classes, *, latent_dim=512, sequence_length=40):
-        super().__init__(width, num_classes)
+        super().__init__()
         self.output = torch.nn.Linear(width, num_classes)
 
     def forward(self, embeddings, padding=None):
