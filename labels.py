@@ -46,6 +46,15 @@ def read_and_resize(video: Video, img_dim: int, seen: StreamReader) -> Iterator[
 
 
 @torch.no_grad()
+def label_clips(model: FrameModel, embeddings: Tensor, padding: Tensor) -> Tensor:
+    """Class probabilities of clips: embeddings (B, T, S D) and padding (B, T) -> (B, C), on the CPU."""
+    # bf16 is more than twice as fast on a CPU too, and moves a probability by 2e-6.
+    with torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
+        logits = model.classify(embeddings, padding)
+    return logits.float().softmax(dim=-1).cpu()
+
+
+@torch.no_grad()
 def label_frames(
     model: FrameModel,
     batches: Iterable[Batch],
@@ -62,8 +71,6 @@ def label_frames(
         batches: frames in order, any number at a time
         every: frames that share a label, that of the window around their middle one
     """
-    # bf16 is more than twice as fast on a CPU too, and moves a probability by 2e-6.
-    half = torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32)
     held: deque[np.ndarray] = deque()  # frames without a label yet
     embeddings = torch.empty(0, model.width, device=model.device)  # of frames first to read - 1
     first = done = read = 0  # frames, groups of frames, frames
@@ -75,11 +82,10 @@ def label_frames(
         distinct, of_group = np.unique(windows - first, axis=0, return_inverse=True)
         padding = torch.from_numpy(padding_of(distinct)).to(model.device).split(WINDOW_BATCH)
         parts = torch.from_numpy(distinct).to(model.device).split(WINDOW_BATCH)
-        with half:
-            logits = [model.classify(embeddings[part], pad) for part, pad in zip(parts, padding, strict=True)]
+        said = [label_clips(model, embeddings[part], pad) for part, pad in zip(parts, padding, strict=True)]
         frames = [held.popleft() for _ in range(min(len(held), every * len(windows)))]
         of_frame = torch.from_numpy(of_group).view(-1).repeat_interleave(every)[: len(frames)]
-        return Labelled(frames, torch.cat(logits).float().softmax(dim=-1).cpu()[of_frame])
+        return Labelled(frames, torch.cat(said)[of_frame])
 
     span = step * (sequence_length - 1)
     for frames, resized in batches:
@@ -106,22 +112,25 @@ class Smoother:
 
     Args:
         seconds: time constant, after which a new action has 63 % of the weight; 0 changes nothing
-        fps: frames per second
     """
 
-    def __init__(self, seconds: float, fps: Fraction) -> None:
-        self._keep = float(np.exp(-1 / (seconds * float(fps)))) if seconds else 0.0
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._mean: Tensor | None = None
 
-    def smooth(self, batches: Iterable[Labelled]) -> Generator[Labelled]:
-        """The same frames with averaged probabilities."""
+    def add(self, probabilities: Tensor, elapsed: float) -> Tensor:
+        """The mean, (C,), with a frame's probabilities `elapsed` seconds after the frame before it."""
+        keep = float(np.exp(-elapsed / self._seconds)) if self._seconds else 0.0
+        before = probabilities if self._mean is None else self._mean
+        self._mean = probabilities.double().lerp(before.double(), keep)
+        return self._mean.float()
+
+    def smooth(self, batches: Iterable[Labelled], fps: Fraction) -> Generator[Labelled]:
+        """The same frames, `fps` a second, with averaged probabilities."""
         for batch in batches:
-            smoothed = []
-            for probabilities in batch.probabilities.double():
-                before = probabilities if self._mean is None else self._mean
-                self._mean = probabilities.lerp(before, self._keep)
-                smoothed.append(self._mean)
-            yield Labelled(batch.frames, torch.stack(smoothed).float())
+            yield Labelled(
+                batch.frames, torch.stack([self.add(each, float(1 / fps)) for each in batch.probabilities])
+            )
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,7 @@ def write_tables(
     classes: Sequence[str],
     fps: Fraction,
     about: dict[str, object],
+    times: Sequence[Fraction] | None = None,
 ) -> tuple[Path, Path]:
     """Write <path>.json, with segments and all that is known, and <path>.csv, a row for each frame.
 
@@ -166,13 +176,17 @@ def write_tables(
         probabilities: (frames, C)
         found: the `segments` of them
         about: more for the JSON file
+        times: when each frame is shown, in seconds; None at a steady `fps`
 
     Returns: the two files.
     Raises: OSError if one cannot be written.
     """
 
     def second(frame: int) -> float:
-        return round(float(frame / fps), 4)
+        known = times or [Fraction(0)]
+        # A frame beyond the times that are known follows at the mean rate, and so does the end.
+        last = min(frame, len(known) - 1)
+        return round(float(known[last] + (frame - last) / fps), 4)
 
     listed = [
         {

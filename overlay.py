@@ -56,7 +56,8 @@ class Overlay:
 
     Args:
         classes: class names, by label
-        total: frames of the video, as far as is known; the timeline is as long; 0 draws none
+        total: frames of the video, as far as is known; the timeline is as long; 0 where nobody knows: it then
+            shows the last frames, one in each column
         style: "full", or "minimal": the most probable action alone
     """
 
@@ -75,13 +76,16 @@ class Overlay:
         """The colour of an action, the same all through the video."""
         return self._colors.setdefault(label, PALETTE[len(self._colors) % len(PALETTE)])
 
-    def draw(self, frame: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    def draw(self, frame: np.ndarray, probabilities: np.ndarray, note: str = "") -> np.ndarray:
         """A frame (H, W, 3) uint8 RGB with what is said about it, changed in place; taller if "full".
 
         Args:
             probabilities: (C,)
+            note: a few words for the lower right corner
         """
         label = int(probabilities.argmax())
+        if note:
+            self._draw_note(frame, note)
         if self.style == "minimal":
             self._draw_plate(frame, probabilities, [label])
             return frame
@@ -89,8 +93,6 @@ class Overlay:
         color = self.color(label)
         shown = np.argsort(-probabilities, kind="stable")[:SHOWN].tolist()
         self._draw_plate(frame, probabilities, shown)
-        if not self.total:
-            return frame
         return np.concatenate([frame, self._draw_strip(frame.shape[0], frame.shape[1], color)])
 
     def _draw_plate(self, frame: np.ndarray, probabilities: np.ndarray, labels: list[int]) -> None:
@@ -101,6 +103,13 @@ class Overlay:
             self._plate_key, self._plate = key, self._make_plate(frame.shape, labels, percent)
         margin = frame.shape[0] // 40
         _paste(frame, self._plate, margin, margin)
+
+    @staticmethod
+    def _draw_note(frame: np.ndarray, note: str) -> None:
+        height, width = frame.shape[:2]
+        margin = height // 40
+        text = draw_text(note, font_size(height, width), MUTED, max(1, width - 2 * margin))
+        _paste(frame, text, max(0, height - margin - text.shape[0]), max(0, width - margin - text.shape[1]))
 
     def _make_plate(self, shape: tuple[int, ...], labels: list[int], percent: list[int]) -> np.ndarray:
         height, width = shape[:2]
@@ -138,7 +147,11 @@ class Overlay:
             self._line = np.full((line, width, 3), EMPTY, np.uint8)
         # A file may state fewer frames than it has.
         frames = self._counts.total()
-        start, end = (min(width, round(frame * width / self.total)) for frame in (frames - 1, frames))
+        if self.total:
+            start, end = (min(width, round(frame * width / self.total)) for frame in (frames - 1, frames))
+        else:
+            start, end = width - 1, width
+            self._line[:, :-1] = self._line[:, 1:]
         self._line[:, start:end] = color
         self._strip[:line] = self._line
         # Where we are.

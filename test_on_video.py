@@ -3,31 +3,34 @@
 python3 test_on_video.py --video_path x.avi --checkpoint_model model_checkpoints/ConvLSTM_20.pth
 python3 test_on_video.py --video_path x.avi --checkpoint_model y.pth --output x.gif
 python3 test_on_video.py --video_path clips/ "more/*.mp4" --checkpoint_model y.pth --output shown/
+python3 test_on_video.py --video_path 0 --checkpoint_model y.pth                  # camera 0, in a window
+python3 test_on_video.py --video_path rtsp://host/path --checkpoint_model y.pth --output x.mp4
 """
 
 from __future__ import annotations
 
 import argparse
 import glob
+import os
+import statistics
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from fractions import Fraction
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import cli
-from checkpoint import Checkpoint, load_checkpoint
-from dataset import MIN_FRAMES, StreamReader, check_length
-from labels import Batch, Labelled, Smoother, label_frames, read_and_resize, segments, write_tables
-from onnx_model import FrameModel, OnnxModel
-from overlay import OVERLAYS, Overlay
-from pipeline import OneAhead, Prefetch
+from annotate import Annotated, Annotator, add_label_flags, add_model_flags, open_model
+from labels import Smoother
+from live import LiveLabels, LiveVideo, Log, is_live, watch
+from opencv import cv2
+from overlay import Overlay
 from video import VIDEO_SUFFIXES, Video, VideoError
 from writer import OUTPUT_SUFFIXES, write_video
+
+# Pixels that small pictures are shown at.
+WINDOW_WIDTH = 640
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -38,79 +41,19 @@ def get_args_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         help="videos to annotate, in any format FFmpeg reads; folders and patterns in quotes stand for all "
-        "the videos in them",
-    )
-    parser.add_argument(
-        "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
+        "the videos in them; or a camera by its number from 0, or the address of a stream, like "
+        "rtsp://host/path",
     )
     parser.add_argument(
         "--output",
         type=Path,
         help="file to write, .mp4 (H.264, plays in browsers; recommended) or .gif, or a folder for new "
-        "files; default: the folder annotated; <output>.json has the segments, <output>.csv each frame",
+        "files; default: the folder annotated, and for a camera or a stream a window; <output>.json has the "
+        "segments, <output>.csv each frame",
     )
-    parser.add_argument(
-        "--img_dim",
-        "--image_dim",
-        dest="img_dim",
-        type=cli.positive_int,
-        help="frame size in pixels for the encoder; default (recommended): the checkpoint's",
-    )
-    parser.add_argument(
-        "--sequence_length",
-        type=cli.positive_int,
-        help="frames of the window that decides a frame's label; default (recommended): the checkpoint's",
-    )
-    parser.add_argument(
-        "--window_step",
-        type=cli.positive_int,
-        default=2,
-        help="frames from one of the window to the next; 2 is the middle of what training draws on UCF-101",
-    )
-    parser.add_argument(
-        "--label_every",
-        type=cli.positive_int,
-        default=10,
-        help="frames that share a label, that of the window around their middle; 10, or 0.4 s at 25 fps, is "
-        "as often as one can read; 1 takes up to half as long again",
-    )
-    parser.add_argument(
-        "--overlay",
-        choices=OVERLAYS,
-        default="full",
-        help="full (default): the three most probable actions and a timeline below the picture; minimal: the "
-        "most probable one",
-    )
-    parser.add_argument(
-        "--smooth",
-        type=cli.non_negative_float,
-        default=0.0,
-        help="average probabilities over so many seconds of the past; 0 (default) shows each as it is, 1 "
-        "calms labels that flicker",
-    )
-    parser.add_argument(
-        "--backend",
-        choices=("torch", "onnxruntime"),
-        default="torch",
-        help="onnxruntime runs what export.py wrote, whose folder --checkpoint_model then names, on the CPU; "
-        "torch (default) is faster where the hardware has bf16, and 15 %% slower where it has not",
-    )
-    cli.add_device_flags(parser)
+    add_model_flags(parser)
+    add_label_flags(parser)
     return parser
-
-
-def open_model(args: argparse.Namespace, device: torch.device) -> tuple[FrameModel, Checkpoint | OnnxModel]:
-    """What --checkpoint_model and --backend name: the model, and what tells how it wants its frames.
-
-    Raises: as `load_checkpoint` and `OnnxModel`.
-    """
-    if args.backend == "onnxruntime":
-        exported = OnnxModel(args.checkpoint_model)
-        return exported, exported
-    checkpoint = load_checkpoint(args.checkpoint_model)
-    model = checkpoint.model.to(device)
-    model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
-    return model, checkpoint
 
 
 def new_path(folder: Path, stem: str) -> Path:
@@ -142,75 +85,88 @@ def find_videos(names: Sequence[str]) -> list[Path]:
     return found
 
 
-class Annotator:
-    """Writes what a model says of videos into copies of them, and into tables beside these.
+def tell(source: str | Path, output: Path, found: Annotated) -> None:
+    """Print what a video shows, and what was written."""
+    frames, segments = len(found.probabilities), len(found.segments)
+    print(f"{source}: {found.classes[found.label]}, mean probability {100 * found.probability:.1f} %")
+    print(
+        f"wrote {output}: {frames} frames at {float(found.fps):.2f} frames/s, "
+        f"{segments} segment{'s'[: segments != 1]} in {found.tables[0].name}, "
+        f"frames in {found.tables[1].name}"
+    )
 
-    Args:
-        args: the flags
-        model: what labels frames
-        trained: its class names, and how it wants its frames
+
+def annotate_file(annotator: Annotator, path: Path, output: Path) -> None:
+    """Annotate a video file behind a bar, and say what it shows; errors as `Annotator.annotate`."""
+    with tqdm(desc=path.name, unit="frame", dynamic_ncols=True) as bar:
+
+        def progress(_: int, stated: int) -> None:
+            bar.total = stated or None
+            bar.update()
+
+        found = annotator.annotate(path, output, progress=progress)
+    tell(path, output, found)
+
+
+def show(name: str, frames: Iterator[np.ndarray]) -> None:
+    """Show frames in a window as they come, until they end, it is closed, or Esc or q is pressed."""
+    title = f"{name} (q ends)"
+    cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+    sized = False
+    for frame in frames:
+        if not sized:
+            height, width = frame.shape[:2]
+            scale = max(1, WINDOW_WIDTH // width)
+            cv2.resizeWindow(title, scale * width, scale * height)
+            sized = True
+        cv2.imshow(title, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        key = cv2.waitKey(1) & 0xFF
+        if key in (27, ord("q")) or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
+            break
+    cv2.destroyAllWindows()
+
+
+def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
+    """Show or write a camera or a stream with its labels, until it ends or the user ends it.
+
+    Raises: VideoError if there is no such source, or nothing comes from it; OSError if the output cannot be
+        written.
     """
-
-    def __init__(self, args: argparse.Namespace, model: FrameModel, trained: Checkpoint | OnnxModel) -> None:
-        self.args, self.model, self.trained = args, model, trained
-        self.windows = (args.sequence_length or trained.sequence_length, args.window_step, args.label_every)
-
-    def annotate(self, path: Path, output: Path) -> None:
-        """Annotate a video, and say what it shows.
-
-        Raises: FileNotFoundError or VideoError if it cannot be read, OSError if the output cannot be written.
-        """
-        args, model = self.args, self.model
-        video = Video(path)
-        fps, stated = video.fps(), video.stated_count()
-        check_length(path, len(list(islice(video.frames(), MIN_FRAMES))))
+    args, trained, log = annotator.args, annotator.trained, Log()
+    if output:
         cli.make_writable_folder(output.parent)
-        seen = StreamReader(model.streams, self.trained.frame_stride)
-        frames = read_and_resize(video, args.img_dim or self.trained.img_dim, seen)
-        reader: OneAhead[Batch] | Prefetch[Batch]
-        labels: Generator[Labelled] | Prefetch[Labelled]
-        if model.device.type == "cpu":
-            # The encoder needs all cores; drawing and writing leave one to read the next frames.
-            reader = OneAhead(frames)
-            labels = _reading_meanwhile(label_frames(model, reader, *self.windows), reader)
-        else:
-            reader = Prefetch(frames, 1)
-            labels = Prefetch(label_frames(model, reader, *self.windows), 1)
-        said: list[np.ndarray] = []
-        overlay = Overlay(self.trained.classes, stated, args.overlay)
-        bar = tqdm(desc=path.name, total=stated or None, unit="frame", dynamic_ncols=True)
+    video = LiveVideo(name, trained.frame_stride)
+    windows = (annotator.sequence_length, args.window_step, args.label_every)
+    with cli.Deferred() as signals, tqdm(desc=name, unit="frame", dynamic_ncols=True) as bar:
 
-        def drawn() -> Iterator[np.ndarray]:
-            for labelled in Smoother(args.smooth, fps).smooth(labels):
-                said.append(labelled.probabilities.numpy())
-                for frame, probabilities in zip(labelled.frames, said[-1], strict=True):
-                    bar.update()
-                    yield overlay.draw(frame, probabilities)
+        def shown() -> Iterator[np.ndarray]:
+            labels = LiveLabels(annotator.model, annotator.img_dim, *windows)
+            overlay = Overlay(trained.classes, 0, args.overlay)
+            until = lambda: signals.signum is not None  # noqa: E731
+            for frame in watch(video, labels, Smoother(args.smooth), overlay, log, until):
+                yield frame
+                bar.set_postfix_str(f"{log}, {log.lost} lost")
+                bar.update()
+            if not log.times:
+                raise VideoError(f"{name}: not one frame came")
 
         try:
-            write_video(output, drawn(), fps, times=video.times(), sound=path)
+            if output:
+                write_video(output, shown(), video.fps, times=log.times)
+            else:
+                show(name, shown())
         finally:
-            labels.close()
-            reader.close()
-            bar.close()
-        self._tell(path, output, np.concatenate(said), fps)
-
-    def _tell(self, path: Path, output: Path, probabilities: np.ndarray, fps: Fraction) -> None:
-        classes = self.trained.classes
-        mean = probabilities.mean(axis=0, dtype=np.float64)
-        label = int(mean.argmax())
-        found = segments(probabilities)
-        about = {
-            "video": str(path),
-            "checkpoint": str(self.args.checkpoint_model),
-            "action": classes[label],
-            "mean_probability": round(float(mean[label]), 6),
-        }
-        tables = write_tables(output, probabilities, found, classes, fps, about)
-        print(f"{path}: {classes[label]}, mean probability {100 * mean[label]:.1f} %")
-        print(
-            f"wrote {output}: {len(probabilities)} frames at {float(fps):.2f} frames/s, "
-            f"{len(found)} segment{'s'[: len(found) != 1]} in {tables[0].name}, frames in {tables[1].name}"
+            video.close()
+    latency = 1000 * statistics.median(log.latencies or [0.0])
+    print(
+        f"{name}: {len(log.times)} frames shown in {float(log.times[-1]):.1f} s, {log.lost} lost, "
+        f"median latency {latency:.0f} ms"
+    )
+    if output:
+        tell(
+            name,
+            output,
+            annotator.write_tables(name, output, np.stack(log.probabilities), video.fps, log.times),
         )
 
 
@@ -218,28 +174,41 @@ def main(argv: list[str] | None = None) -> int:
     """Annotate and write; returns the exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    videos = find_videos(args.video_path)
+    live = next(filter(is_live, args.video_path), None)
+    if live and len(args.video_path) > 1:
+        parser.error(f"--video_path {live} is live, and takes a run of its own; name it alone")
+    videos = [] if live else find_videos(args.video_path)
     folder = args.output or Path("annotated")
     to_file = folder.suffix and not folder.is_dir()
     if to_file and folder.suffix.lower() not in OUTPUT_SUFFIXES:
         parser.error(f"--output {folder}: cannot write this format; choose {' or '.join(OUTPUT_SUFFIXES)}")
     if to_file and len(videos) > 1:
         parser.error(f"--output {folder}: {len(videos)} videos do not go into one file; name a folder")
-    if to_file and folder.resolve() in (videos[0].resolve(), args.checkpoint_model.resolve()):
+    if to_file and folder.resolve() in (*(one.resolve() for one in videos), args.checkpoint_model.resolve()):
         parser.error(f"--output {folder} is an input; choose another file")
-    device = cli.choose_device(args.device)
-    if args.backend == "onnxruntime":
-        if args.compile or args.precision == "bf16":
-            parser.error("--compile and --precision bf16 are for --backend torch; an exported model is fp32")
-        device = torch.device("cpu")
+    if live:
+        if to_file and folder.suffix.lower() != ".mp4":
+            parser.error(f"--output {folder}: what is live goes into .mp4, where frames keep their times")
+        if (
+            not args.output
+            and sys.platform == "linux"
+            and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
+        ):
+            parser.error("there is no screen for a window; write a file with --output x.mp4")
+        output = folder if to_file else new_path(folder, "live")
+        # Threads that compute wait for the last of them, by the tenth of a second where reading and writing
+        # have taken its core. Half of the cores keep out of each other's way.
+        model = open_model(args, max(1, cli.available_cores() // 2))
+        watch_live(Annotator(args, *model), live, output if args.output else None)
+        return 0
     # What is wrong with a single video is told before a model is loaded.
     if len(videos) == 1:
         Video(videos[0]).fps()
-    annotator = Annotator(args, *open_model(args, device))
+    annotator = Annotator(args, *open_model(args))
     failed = 0
     for path in videos:
         try:
-            annotator.annotate(path, folder if to_file else new_path(folder, path.stem))
+            annotate_file(annotator, path, folder if to_file else new_path(folder, path.stem))
         except (VideoError, FileNotFoundError) as error:
             if len(videos) == 1:
                 raise
@@ -248,12 +217,6 @@ def main(argv: list[str] | None = None) -> int:
     if failed:
         print(f"{failed} of {len(videos)} videos could not be annotated", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _reading_meanwhile(labels: Iterable[Labelled], reader: OneAhead) -> Generator[Labelled]:
-    for labelled in labels:
-        reader.start()
-        yield labelled
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import BinaryIO
 
-import av
 import numpy as np
 
-from opencv import MAX_PIXELS, cv2
+from opencv import MAX_PIXELS, av, cv2
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -27,9 +27,9 @@ ORIGINAL_RATE = 7.7
 def annotate(video: Path, checkpoint: Path, output: Path) -> tuple[float, float]:
     """Seconds and peak memory in MB of one run of the command; the seconds without its start-up."""
     code = (
-        "import resource, sys, time, test_on_video; start = [0.0]; read = test_on_video.read_and_resize\n"
+        "import resource, sys, time, annotate, test_on_video\nstart, read = [0.0], annotate.read_and_resize\n"
         "def reading(*a): start[0] = time.perf_counter(); return read(*a)\n"
-        "test_on_video.read_and_resize = reading; test_on_video.main(sys.argv[1:])\n"
+        "annotate.read_and_resize = reading; test_on_video.main(sys.argv[1:])\n"
         "print(time.perf_counter() - start[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     command = [sys.executable, "-c", code, "--video_path", video, "--checkpoint_model", checkpoint]

@@ -18,8 +18,8 @@ from tqdm import tqdm
 import cli
 from checkpoint import load_checkpoint
 from dataset import StreamReader
+from labels import label_frames, read_and_resize
 from onnx_model import FrameModel, OnnxModel, export
-from test_on_video import label_frames, read_and_resize
 from video import Video
 
 

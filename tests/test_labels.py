@@ -31,7 +31,7 @@ def test_segments_cover_every_frame_once_and_neighbours_differ(probabilities):
 
 def smoothed(probabilities, seconds, cuts=(7,)):
     parts = [Labelled([], part) for part in torch.from_numpy(probabilities).float().split(cuts[0])]
-    return torch.cat([part.probabilities for part in Smoother(seconds, Fraction(25)).smooth(parts)]).numpy()
+    return torch.cat([part.probabilities for part in Smoother(seconds).smooth(parts, Fraction(25))]).numpy()
 
 
 @given(tables, st.sampled_from([1, 5, 60]))
@@ -76,3 +76,15 @@ def test_tables_say_what_happens_when(tmp_path):
         "Bow": "0.200000",
         "Run, fast": "0.800000",
     }
+
+
+def test_tables_keep_times_that_are_not_even(tmp_path):
+    probabilities = np.repeat([[0.9, 0.1], [0.2, 0.8]], [2, 3], axis=0)
+    times = [Fraction(0), Fraction(1, 2), Fraction(3, 4), Fraction(2)]
+    files = write_tables(
+        tmp_path / "x.mp4", probabilities, segments(probabilities), ["a", "b"], Fraction(25), {}, times
+    )
+    found = json.loads(files[0].read_text())["segments"]
+    assert [(one["start_seconds"], one["end_seconds"]) for one in found] == [(0, 0.75), (0.75, 2.08)]
+    with files[1].open(newline="") as file:
+        assert [float(row["second"]) for row in csv.DictReader(file)] == [0, 0.5, 0.75, 2, 2.04]

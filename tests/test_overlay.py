@@ -31,7 +31,7 @@ def test_frames_of_any_size_can_be_drawn_on(height, width, total, style):
     shapes = {overlay.draw(gray(height, width), said(number % 3)).shape for number in range(5)}
     (shape,) = shapes
     assert shape[1:] == (width, 3)
-    if style == "full" and total:
+    if style == "full":
         assert shape[0] > height
         assert shape[0] % 2 == 0, "H.264 wants even sizes"
     else:
@@ -65,3 +65,19 @@ def test_below_the_plate_the_picture_is_as_it_was():
         frame = Overlay(CLASSES, 10, style).draw(gray(240, 320), said(0))
         assert (frame[5:20, 8:120] < 90).any()
         assert (frame[120:240] == 180).all()
+
+
+def test_without_an_end_the_timeline_moves_on():
+    overlay = Overlay(CLASSES, 0)
+    for number in range(500):
+        frame = overlay.draw(gray(240, 320), said(0 if number < 400 else 1))
+    line = frame[241]
+    assert tuple(line[200]) == overlay.color(0)
+    assert tuple(line[240]) == overlay.color(1)
+
+
+def test_a_note_stands_in_the_lower_right_corner():
+    frame = Overlay(CLASSES, 0).draw(gray(240, 320), said(0), note="25.0 frames/s, 31 ms")
+    assert (frame[215:230, 200:310] < 60).any()
+    assert (frame[120:200] == 180).all()
+    assert (frame[200:240, :150] == 180).all()

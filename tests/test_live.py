@@ -1,0 +1,261 @@
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from send_stream import number_of, numbered
+
+import test_on_video
+import train
+from checkpoint import load_checkpoint
+from conftest import ROOT
+from dataset import StreamReader, resize_frames, window_indices
+from labels import Smoother
+from live import LiveLabels, LiveVideo, Log, Shot, is_live, watch
+from overlay import Overlay
+from video import Video, VideoError
+from writer import write_video
+
+
+@pytest.fixture
+def stream():
+    """The address of a stream of 100 frames at 25 frames/s, which begins when somebody connects."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, ROOT / "tests/send_stream.py", address, "100"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    # It listens a moment after it says so.
+    time.sleep(0.2)
+    yield address
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def trained(call, small, train_flags, tmp_path):
+    done = call(train, *train_flags(small), "--num_epochs", 1, "--streams", "rgb,diff")
+    assert done.status == 0, done.err
+    return tmp_path / "model_checkpoints" / "ConvLSTM_1.pth"
+
+
+def test_a_stream_is_written_with_its_labels_and_times(call, stream, trained, tmp_path):
+    output = tmp_path / "shown" / "x.mp4"
+    flags = ["--video_path", stream, "--checkpoint_model", trained, "--output", output]
+    done = call(test_on_video, *flags, "--precision", "fp32", "--overlay", "minimal", "--smooth", 0.5)
+    assert done.status == 0, done.err
+    assert "median latency" in done.out
+    assert "frames/s" in done.err
+    numbers = [number_of(frame) for frame in Video(output).frames()]
+    assert numbers == sorted(set(numbers)), "in order, each once"
+    # Frames sent while the stream was being opened are lost, and few after that.
+    late = [number for number in numbers if number >= 50]
+    assert len(late) >= 40
+    assert late[-1] >= 98
+    with av.open(str(output)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    # What came 1/25 s apart is shown so, whatever was lost in between.
+    steps = np.diff(times[-len(late) :]) / np.diff(late)
+    assert abs(np.median(steps) - 0.04) < 0.01
+    rows = list(csv.DictReader((tmp_path / "shown" / "x.mp4.csv").open()))
+    assert len(rows) == len(numbers)
+    assert float(rows[-1]["second"]) == pytest.approx(times[-1], abs=0.001)
+    about = json.loads((tmp_path / "shown" / "x.mp4.json").read_text())
+    assert about["segments"][-1]["end_seconds"] == pytest.approx(times[-1] + 0.04, abs=0.001)
+
+
+def test_the_newest_frame_comes_first_and_late_ones_are_dropped(stream):
+    video = LiveVideo(stream, stride=2)
+    shots = []
+    while not video.ended():
+        shot = video.newest(1)
+        if shot is not None:
+            waited = time.monotonic() - shot.arrived
+            assert waited < 0.1 or shot.number == 99, "a newer one was there"
+            shots.append(shot)
+            time.sleep(0.2)
+    video.close()
+    assert 8 < len(shots) < 30
+    images = [number_of(shot.image) for shot in shots]
+    counted = [shot.number for shot in shots]
+    assert images == counted, "lost frames count"
+    assert [number_of(shot.before) for shot in shots] == [max(0, number - 2) for number in images]
+    assert np.median(np.diff(counted)) in (5, 6)
+    assert video.newest(0) is None
+
+
+def shots_of(frames, numbers):
+    return [Shot(number, number / 25, frames[number], frames[max(0, number - 1)]) for number in numbers]
+
+
+@pytest.mark.parametrize(("length", "step", "every"), [(8, 2, 4), (8, 1, 1), (7, 3, 3), (2, 1, 5)])
+def test_labels_come_from_the_past_alone_and_from_the_window_that_ends_there(
+    toy, trained, length, step, every
+):
+    model = load_checkpoint(trained).model
+    frames = list(Video(toy / "UCF-101/WalkLeft/v_WalkLeft_g05_c01.avi").frames())
+    labels = LiveLabels(model, 32, length, step, every)
+    said = torch.stack([labels.label(shot) for shot in shots_of(frames, range(len(frames)))])
+    images = StreamReader(model.streams).read(resize_frames(frames, 32))
+    with torch.no_grad():
+        for number in range(0, len(frames), every):
+            if number + 1 >= step * length:
+                window = window_indices(number + 1, length, step=step, start=number)
+                assert window[0, -1] == number
+                expected = model(images[window]).softmax(dim=-1)[0]
+                assert torch.allclose(said[number], expected, atol=1e-5)
+            assert (said[number : number + every] == said[number]).all(), "they share it"
+    # The future changes nothing.
+    again = LiveLabels(model, 32, length, step, every)
+    assert torch.equal(torch.stack([again.label(shot) for shot in shots_of(frames, range(20))]), said[:20])
+
+
+def test_where_frames_are_lost_those_before_them_stand_in(toy, trained):
+    model = load_checkpoint(trained).model
+    frames = list(Video(toy / "UCF-101/WalkLeft/v_WalkLeft_g05_c01.avi").frames())[:40]
+    kept = [*range(0, 12), 19, 23, 24, 25, 39]
+    labels = LiveLabels(model, 32, 8, 2, 1)
+    for shot in shots_of(frames, kept):
+        said = labels.label(shot)
+    stand_in = [max(number for number in kept if number <= wanted) for wanted in range(25, 40, 2)]
+    seen = StreamReader(model.streams).read(resize_frames(frames, 32))
+    with torch.no_grad():
+        assert torch.allclose(said, model(seen[stand_in][None]).softmax(dim=-1)[0], atol=1e-5)
+    assert len(labels._numbers) < 10
+
+
+def test_a_camera(trained, tmp_path):
+    """The command as typed, on a camera that a small library pretends to be; Ctrl-C ends it well."""
+    if not sys.platform.startswith("linux") or shutil.which("gcc") is None:
+        pytest.skip("the fake camera needs Linux and gcc")
+    library, output = tmp_path / "camera.so", tmp_path / "camera.mp4"
+    source = ROOT / "tests" / "fake_camera.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    command = [
+        sys.executable,
+        "-c",
+        RUN,
+        "--video_path",
+        "0",
+        "--checkpoint_model",
+        trained,
+        "--output",
+        output,
+    ]
+    process = subprocess.Popen(
+        [*map(str, command), "--overlay", "minimal"],
+        cwd=ROOT,
+        env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT / "tests")},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    printed = ""
+    while "frames/s" not in printed and process.poll() is None:
+        printed += process.stderr.read(1)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "0: " in out
+    assert "median latency" in out
+    frames = list(Video(output).frames())
+    numbers = [number_of(frame) for frame in frames]
+    assert len(numbers) > 30
+    assert numbers == sorted(set(numbers)), "in order, each once"
+    assert json.loads((tmp_path / "camera.mp4.json").read_text())["frames"] == len(frames)
+
+
+# The command with the tiny encoder at hand.
+RUN = """
+import sys
+import conftest, encoders, cli, test_on_video
+encoders.ENCODERS["tiny"] = encoders.EncoderSpec(conftest.build_tiny, 48)
+cli.run(test_on_video.main)
+"""
+
+
+def test_what_is_live():
+    assert is_live("0")
+    assert is_live("rtsp://host/path")
+    assert not is_live("clip.avi")
+    assert not is_live("file:///clip.avi")
+    assert not is_live("s3://bucket/clip.avi")
+
+
+def test_a_file_named_by_a_number_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("0").touch()
+    assert not is_live("0")
+
+
+def test_sources_that_are_not_there_end_in_one_line(call, trained, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    flags = ["--checkpoint_model", trained]
+    output = ["--output", tmp_path / "x.mp4"]
+    for name in ("9", nobody):
+        done = call(test_on_video, "--video_path", name, *flags, *output)
+        assert done.status == 1
+        assert name in done.one_line_error()
+    assert not (tmp_path / "x.mp4").exists()
+    done = call(test_on_video, "--video_path", "0", "clip.avi", *flags)
+    assert "name it alone" in done.one_line_error()
+    done = call(test_on_video, "--video_path", "0", *flags, "--output", "x.gif")
+    assert "goes into .mp4" in done.one_line_error()
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if sys.platform == "linux":
+        assert "--output x.mp4" in call(test_on_video, "--video_path", "0", *flags).one_line_error()
+
+
+def test_a_recording_behind_an_address_comes_at_its_own_rate(tmp_path):
+    write_video(tmp_path / "x.mp4", map(numbered, range(50)), Fraction(25))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1", "--directory", str(tmp_path)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            try:
+                video = LiveVideo(f"http://127.0.0.1:{port}/x.mp4")
+                break
+            except VideoError:
+                time.sleep(0.1)
+        begun, seen = time.monotonic(), 0
+        while not video.ended():
+            seen += video.newest(0.1) is not None
+        assert 1.7 < time.monotonic() - begun < 4
+        assert seen > 40
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_watching_fills_the_log(stream, trained):
+    model = load_checkpoint(trained)
+    video, log, seen = LiveVideo(stream), Log(), []
+    labels = LiveLabels(model.model, 32, 8, 2, 10)
+    overlay = Overlay(model.classes, 0)
+    for frame in watch(video, labels, Smoother(0), overlay, log, lambda: len(seen) >= 20):
+        seen.append(frame)
+        time.sleep(0.1)
+    video.close()
+    assert len(seen) == len(log.times) == len(log.latencies) == len(log.probabilities) == 20
+    assert all(latency > 0.1 for latency in log.latencies)
+    assert log.lost > 20
+    assert seen[0].shape[0] > 120, "with a timeline"
+    assert str(log).endswith(" ms")
