@@ -1,5 +1,6 @@
-# `make demo` shows the whole pipeline on drawn clips; `make test` runs lint, types and tests.
-# Both create .venv when it is missing and do only what is missing when run again.
+# `make demo` shows the whole pipeline on drawn clips; `make test` runs lint, types and tests, and
+# `make test-browser` those that need a browser and a screen. All create .venv when it is missing and do only
+# what is missing when run again.
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -10,8 +11,9 @@ DEMO_MODEL := $(DEMO)/ConvLSTM_$(DEMO_EPOCHS).pth
 DEMO_CLIP := $(TOY)/UCF-101/JumpingJack/v_JumpingJack_g01_c01.avi
 DEMO_RUN := runs/demo
 DEMO_VIDEO := annotated/demo.mp4
+SHOWN := JumpingJack WalkLeft SitDown
 
-.PHONY: demo test assets
+.PHONY: demo test test-browser assets
 
 demo: .venv/installed
 	@test -d $(TOY) || $(PY) data/make_toy_actions.py --output_path $(TOY)
@@ -19,22 +21,34 @@ demo: .venv/installed
 		echo "Training on $(TOY) with the encoder efficientnet_lite0: its ImageNet weights come with the installation."; \
 		$(PY) train.py --dataset_path $(TOY)/UCF-101 --split_path $(TOY)/ucfTrainTestlist \
 			--encoder efficientnet_lite0 --img_dim 112 --sequence_length 16 --no_flip \
-			--num_epochs $(DEMO_EPOCHS) --checkpoint_interval $(DEMO_EPOCHS) --output_path $(DEMO) \
+			--num_epochs $(DEMO_EPOCHS) --checkpoint_interval 3 --output_path $(DEMO) \
 			--run_path $(DEMO_RUN); }
 	@$(PY) test.py --dataset_path $(TOY)/UCF-101 --split_path $(TOY)/ucfTrainTestlist --checkpoint_model $(DEMO_MODEL) \
 		--run_path $(DEMO_RUN)/test
 	@test -f $(DEMO_VIDEO) || $(PY) test_on_video.py --video_path $(DEMO_CLIP) --checkpoint_model $(DEMO_MODEL) --output $(DEMO_VIDEO)
 	@echo "The annotated video: $(DEMO_VIDEO)"
 
-assets: demo
-	$(PY) test_on_video.py --video_path $(DEMO_CLIP) --checkpoint_model $(DEMO_MODEL) --output annotated/toy.gif
-	cp annotated/toy.gif assets/
+# Every picture of the README, from the toy data.
+assets: .venv/installed-browser demo
+	@mkdir -p annotated assets
+	for action in $(SHOWN); do \
+		$(PY) test_on_video.py --video_path $(TOY)/UCF-101/$$action/v_$${action}_g01_c01.avi \
+			--checkpoint_model $(DEMO_MODEL) --output annotated/$$action.gif && \
+		cp annotated/$$action.gif assets/ || exit 1; done
+	cp $(DEMO_RUN)/curves.png assets/training.png
+	cp $(DEMO_RUN)/test/confusion.png assets/
+	SCREENSHOTS=annotated $(PY) -m pytest -q -m browser -k uploaded
+	cp annotated/result.png assets/page.png
 
 test: .venv/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8
+
+# The page names the action with the model that `make demo` trains.
+test-browser: .venv/installed-browser demo
+	$(PY) -m pytest -m browser
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -43,6 +57,14 @@ test: .venv/installed-test
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/installed-test: requirements.txt requirements-onnx.txt requirements-test.txt | .venv/bin/python
+.venv/installed-test: requirements.txt requirements-onnx.txt requirements-demo.txt requirements-test.txt | .venv/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@ .venv/installed
+
+.venv/installed-browser: requirements-browser.txt .venv/installed-test
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	@command -v chromium Xvfb >/dev/null && test $$(command -v chromium Xvfb | wc -l) = 2 || { \
+		echo "Installing Chromium and Xvfb from Debian's packages."; \
+		sudo=$$(test $$(id -u) = 0 || echo sudo); \
+		$$sudo apt-get update -qq && $$sudo apt-get install -qq -y --no-install-recommends chromium xvfb >/dev/null; }
+	@touch $@

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,17 @@ import torch
 import cli
 from checkpoint import Checkpoint, load_checkpoint
 from dataset import MIN_FRAMES, StreamReader, check_length
-from labels import Batch, Labelled, Segment, Smoother, label_frames, read_and_resize, segments, write_tables
+from labels import (
+    Batch,
+    Labelled,
+    Segment,
+    Smoother,
+    label_frames,
+    read_and_resize,
+    segments,
+    shown_at,
+    write_tables,
+)
 from onnx_model import FrameModel, OnnxModel
 from overlay import OVERLAYS, Overlay
 from pipeline import OneAhead, Prefetch
@@ -117,6 +128,8 @@ class Annotated:
         segments: runs of frames with one action
         label, probability: the action of the whole, by the mean over its frames, and that mean
         tables: the JSON and the CSV file
+        color: of an action by its label, as it was drawn, RGB
+        second: when a frame is shown, by its number
     """
 
     classes: list[str]
@@ -126,6 +139,8 @@ class Annotated:
     label: int
     probability: float
     tables: tuple[Path, Path]
+    color: Callable[[int], tuple[int, int, int]]
+    second: Callable[[int], float]
 
 
 class Annotator:
@@ -147,6 +162,7 @@ class Annotator:
         path: Path,
         output: Path,
         *,
+        name: str | None = None,
         progress: Callable[[int, int], object] = lambda done, stated: None,
         max_frames: int | None = None,
     ) -> Annotated:
@@ -155,6 +171,7 @@ class Annotator:
         Args:
             path: the video
             output: the copy; tables go to <output>.json and <output>.csv
+            name: what the tables call the video; its path by default
             progress: told after each frame how many are done, and how many the file states
             max_frames: a longer video is an error, whatever length the file states
 
@@ -200,13 +217,14 @@ class Annotator:
         finally:
             labels.close()
             reader.close()
-        return self.write_tables(str(path), output, np.concatenate(said), fps, times)
+        return self.write_tables(name or str(path), output, np.concatenate(said), overlay, fps, times)
 
     def write_tables(
         self,
         source: str,
         output: Path,
         probabilities: np.ndarray,
+        overlay: Overlay,
         fps: Fraction,
         times: Sequence[Fraction] | None = None,
     ) -> Annotated:
@@ -216,6 +234,7 @@ class Annotator:
             source: what the video is a copy of
             output: the copy
             probabilities: (frames, C)
+            overlay: what drew them
             times: when each frame is shown, in seconds; None at a steady `fps`
         """
         classes = self.trained.classes
@@ -228,7 +247,10 @@ class Annotator:
             "mean_probability": round(float(mean[label]), 6),
         }
         tables = write_tables(output, probabilities, found, classes, fps, about, times)
-        return Annotated(classes, probabilities, fps, found, label, float(mean[label]), tables)
+        second = partial(shown_at, fps=fps, times=times)
+        return Annotated(
+            classes, probabilities, fps, found, label, float(mean[label]), tables, overlay.color, second
+        )
 
 
 def _reading_meanwhile(labels: Iterable[Labelled], reader: OneAhead) -> Generator[Labelled]:

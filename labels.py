@@ -160,6 +160,17 @@ def segments(probabilities: np.ndarray) -> list[Segment]:
     ]
 
 
+def shown_at(frame: int, fps: Fraction, times: Sequence[Fraction] | None = None) -> float:
+    """When a frame of a video is shown, in seconds.
+
+    Args:
+        times: of the first frames, in seconds; those after them follow at `fps`, all where there is none
+    """
+    known = times or [Fraction(0)]
+    last = min(frame, len(known) - 1)
+    return float(known[last] + (frame - last) / fps)
+
+
 def write_tables(
     path: Path,
     probabilities: np.ndarray,
@@ -183,10 +194,7 @@ def write_tables(
     """
 
     def second(frame: int) -> float:
-        known = times or [Fraction(0)]
-        # A frame beyond the times that are known follows at the mean rate, and so does the end.
-        last = min(frame, len(known) - 1)
-        return round(float(known[last] + (frame - last) / fps), 4)
+        return round(shown_at(frame, fps, times), 4)
 
     listed = [
         {

@@ -133,6 +133,7 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
         written.
     """
     args, trained, log = annotator.args, annotator.trained, Log()
+    overlay = Overlay(trained.classes, 0, args.overlay)
     if output:
         cli.make_writable_folder(output.parent)
     video = LiveVideo(name, trained.frame_stride)
@@ -141,7 +142,6 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
 
         def shown() -> Iterator[np.ndarray]:
             labels = LiveLabels(annotator.model, annotator.img_dim, *windows)
-            overlay = Overlay(trained.classes, 0, args.overlay)
             until = lambda: signals.signum is not None  # noqa: E731
             for frame in watch(video, labels, Smoother(args.smooth), overlay, log, until):
                 yield frame
@@ -166,7 +166,7 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
         tell(
             name,
             output,
-            annotator.write_tables(name, output, np.stack(log.probabilities), video.fps, log.times),
+            annotator.write_tables(name, output, np.stack(log.probabilities), overlay, video.fps, log.times),
         )
 
 

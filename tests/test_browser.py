@@ -1,0 +1,192 @@
+"""What a user sees: the page in a real browser, and the window of a live stream on a screen."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageGrab
+from test_demo import free_port
+
+from conftest import ROOT
+
+pytestmark = pytest.mark.browser
+
+# Made by `make demo`.
+MODEL = ROOT / "model_checkpoints/demo/ConvLSTM_12.pth"
+CLIPS = ROOT / "data/toy-actions/UCF-101"
+# Screenshots are left here, to be looked at.
+SHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / "runs" / "screenshots"))
+# Chromium without a sandbox of its own, since tests run as root in containers, and without a word to anybody.
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    port = free_port()
+    command = [sys.executable, "demo.py", "--checkpoint_model", MODEL, "--port", port, "--max_seconds", 10]
+    server = subprocess.Popen(
+        [*map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path_factory.mktemp("server"))},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    assert f"http://127.0.0.1:{port}" in server.stdout.readline()
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    assert chromium, "make test-browser installs it"
+    with playwright.sync_playwright() as driver:
+        yield driver.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"),
+            executable_path=chromium,
+            args=list(FLAGS),
+            viewport={"width": 1280, "height": 1500},
+        )
+
+
+@pytest.fixture
+def page(browser, address):
+    opened = browser.new_page()
+    elsewhere, broken = [], []
+    opened.on("request", lambda request: elsewhere.append(request.url))
+    opened.on("pageerror", lambda error: broken.append(str(error)))
+    opened.goto(address)
+    opened.wait_for_selector("#upload input[type=file]", state="attached")
+    yield opened
+    opened.close()
+    # It works offline: nothing is asked of any other host.
+    assert [url for url in elsewhere if not url.startswith((address, "data:", "blob:"))] == []
+    assert broken == []
+
+
+def shot(page, name):
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png")
+
+
+def check_result(page, action):
+    """The action as text, a video that plays, curves and segments."""
+    video = page.locator("#video video")
+    video.wait_for(timeout=60_000)
+    assert page.locator("#action h2").inner_text().strip() == action
+    page.wait_for_function("document.querySelector('#video video').readyState >= 2")
+    video.evaluate("video => { video.muted = true; video.loop = true; return video.play() }")
+    begun = video.evaluate("video => video.currentTime")
+    page.wait_for_function(
+        "begun => Math.abs(document.querySelector('#video video').currentTime - begun) > 0.3", arg=begun
+    )
+    assert video.evaluate("video => [video.videoWidth, video.error]") == [320, None]
+    assert video.evaluate("video => video.duration") > 1
+    assert action in page.locator("#segments").inner_text()
+    page.wait_for_selector("#curves canvas, #curves svg.marks")
+
+
+def test_an_uploaded_video_is_named_and_plays(page):
+    shot(page, "empty")
+    clip = CLIPS / "JumpingJack/v_JumpingJack_g01_c01.avi"
+    page.set_input_files("#upload input[type=file]", clip)
+    check_result(page, "JumpingJack")
+    assert re.search(r"JumpingJack\s+\d+%", page.locator("#action").inner_text())
+    shot(page, "result")
+    # The place is free for the next one.
+    assert page.locator("#upload").get_by_text("Drop File Here").is_visible()
+
+
+def test_an_example_is_named_and_plays(page):
+    page.locator("#examples").get_by_text("Squat").click()
+    check_result(page, "Squat")
+    shot(page, "example")
+
+
+def test_progress_is_shown(page, tmp_path):
+    from video import Video
+    from writer import write_video
+
+    source = Video(CLIPS / "Wave/v_Wave_g01_c01.avi")
+    frames = [*source.frames()] * 4
+    write_video(tmp_path / "long.mp4", frames, source.fps())
+    page.set_input_files("#upload input[type=file]", tmp_path / "long.mp4")
+    page.wait_for_function(
+        "n => new RegExp('[0-9]+/' + n + ' frames').test(document.querySelector('#action').innerText)",
+        arg=len(frames),
+        polling=20,
+    )
+    shot(page, "progress")
+    check_result(page, "Wave")
+
+
+def test_what_is_wrong_is_said(page, tmp_path):
+    (tmp_path / "notes.mp4").write_text("this is not a video")
+    page.set_input_files("#upload input[type=file]", tmp_path / "notes.mp4")
+    page.get_by_text("notes.mp4: no video in this file").wait_for(timeout=30_000)
+    page.get_by_text("Drop File Here").wait_for()
+    time.sleep(1)  # until the message has slid in
+    shot(page, "error")
+    # And one that is larger than the page takes, which the browser does not even send.
+    with (tmp_path / "large.mp4").open("wb") as file:
+        file.truncate(2 * 2**30)
+    page.set_input_files("#upload input[type=file]", tmp_path / "large.mp4")
+    page.get_by_text("exceed the maximum allowed size").first.wait_for(timeout=30_000)
+
+
+def test_a_live_stream_is_shown_in_a_window(tmp_path):
+    number = next(free for free in range(90, 200) if not Path(f"/tmp/.X{free}-lock").exists())
+    display = f":{number}"
+    screen = subprocess.Popen(["Xvfb", display, "-screen", "0", "800x600x24"], stderr=subprocess.DEVNULL)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    sender = subprocess.Popen(
+        [sys.executable, ROOT / "tests/send_stream.py", address, "150"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert sender.stdout is not None
+        assert sender.stdout.readline() == "ready\n"
+        command = [sys.executable, "test_on_video.py", "--video_path", address, "--checkpoint_model", MODEL]
+        shown = subprocess.Popen(
+            [*map(str, command)],
+            cwd=ROOT,
+            env={**os.environ, "DISPLAY": display},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        best = Image.new("RGB", (1, 1))
+        while shown.poll() is None:
+            try:
+                seen = ImageGrab.grab(xdisplay=display)
+            except OSError:  # the screen is not there yet
+                seen = best
+            if len(np.unique(np.asarray(seen))) > len(np.unique(np.asarray(best))):
+                best = seen
+            time.sleep(0.3)
+        out, err = shown.communicate()
+        assert shown.returncode == 0, err
+        assert "median latency" in out
+        assert "Qt" not in err
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        best.save(SHOTS / "window.png")
+        # The squares of the frames' numbers, twice as large, below the plate.
+        colors = np.asarray(best)
+        assert (colors > 220).all(axis=2).sum() > 500
+        assert len(np.unique(colors)) > 50
+    finally:
+        sender.kill()
+        sender.communicate()
+        screen.kill()
+        screen.wait()

@@ -1,0 +1,330 @@
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import demo
+import encoders
+from checkpoint import Checkpoint, save_checkpoint
+from conftest import ROOT, build_tiny, gray_frames
+from models import Classifier
+from video import Video
+from writer import write_video
+
+gradio_client = pytest.importorskip("gradio_client", reason="the page's packages are not installed")
+
+# The command with the tiny encoder at hand.
+RUN = """
+import conftest, encoders, cli, demo
+encoders.ENCODERS["tiny"] = encoders.EncoderSpec(conftest.build_tiny, 48)
+cli.run(demo.main)
+"""
+CLASSES = ["WalkLeft", "WalkRight"]
+LIMITS = ("--max_megabytes", "2", "--max_seconds", "6", "--max_waiting", "30")
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("demo") / "model.pth"
+    encoders.ENCODERS["tiny"] = encoders.EncoderSpec(build_tiny, 48)
+    torch.manual_seed(0)
+    model = Classifier("ConvLSTM", 2, encoder="tiny", hidden_dim=16)
+    save_checkpoint(path, Checkpoint(model, CLASSES, 32, 8, None, 0))
+    return path
+
+
+class Server:
+    """The command as typed, and its temporary folder."""
+
+    def __init__(self, checkpoint, folder, *flags):
+        self.temporary = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        flags = ["--checkpoint_model", checkpoint, "--port", self.port, "--precision", "fp32", *flags]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUN, *map(str, flags)],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT / "tests"),
+                "TMPDIR": str(folder),
+                "OMP_NUM_THREADS": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert self.url in line, line + self.process.stdout.read()
+
+    def files(self):
+        return [path for path in self.temporary.rglob("*") if path.is_file() and path.stat().st_size]
+
+    def peak_megabytes(self):
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+    def client(self):
+        return gradio_client.Client(self.url, verbose=False, download_files=str(self.temporary / "client"))
+
+    def annotate(self, path, overlay="full", smooth=0.0):
+        action, video, _, segments, tables = self.client().predict(
+            gradio_client.handle_file(str(path)), overlay, smooth, api_name="/annotate"
+        )
+        return action, video, segments, tables
+
+    def upload(self, body, headers):
+        """Answer to an upload as status and text."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.putrequest("POST", "/gradio_api/upload")
+        for name, value in {"Content-Type": "multipart/form-data; boundary=x", **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        connection.send(body)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        return answer.status, text
+
+    def end(self):
+        self.process.send_signal(signal.SIGTERM)
+        out, _ = self.process.communicate(timeout=30)
+        return out
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, tmp_path_factory, toy):
+    started = Server(
+        checkpoint, tmp_path_factory.mktemp("server"), *LIMITS, "--examples", str(toy / "UCF-101")
+    )
+    yield started
+    started.end()
+
+
+def form(name, content=b"x"):
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    return head.encode() + content + b"\r\n--x--\r\n"
+
+
+def send(server, name, content=b"x"):
+    body = form(name, content)
+    return server.upload(body, {"Content-Length": str(len(body))})
+
+
+def test_an_upload_is_answered_and_deleted(server, toy, tmp_path):
+    clip = toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
+    action, video, segments, tables = server.annotate(clip, smooth=0.5)
+    assert action["label"] in CLASSES
+    assert sum(one["confidence"] for one in action["confidences"]) == pytest.approx(1, abs=1e-3)
+    video = video["video"] if isinstance(video, dict) else video
+    assert Video(Path(video)).count() == Video(clip).count()
+    assert segments["headers"][0] == "action"
+    assert segments["data"][0][0] in CLASSES
+    about = json.loads(Path(next(path for path in tables if path.endswith(".json"))).read_text())
+    assert about["frames"] == Video(clip).count()
+    # Nothing of this machine's folders is told.
+    assert (about["video"], about["checkpoint"]) == (clip.name, "model.pth")
+    assert [path for path in server.files() if path.suffix == ".avi"] == []
+
+
+def test_examples_are_there_to_pick(server):
+    answer = server.client().predict(1, "minimal", 0.0, api_name="/example")
+    assert answer[0]["label"] in CLASSES
+
+
+def test_twenty_at_once_are_all_answered_in_bounded_memory(server, toy, tmp_path):
+    clips = sorted((toy / "UCF-101").glob("*/*_g0[12]_c01.avi"))[:10]
+    # Half of them send the same file, which is stored once.
+    clips += [clips[0]] * 10
+    server.annotate(clips[0])
+    before = server.peak_megabytes()
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(server.annotate, clips))
+    assert len(answers) == 20
+    for (_, video, _, tables), clip in zip(answers, clips, strict=True):
+        video = video["video"] if isinstance(video, dict) else video
+        assert Video(Path(video)).count() == Video(clip).count()
+        about = json.loads(Path(next(path for path in tables if path.endswith(".json"))).read_text())
+        assert about["video"] == clip.name, "each his own"
+    # Threads that start have their own memory; the frames of all videos would be 250 MB.
+    assert server.peak_megabytes() - before < 220
+    assert [path for path in server.files() if path.suffix == ".avi"] == []
+
+
+def test_what_is_too_large_is_refused_unread(server):
+    before = server.peak_megabytes(), len(server.files())
+    status, text = server.upload(b"--x\r\n", {"Content-Length": str(2 * 2**30)})
+    assert (status, "larger than 2 MB" in text) == (413, True)
+    status, text = server.upload(b"5\r\n--x\r\n\r\n", {"Transfer-Encoding": "chunked"})
+    assert (status, "length" in text) == (411, True)
+    # A form may be a little larger than the file in it, and the file is counted.
+    status, text = send(server, "x.mp4", b"x" * (2 * 2**20 + 1000))
+    assert status == 413
+    assert server.peak_megabytes() - before[0] < 50
+    assert len(server.files()) == before[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil.mp4", "/etc/evil.mp4", "..\\evil.mp4", "%2e%2e%2fevil.mp4", "..", "a/b.mp4"]
+)
+def test_a_name_with_a_path_is_refused(server, name):
+    status, text = send(server, name)
+    assert (status, "path" in text) == (400, True)
+    assert [path for path in server.files() if "evil" in path.name] == []
+
+
+def test_a_name_without_one_is_not(server):
+    assert send(server, "v. 2 (final)..mp4")[0] == 200
+    assert send(server, "Bogenschießen.mp4")[0] == 200
+
+
+def test_files_of_the_machine_are_not_to_be_had(server):
+    for path in ("/etc/passwd", str(ROOT / "README.md"), f"{server.temporary}/../x", "../README.md"):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("GET", f"/gradio_api/file={path}")
+        assert connection.getresponse().status in (403, 404)
+        # Nor by calling one an upload.
+        call = json.dumps(
+            {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "full", 0], "fn_index": 0}
+        )
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("POST", "/gradio_api/call/annotate", call, {"Content-Type": "application/json"})
+        event = json.loads(connection.getresponse().read())["event_id"]
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("GET", f"/gradio_api/call/annotate/{event}")
+        assert "event: error" in connection.getresponse().read().decode()
+    assert (ROOT / "README.md").is_file()
+
+
+def test_other_names_for_this_host_are_refused(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    connection.request("GET", "/", headers={"Host": "elsewhere.example"})
+    assert connection.getresponse().status == 400
+
+
+def test_what_is_no_video_gets_a_sentence(server, tmp_path, toy):
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(200 * 2**20))
+    (tmp_path / "bomb.mp4").write_bytes(bomb.getvalue())
+    (tmp_path / "text.avi").write_text("this is not a video")
+    good = next((toy / "UCF-101").rglob("*.avi")).read_bytes()
+    (tmp_path / "half.avi").write_bytes(good[: len(good) // 2])
+    write_video(tmp_path / "long.mp4", gray_frames([90] * 175), Fraction(25))
+    write_video(tmp_path / "large.mp4", gray_frames([90] * 2, 4400, 4400), Fraction(25))
+    before = server.peak_megabytes()
+    for name, reason in (
+        ("bomb.mp4", "is it a video?"),
+        ("text.avi", "is it a video?"),
+        ("half.avi", "truncated"),
+        ("long.mp4", "7 seconds are too long for this page; cut it to 6"),
+        ("large.mp4", "too large for this page"),
+    ):
+        with pytest.raises(Exception, match=reason) as caught:
+            server.annotate(tmp_path / name)
+        assert str(server.temporary) not in str(caught.value)
+        assert name in str(caught.value)
+    assert server.peak_megabytes() - before < 400
+    assert [path for path in server.files() if path.name in ("bomb.mp4", "half.avi", "long.mp4")] == []
+
+
+def test_more_frames_than_the_file_states_end_at_the_limit(checkpoint, tmp_path, monkeypatch):
+    """As in a file that says that it has few."""
+    write_video(tmp_path / "x.mp4", gray_frames([90] * 60), Fraction(25))
+    monkeypatch.setattr(Video, "stated_count", lambda self: 2)
+    page = make_page(checkpoint, tmp_path, "--max_seconds", "1")
+    with pytest.raises(Exception, match="more than the 25 frames allowed"):
+        page.label(tmp_path / "x.mp4", "full", 0.0, lambda *_, **__: None)
+    assert list((tmp_path / "results").rglob("*.*")) == []
+
+
+def make_page(checkpoint, folder, *flags):
+    args = demo.get_args_parser().parse_args(["--checkpoint_model", str(checkpoint), *flags])
+    return demo.Page(args, demo.Annotator(args, *demo.open_model(args)), folder)
+
+
+def test_progress_is_told_and_curves_have_the_colours_of_the_timeline(checkpoint, tmp_path):
+    write_video(tmp_path / "x.mp4", gray_frames([90] * 60), Fraction(25))
+    told = []
+    page = make_page(checkpoint, tmp_path)
+    found = page.label(tmp_path / "x.mp4", "full", 0.0, lambda done, unit: told.append(done))
+    assert told == [(number, 60) for number in range(10, 61, 10)]
+    assert found[2].color_map[found[3][0][0]] == "#56b4e9"
+
+
+def test_old_files_are_swept_and_new_ones_stay(tmp_path):
+    for name in ("old/a.mp4", "old/b.csv", "new/c.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for path in (tmp_path / "old").iterdir():
+        os.utime(path, (time.time() - 100,) * 2)
+    demo.sweep(tmp_path, 60)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["c.mp4", "new", "old"]
+    os.utime(tmp_path / "old", (time.time() - 100,) * 2)
+    demo.sweep(tmp_path, 60)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["c.mp4", "new"]
+
+
+def test_results_go_after_a_while_and_all_at_the_end(checkpoint, tmp_path, toy):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    server = Server(checkpoint, folder, "--keep_minutes", "0.05")
+    server.annotate(toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi")
+    shutil.rmtree(folder / "client")
+    for _ in range(100):
+        if not server.files():
+            break
+        time.sleep(0.1)
+    assert server.files() == []
+    assert "Traceback" not in server.end()
+    assert server.process.returncode == 0
+    assert list(folder.glob("action-recognition-*")) == []
+
+
+def test_what_cannot_be_served_ends_in_one_line(call, checkpoint, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = call(demo, "--checkpoint_model", checkpoint, "--port", port)
+    assert done.status == 1
+    assert f"--port {port}" in done.one_line_error()
+    assert "gone.pth" in call(demo, "--checkpoint_model", tmp_path / "gone.pth").one_line_error()
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = call(demo, "--checkpoint_model", checkpoint)
+    assert "requirements-demo.txt" in done.one_line_error()
+
+
+def test_examples_are_the_first_of_each_folder(toy, tmp_path):
+    found = demo.find_examples(toy / "UCF-101")
+    assert len(found) == 8
+    assert {path.parent.name for path in found} >= {"WalkLeft", "WalkRight"}
+    assert all("_g01_c01" in path.name for path in found)
+    assert demo.find_examples(tmp_path / "nothing") == []
+
+
+def test_curves_have_few_points(checkpoint, tmp_path):
+    write_video(tmp_path / "x.mp4", gray_frames(list(np.arange(700) % 200)), Fraction(25))
+    page = make_page(checkpoint, tmp_path)
+    found = page.annotator.annotate(tmp_path / "x.mp4", tmp_path / "out.mp4")
+    rows, _ = demo.curves(found)
+    assert len(rows) == 2 * demo.POINTS
+    assert (rows[0]["second"], rows[-1]["second"]) == (0, pytest.approx(699 / 25, abs=0.001))
