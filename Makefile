@@ -44,7 +44,7 @@ test: .venv/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 # The page names the action with the model that `make demo` trains.
 test-browser: .venv/installed-browser demo

@@ -196,8 +196,7 @@ def main(argv: list[str] | None = None) -> int:
         ):
             parser.error("there is no screen for a window; write a file with --output x.mp4")
         output = folder if to_file else new_path(folder, "live")
-        # Threads that compute wait for the last of them, by the tenth of a second where reading and writing
-        # have taken its core. Half of the cores keep out of each other's way.
+        # Threads of one computation wait for each other, for seconds where another program has taken a core.
         model = open_model(args, max(1, cli.available_cores() // 2))
         watch_live(Annotator(args, *model), live, output if args.output else None)
         return 0

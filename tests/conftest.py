@@ -20,6 +20,8 @@ from torch import nn
 
 import cli
 import encoders
+from checkpoint import Checkpoint, save_checkpoint
+from models import Classifier
 from writer import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,6 +147,18 @@ def build_tiny(*, pretrained: bool, state: dict[str, torch.Tensor] | None = None
         for parameter in network.parameters():
             parameter.data = torch.rand(parameter.shape, generator=values) + 0.1
     return network
+
+
+CLASSES = ["WalkLeft", "WalkRight"]
+
+
+def save_untrained(path: Path, streams: tuple[str, ...]) -> Path:
+    """A checkpoint of the tiny encoder and a small head that has learned nothing."""
+    encoders.ENCODERS["tiny"] = encoders.EncoderSpec(build_tiny, 48)
+    torch.manual_seed(0)
+    model = Classifier("ConvLSTM", len(CLASSES), encoder="tiny", streams=streams, hidden_dim=16)
+    save_checkpoint(path, Checkpoint(model, CLASSES, 32, 8, None, 0))
+    return path
 
 
 @pytest.fixture(autouse=True)

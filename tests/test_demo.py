@@ -15,17 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import demo
-import encoders
-from checkpoint import Checkpoint, save_checkpoint
-from conftest import ROOT, build_tiny, gray_frames
-from models import Classifier
+from conftest import CLASSES, ROOT, gray_frames, save_untrained
 from video import Video
 from writer import write_video
 
 gradio_client = pytest.importorskip("gradio_client", reason="the page's packages are not installed")
+# One server is enough for all.
+pytestmark = pytest.mark.xdist_group("demo")
 
 # The command with the tiny encoder at hand.
 RUN = """
@@ -33,7 +31,6 @@ import conftest, encoders, cli, demo
 encoders.ENCODERS["tiny"] = encoders.EncoderSpec(conftest.build_tiny, 48)
 cli.run(demo.main)
 """
-CLASSES = ["WalkLeft", "WalkRight"]
 LIMITS = ("--max_megabytes", "2", "--max_seconds", "6", "--max_waiting", "30")
 
 
@@ -44,12 +41,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("demo") / "model.pth"
-    encoders.ENCODERS["tiny"] = encoders.EncoderSpec(build_tiny, 48)
-    torch.manual_seed(0)
-    model = Classifier("ConvLSTM", 2, encoder="tiny", hidden_dim=16)
-    save_checkpoint(path, Checkpoint(model, CLASSES, 32, 8, None, 0))
-    return path
+    return save_untrained(tmp_path_factory.mktemp("demo") / "model.pth", ("rgb",))
 
 
 class Server:

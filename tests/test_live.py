@@ -17,9 +17,8 @@ import torch
 from send_stream import number_of, numbered
 
 import test_on_video
-import train
 from checkpoint import load_checkpoint
-from conftest import ROOT
+from conftest import ROOT, save_untrained
 from dataset import StreamReader, resize_frames, window_indices
 from labels import Smoother
 from live import LiveLabels, LiveVideo, Log, Shot, is_live, watch
@@ -44,11 +43,10 @@ def stream():
     process.communicate()
 
 
-@pytest.fixture
-def trained(call, small, train_flags, tmp_path):
-    done = call(train, *train_flags(small), "--num_epochs", 1, "--streams", "rgb,diff")
-    assert done.status == 0, done.err
-    return tmp_path / "model_checkpoints" / "ConvLSTM_1.pth"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint that sees motion too; what it says does not matter."""
+    return save_untrained(tmp_path_factory.mktemp("live") / "model.pth", ("rgb", "diff"))
 
 
 def test_a_stream_is_written_with_its_labels_and_times(call, stream, trained, tmp_path):
