@@ -255,6 +255,7 @@ class Page:
         self.examples = find_examples(args.examples)
         # PyTorch keeps threads and memory for each thread that it is used from, and Gradio has 40.
         self._worker = ThreadPoolExecutor(1)
+        self._closed = False
 
     def label(
         self, path: Path, overlay: str, smooth: float, progress: Callable[..., object]
@@ -280,6 +281,8 @@ class Page:
         output = self.results / secrets.token_hex(8) / f"{path.stem}.mp4"
 
         def tell(done: int, stated: int) -> None:
+            if self._closed:
+                raise VideoError(f"{path}: the page was closed down")
             if done % 10 == 0:
                 progress((done, max(done, stated)), unit="frames")
 
@@ -308,6 +311,11 @@ class Page:
             segments,
             [str(table) for table in found.tables],
         )
+
+    def close(self) -> None:
+        """Give up the video under way, and those that wait."""
+        self._closed = True
+        self._worker.shutdown(cancel_futures=True)
 
     def build(self) -> Any:
         """The page as a gradio.Blocks."""
@@ -475,6 +483,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("ended", file=sys.stderr)
         finally:
+            page.close()
             blocks.close(verbose=False)
     return 0
 

@@ -293,6 +293,22 @@ def test_results_go_after_a_while_and_all_at_the_end(checkpoint, tmp_path, toy):
     assert list(folder.glob("action-recognition-*")) == []
 
 
+def test_it_ends_in_the_middle_of_a_video(checkpoint, tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    write_video(tmp_path / "long.mp4", gray_frames([90] * 5000), Fraction(50))
+    server = Server(checkpoint, folder, "--label_every", "1", "--examples", str(tmp_path))
+    client = server.client()
+    job = client.submit(0, "full", 0.0, api_name="/example")
+    while not list(folder.rglob("*.partial.mp4")):
+        assert not job.done()
+        time.sleep(0.02)
+    begun = time.monotonic()
+    server.end()
+    assert time.monotonic() - begun < 10
+    assert list(folder.glob("action-recognition-*")) == []
+
+
 def test_what_cannot_be_served_ends_in_one_line(call, checkpoint, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
