@@ -296,7 +296,7 @@ def test_results_go_after_a_while_and_all_at_the_end(checkpoint, tmp_path, toy):
 def test_it_ends_in_the_middle_of_a_video(checkpoint, tmp_path):
     folder = tmp_path / "temporary"
     folder.mkdir()
-    write_video(tmp_path / "long.mp4", gray_frames([90] * 5000), Fraction(50))
+    write_video(tmp_path / "long.mp4", gray_frames([90]) * 7000, Fraction(60))
     server = Server(checkpoint, folder, "--label_every", "1", "--examples", str(tmp_path))
     client = server.client()
     job = client.submit(0, "full", 0.0, api_name="/example")
@@ -305,7 +305,8 @@ def test_it_ends_in_the_middle_of_a_video(checkpoint, tmp_path):
         time.sleep(0.02)
     begun = time.monotonic()
     server.end()
-    assert time.monotonic() - begun < 10
+    took = time.monotonic() - begun
+    assert took < 5
     assert list(folder.glob("action-recognition-*")) == []
 
 
