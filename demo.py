@@ -97,26 +97,37 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 class Uploads:
-    """How many users still wait for each file that was uploaded.
+    """How many users still wait for each file that was uploaded; what nobody waits for is deleted.
 
-    Gradio stores a file under the SHA-256 of its bytes, so two users who send the same one share it.
+    Gradio stores a file under the SHA-256 of its bytes, so two users who send the same one share it. While
+    an upload comes in, nobody knows which file it will be, and all stay.
     """
 
     def __init__(self) -> None:
         self._waiting: Counter[str] = Counter()
+        self._coming = 0
         self._lock = threading.Lock()
 
-    def add(self, paths: Iterable[str]) -> None:
-        """Note that files were stored."""
+    def begin(self) -> None:
+        """Note that an upload comes in."""
         with self._lock:
+            self._coming += 1
+
+    def end(self, paths: Iterable[str]) -> None:
+        """Note that an upload has come in, and where it was stored; nowhere if it failed."""
+        with self._lock:
+            self._coming -= 1
             self._waiting.update(paths)
+            self._clear()
 
     def done(self, path: str) -> None:
-        """Note that one user has what was wanted of a file; the last one's leave deletes it."""
+        """Note that one user has what was wanted of a file."""
         with self._lock:
             self._waiting[path] -= 1
-            if self._waiting[path] > 0:
-                return
+            self._clear()
+
+    def _clear(self) -> None:
+        for path in [path for path, users in self._waiting.items() if users <= 0 and not self._coming]:
             del self._waiting[path]
             Path(path).unlink(missing_ok=True)
 
@@ -165,7 +176,7 @@ class UploadGuard:
                 await _refuse(send, 400, "a file name must not have a path in it")
                 return
         messages.reverse()
-        status, answer = 0, b""
+        status, answer, stored = 0, b"", []
 
         async def replay() -> MutableMapping[str, Any]:
             return messages.pop() if messages else await receive()
@@ -175,10 +186,14 @@ class UploadGuard:
             status = message.get("status", status)
             answer += message.get("body", b"")
             if message["type"] == "http.response.body" and not message.get("more_body") and status == 200:
-                self.uploads.add(json.loads(answer))
+                stored.extend(json.loads(answer))
             await send(message)
 
-        await self.app(scope, replay, overhear)
+        self.uploads.begin()
+        try:
+            await self.app(scope, replay, overhear)
+        finally:
+            self.uploads.end(stored)
 
 
 async def _refuse(send: Send, status: int, text: str) -> None:

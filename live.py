@@ -39,9 +39,10 @@ RECENT = 25
 
 def is_live(name: str) -> bool:
     """Whether a --video_path is the number of a camera or the address of a stream, and not a file."""
-    return (
-        name.partition("://")[0] in SCHEMES if "://" in name else name.isdecimal() and not Path(name).exists()
-    )
+    scheme, separator, _ = name.partition("://")
+    if separator:
+        return scheme in SCHEMES
+    return name.isdecimal() and not Path(name).exists()
 
 
 @dataclass(frozen=True)

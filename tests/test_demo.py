@@ -264,6 +264,27 @@ def test_progress_is_told_and_curves_have_the_colours_of_the_timeline(checkpoint
     assert found[2].color_map[found[3][0][0]] == "#56b4e9"
 
 
+def test_a_file_that_several_sent_stays_for_the_last(tmp_path):
+    path, uploads = tmp_path / "x.avi", demo.Uploads()
+    path.touch()
+    uploads.begin()
+    uploads.end([str(path)])
+    uploads.begin()
+    uploads.done(str(path))
+    assert path.exists(), "the upload that comes in may be the same file"
+    uploads.end([str(path)])
+    assert path.exists()
+    uploads.done(str(path))
+    assert not path.exists()
+    path.touch()
+    uploads.begin()
+    uploads.end([str(path)])
+    uploads.begin()
+    uploads.done(str(path))
+    uploads.end([])
+    assert not path.exists(), "it was another one, or failed"
+
+
 def test_old_files_are_swept_and_new_ones_stay(tmp_path):
     for name in ("old/a.mp4", "old/b.csv", "new/c.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
