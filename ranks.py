@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
@@ -89,6 +90,9 @@ class Ranks:
         """Part from the others."""
         if self.size > 1:
             dist.destroy_process_group()
+            # Gloo's threads let go of the tensors of the last sum a moment after it. One that does so while
+            # Python ends aborts the process.
+            time.sleep(0.2)
 
 
 ALONE = Ranks()
