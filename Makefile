@@ -63,7 +63,7 @@ test-browser: .venv/installed-browser demo
 
 .venv/installed-browser: requirements-browser.txt .venv/installed-test
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
-	@command -v chromium Xvfb >/dev/null && test $$(command -v chromium Xvfb | wc -l) = 2 || { \
+	@command -v chromium >/dev/null && command -v Xvfb >/dev/null || { \
 		echo "Installing Chromium and Xvfb from Debian's packages."; \
 		sudo=$$(test $$(id -u) = 0 || echo sudo); \
 		$$sudo apt-get update -qq && $$sudo apt-get install -qq -y --no-install-recommends chromium xvfb >/dev/null; }

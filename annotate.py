@@ -155,7 +155,7 @@ class Annotator:
     def __init__(self, args: argparse.Namespace, model: FrameModel, trained: Checkpoint | OnnxModel) -> None:
         self.args, self.model, self.trained = args, model, trained
         self.img_dim = args.img_dim or trained.img_dim
-        self.sequence_length = args.sequence_length or trained.sequence_length
+        self.windows = (args.sequence_length or trained.sequence_length, args.window_step, args.label_every)
 
     def annotate(
         self,
@@ -185,16 +185,15 @@ class Annotator:
         cli.make_writable_folder(output.parent)
         seen = StreamReader(model.streams, self.trained.frame_stride)
         frames = read_and_resize(video, self.img_dim, seen)
-        windows = (self.sequence_length, args.window_step, args.label_every)
         reader: OneAhead[Batch] | Prefetch[Batch]
         labels: Generator[Labelled] | Prefetch[Labelled]
         if model.device.type == "cpu":
             # The encoder needs all cores; drawing and writing leave one to read the next frames.
             reader = OneAhead(frames)
-            labels = _reading_meanwhile(label_frames(model, reader, *windows), reader)
+            labels = _reading_meanwhile(label_frames(model, reader, *self.windows), reader)
         else:
             reader = Prefetch(frames, 1)
-            labels = Prefetch(label_frames(model, reader, *windows), 1)
+            labels = Prefetch(label_frames(model, reader, *self.windows), 1)
         said: list[np.ndarray] = []
         times = video.times()
         overlay = Overlay(self.trained.classes, stated, args.overlay)

@@ -29,7 +29,7 @@ import numpy as np
 import cli
 from annotate import Annotated, Annotator, add_label_flags, add_model_flags, open_model
 from overlay import OVERLAYS
-from video import VIDEO_SUFFIXES, Video, VideoError
+from video import VIDEO_SUFFIXES, Video, VideoError, video_files
 
 INSTALL = "run pip install -r requirements-demo.txt"
 TITLE = "Action-Recognition"
@@ -225,8 +225,10 @@ def check_video(path: Path, max_seconds: int) -> int:
 
 def find_examples(folder: Path) -> list[Path]:
     """The first video of a folder and of each folder in it."""
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES]
-    return list({path.parent: path for path in reversed(found)}.values())[::-1][:EXAMPLES]
+    first: dict[Path, Path] = {}
+    for path in video_files(folder):
+        first.setdefault(path.parent, path)
+    return list(first.values())[:EXAMPLES]
 
 
 def curves(found: Annotated) -> tuple[list[dict[str, object]], dict[str, str]]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import cli
 from opencv import cv2
-from video import VIDEO_SUFFIXES, Video, worker_context
+from video import VIDEO_SUFFIXES, Video, video_files, worker_context
 
 # Beside this file, not the working directory: the documented command is typed inside data/.
 DEFAULT_DATASET = Path(__file__).resolve().parent / "data" / "UCF-101"
@@ -58,12 +58,11 @@ def find_videos(dataset_path: Path) -> list[Path]:
     """
     if not dataset_path.is_dir():
         raise FileNotFoundError(f"{dataset_path}: no such folder; name the data set with --dataset_path")
-    videos = sorted(
+    videos = [
         path
-        for path in dataset_path.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(dataset_path).parts)
-    )
+        for path in video_files(dataset_path)
+        if not any(part.startswith(".") for part in path.relative_to(dataset_path).parts)
+    ]
     if not videos:
         raise FileNotFoundError(f"{dataset_path}: no video ({', '.join(VIDEO_SUFFIXES)}) in this folder")
     return videos

@@ -76,7 +76,6 @@ class LiveVideo:
     """
 
     def __init__(self, name: str, stride: int = 1) -> None:
-        self.name = name
         if name.isdecimal():
             system = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
             self._capture = cv2.VideoCapture(int(name), system)
@@ -241,7 +240,7 @@ def watch(
     Args:
         log: is filled; a frame has been shown when the next is asked for
     """
-    begun = previous = 0.0
+    begun = 0.0
     while not stop() and not video.ended():
         # So short that a signal is noticed.
         shot = video.newest(0.1)
@@ -249,9 +248,10 @@ def watch(
             continue
         begun = begun or shot.arrived
         log.lost = shot.number - len(log.times)
-        probabilities = smoother.add(labels.label(shot), shot.arrived - (previous or shot.arrived))
-        previous = shot.arrived
-        log.times.append(Fraction(shot.arrived - begun).limit_denominator(90_000))
+        now = Fraction(shot.arrived - begun).limit_denominator(90_000)
+        elapsed = float(now - log.times[-1]) if log.times else 0.0
+        probabilities = smoother.add(labels.label(shot), elapsed)
+        log.times.append(now)
         log.probabilities.append(probabilities.numpy())
         yield overlay.draw(shot.image, log.probabilities[-1], note=str(log))
         log.latencies.append(time.monotonic() - shot.arrived)

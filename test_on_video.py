@@ -26,7 +26,7 @@ from labels import Smoother
 from live import LiveLabels, LiveVideo, Log, is_live, watch
 from opencv import cv2
 from overlay import Overlay
-from video import VIDEO_SUFFIXES, Video, VideoError
+from video import VIDEO_SUFFIXES, Video, VideoError, video_files
 from writer import OUTPUT_SUFFIXES, write_video
 
 # Pixels that small pictures are shown at.
@@ -75,7 +75,7 @@ def find_videos(names: Sequence[str]) -> list[Path]:
         path = Path(name)
         some = [path]
         if path.is_dir():
-            some = sorted(one for one in path.rglob("*") if one.suffix.lower() in VIDEO_SUFFIXES)
+            some = video_files(path)
         elif not path.exists() and glob.has_magic(name):
             # Path.glob takes no pattern that begins at the root.
             some = sorted(map(Path, glob.glob(name, recursive=True)))  # noqa: PTH207
@@ -137,11 +137,10 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
     if output:
         cli.make_writable_folder(output.parent)
     video = LiveVideo(name, trained.frame_stride)
-    windows = (annotator.sequence_length, args.window_step, args.label_every)
     with cli.Deferred() as signals, tqdm(desc=name, unit="frame", dynamic_ncols=True) as bar:
 
         def shown() -> Iterator[np.ndarray]:
-            labels = LiveLabels(annotator.model, annotator.img_dim, *windows)
+            labels = LiveLabels(annotator.model, annotator.img_dim, *annotator.windows)
             until = lambda: signals.signum is not None  # noqa: E731
             for frame in watch(video, labels, Smoother(args.smooth), overlay, log, until):
                 yield frame
@@ -186,6 +185,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--output {folder}: {len(videos)} videos do not go into one file; name a folder")
     if to_file and folder.resolve() in (*(one.resolve() for one in videos), args.checkpoint_model.resolve()):
         parser.error(f"--output {folder} is an input; choose another file")
+
+    def output_of(stem: str) -> Path:
+        return folder if to_file else new_path(folder, stem)
+
     if live:
         if to_file and folder.suffix.lower() != ".mp4":
             parser.error(f"--output {folder}: what is live goes into .mp4, where frames keep their times")
@@ -195,10 +198,9 @@ def main(argv: list[str] | None = None) -> int:
             and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
         ):
             parser.error("there is no screen for a window; write a file with --output x.mp4")
-        output = folder if to_file else new_path(folder, "live")
         # Threads of one computation wait for each other, for seconds where another program has taken a core.
         model = open_model(args, max(1, cli.available_cores() // 2))
-        watch_live(Annotator(args, *model), live, output if args.output else None)
+        watch_live(Annotator(args, *model), live, output_of("live") if args.output else None)
         return 0
     # What is wrong with a single video is told before a model is loaded.
     if len(videos) == 1:
@@ -207,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = 0
     for path in videos:
         try:
-            annotate_file(annotator, path, folder if to_file else new_path(folder, path.stem))
+            annotate_file(annotator, path, output_of(path.stem))
         except (VideoError, FileNotFoundError) as error:
             if len(videos) == 1:
                 raise

@@ -55,6 +55,11 @@ def frame_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: int(file.stem))
 
 
+def video_files(folder: Path) -> list[Path]:
+    """The video files in a folder and in those below it, sorted; none where there is no such folder."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+
+
 def check_whole(path: Path) -> None:
     """Cheap look at a video file's size and header, without decoding.
 

@@ -5,6 +5,7 @@ import os
 import resource
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,12 @@ def run_script(script: str, *args: object, cwd: Path = ROOT, **env: str) -> Outc
         command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=240, check=False
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 # A process of these has what takes seconds to import already.

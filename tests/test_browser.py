@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageGrab
-from test_demo import free_port
 
-from conftest import ROOT
+from conftest import ROOT, free_port
+from video import Video
+from writer import write_video
 
 pytestmark = pytest.mark.browser
 
@@ -116,9 +117,6 @@ def test_an_example_is_named_and_plays(page):
 
 
 def test_progress_is_shown(page, tmp_path):
-    from video import Video
-    from writer import write_video
-
     source = Video(CLIPS / "Wave/v_Wave_g01_c01.avi")
     frames = [*source.frames()] * 4
     write_video(tmp_path / "long.mp4", frames, source.fps())

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import demo
-from conftest import CLASSES, ROOT, gray_frames, save_untrained
+from conftest import CLASSES, ROOT, free_port, gray_frames, save_untrained
 from video import Video
 from writer import write_video
 
@@ -32,11 +32,6 @@ encoders.ENCODERS["tiny"] = encoders.EncoderSpec(conftest.build_tiny, 48)
 cli.run(demo.main)
 """
 LIMITS = ("--max_megabytes", "2", "--max_seconds", "6", "--max_waiting", "30")
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +75,12 @@ class Server:
         return gradio_client.Client(self.url, verbose=False, download_files=str(self.temporary / "client"))
 
     def annotate(self, path, overlay="full", smooth=0.0):
+        """The answer of the page: action, video, segments and the JSON file's contents."""
         action, video, _, segments, tables = self.client().predict(
             gradio_client.handle_file(str(path)), overlay, smooth, api_name="/annotate"
         )
-        return action, video, segments, tables
+        about = next(path for path in tables if path.endswith(".json"))
+        return action, Path(video), segments, json.loads(Path(about).read_text())
 
     def upload(self, body, headers):
         """Answer to an upload as status and text."""
@@ -125,14 +122,12 @@ def send(server, name, content=b"x"):
 
 def test_an_upload_is_answered_and_deleted(server, toy, tmp_path):
     clip = toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
-    action, video, segments, tables = server.annotate(clip, smooth=0.5)
+    action, video, segments, about = server.annotate(clip, smooth=0.5)
     assert action["label"] in CLASSES
     assert sum(one["confidence"] for one in action["confidences"]) == pytest.approx(1, abs=1e-3)
-    video = video["video"] if isinstance(video, dict) else video
-    assert Video(Path(video)).count() == Video(clip).count()
+    assert Video(video).count() == Video(clip).count()
     assert segments["headers"][0] == "action"
     assert segments["data"][0][0] in CLASSES
-    about = json.loads(Path(next(path for path in tables if path.endswith(".json"))).read_text())
     assert about["frames"] == Video(clip).count()
     # Nothing of this machine's folders is told.
     assert (about["video"], about["checkpoint"]) == (clip.name, "model.pth")
@@ -153,10 +148,8 @@ def test_twenty_at_once_are_all_answered_in_bounded_memory(server, toy, tmp_path
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(server.annotate, clips))
     assert len(answers) == 20
-    for (_, video, _, tables), clip in zip(answers, clips, strict=True):
-        video = video["video"] if isinstance(video, dict) else video
-        assert Video(Path(video)).count() == Video(clip).count()
-        about = json.loads(Path(next(path for path in tables if path.endswith(".json"))).read_text())
+    for (_, video, _, about), clip in zip(answers, clips, strict=True):
+        assert Video(video).count() == Video(clip).count()
         assert about["video"] == clip.name, "each his own"
     # Threads that start have their own memory; the frames of all videos would be 250 MB.
     assert server.peak_megabytes() - before < 220

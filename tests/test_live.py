@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from send_stream import number_of, numbered
 
 import test_on_video
 from checkpoint import load_checkpoint
-from conftest import ROOT, save_untrained
+from conftest import ROOT, free_port, save_untrained
 from dataset import StreamReader, resize_frames, window_indices
 from labels import Smoother
 from live import LiveLabels, LiveVideo, Log, Shot, is_live, watch
@@ -30,8 +29,7 @@ from writer import write_video
 @pytest.fixture
 def stream():
     """The address of a stream of 100 frames at 25 frames/s, which begins when somebody connects."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     command = [sys.executable, ROOT / "tests/send_stream.py", address, "100"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
@@ -201,8 +199,7 @@ def test_a_file_named_by_a_number_is_a_file(tmp_path, monkeypatch):
 
 
 def test_sources_that_are_not_there_end_in_one_line(call, trained, tmp_path, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        nobody = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    nobody = f"tcp://127.0.0.1:{free_port()}"
     flags = ["--checkpoint_model", trained]
     output = ["--output", tmp_path / "x.mp4"]
     for name in ("9", nobody):
@@ -222,8 +219,7 @@ def test_sources_that_are_not_there_end_in_one_line(call, trained, tmp_path, mon
 
 def test_a_recording_behind_an_address_comes_at_its_own_rate(tmp_path):
     write_video(tmp_path / "x.mp4", map(numbered, range(50)), Fraction(25))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     command = [sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1", "--directory", str(tmp_path)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
