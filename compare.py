@@ -31,12 +31,14 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import cli
-from checkpoint import Checkpoint, load_checkpoint
-from files import csv_bytes, write_whole
-from history import unused_folder
 from models import MODELS
-from report import interval, markdown, png
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.pictures import png
+from training.report import interval, markdown
+from utils.device import available_cores
+from utils.files import csv_bytes, unused, write_whole
+from utils.flags import COUNT
+from utils.process import UserError, run
 
 HERE = Path(__file__).resolve().parent
 # Clips classified at once, and how often, where that is timed.
@@ -59,13 +61,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds",
-        type=cli.positive_int,
+        type=COUNT,
         default=5,
         help="trainings of each; 5 (default) show how far chance alone moves a figure",
     )
     parser.add_argument(
         "--jobs",
-        type=cli.positive_int,
+        type=COUNT,
         default=1,
         help="trainings side by side, which share the cores; 1 (default) tells the time of a single one",
     )
@@ -130,7 +132,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def run_command(*words: object, threads: int) -> None:
     """Run one of this repository's commands.
 
-    Raises: ValueError with its message if it fails.
+    Raises: UserError with its message if it fails.
     """
     done = subprocess.run(
         [sys.executable, str(HERE / str(words[0])), *map(str, words[1:])],
@@ -141,21 +143,22 @@ def run_command(*words: object, threads: int) -> None:
     )
     if done.returncode:
         line = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"
-        raise ValueError(f"{shlex.join(map(str, words))}: {line}")
+        raise UserError(f"{shlex.join(map(str, words))}: {line}")
 
 
-def classify_rate(checkpoint: Checkpoint, threads: int) -> float:
-    """Clips/s that the head classifies from embeddings, the median of some batches, on the CPU."""
-    model, before = checkpoint.model, torch.get_num_threads()
+def classify_rate(checkpoint: Checkpoint, device: torch.device, threads: int) -> float:
+    """Clips/s that the head classifies from embeddings, the median of some batches, on the device given."""
+    model, before = checkpoint.model.to(device), torch.get_num_threads()
     shape = (CLIPS, checkpoint.sequence_length, model.width)
-    embeddings = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    embeddings = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     torch.set_num_threads(threads)
     seconds = []
     with torch.no_grad():
-        model.classify(embeddings)
+        model.classify(embeddings).cpu()
         for _ in range(REPEATS):
             started = time.perf_counter()
-            model.classify(embeddings)
+            # The copy waits for the device.
+            model.classify(embeddings).cpu()
             seconds.append(time.perf_counter() - started)
     torch.set_num_threads(before)
     return CLIPS / statistics.median(seconds)
@@ -171,7 +174,7 @@ def train_once(
         folder: for the run
         others: flags of other tests by name, without those that say what is tested
 
-    Raises: ValueError with its message if it fails.
+    Raises: UserError with its message if it fails.
     """
     with tempfile.TemporaryDirectory() as checkpoints:
         run_command("train.py", *flags, "--output_path", checkpoints, "--run_path", folder, threads=threads)
@@ -180,7 +183,7 @@ def train_once(
         for name, more in others.items():
             tested = ["--checkpoint_model", path, "--run_path", folder / name]
             run_command("test.py", *more, *tested, threads=threads)
-        rate = classify_rate(load_checkpoint(path), threads)
+        rate = classify_rate(load_checkpoint(path), torch.device(test.report["device"]), threads)
     history, before = read_rows(folder / "history.csv"), folder / "pretraining" / "history.csv"
     epochs = history + (read_rows(before) if before.exists() else [])
     seconds = sum(float(epoch["seconds"]) for epoch in epochs)
@@ -194,7 +197,7 @@ def train_all(
     others: Mapping[str, Sequence[object]] = MappingProxyType({}),
 ) -> dict[str, Training]:
     """`train_once` with the flags of each job, in a folder of its name."""
-    threads = max(1, cli.available_cores() // side_by_side)
+    threads = max(1, available_cores() // side_by_side)
     found: dict[str, Training] = {}
     with ThreadPoolExecutor(side_by_side) as pool:
         futures = {
@@ -272,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--models {entry!r}: no such model; choose from {', '.join(MODELS)}")
     if own := [flag for flag in ("--model", "--seed", "--output_path", "--resume") if flag in flags]:
         parser.error(f"{own[0]} is set here for each training; leave it out")
-    folder = unused_folder(args.run_path)
+    folder = unused(args.run_path)
     seeds = range(args.seeds)
     jobs: dict[str, list[object]] = {
         run_name(entry, seed): [*flags, "--model", *shlex.split(entry), "--seed", seed]
@@ -298,4 +301,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

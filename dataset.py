@@ -1,13 +1,15 @@
 """Which frames of a video make a clip, and batches of such clips; a check of a whole data set.
 
-python3 dataset.py check --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
+    python3 dataset.py check --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
+
+Shapes: B clips, T frames, S streams, D embedding width.
 """
 
 from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,33 +17,24 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
-import cli
-from check import check
-from opencv import cv2
-from splits import Clip
-from video import VideoError, worker_context
+from features.cache import CachedClips, check_caches
+from features.fill import cache_folder
+from features.pipeline import Prefetch
+from models import Classifier
+from splits.check import check
+from splits.split import Clip
+from splits.ucf101 import DataSettings
+from utils.device import available_cores
+from utils.flags import add_flags, read
+from utils.process import run
+from video.frames import resize_frames, stream_images
+from video.opencv import cv2
+from video.reader import check_length, worker_context
 
-MIN_FRAMES = 2  # a single frame shows no action
-# What a frame may be seen as: itself, and what has changed since the frame before it.
-STREAMS = ("rgb", "diff")
-# Neighbouring frames differ little; the embeddings tell actions apart best so (see benchmarks/README.md).
-GRAY, DIFF_GAIN = 128, 2
-
-
-def parse_streams(text: str) -> tuple[str, ...]:
-    """Streams out of words between commas, such as rgb,diff.
-
-    Raises: ValueError for an unknown one, or one that is there twice.
-    """
-    streams = tuple(text.split(","))
-    if unknown := [stream for stream in streams if stream not in STREAMS]:
-        raise ValueError(f"unknown stream {unknown[0]!r}; choose from {','.join(STREAMS)}")
-    if len(set(streams)) < len(streams):
-        raise ValueError(f"{text}: a stream twice is worth no more than once; name each once")
-    return streams
+# Embeddings (B, T, S D) float32 and which frames are padding (B, T) bool, on the model's device, and labels
+# (B,) on the CPU.
+Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 
 def clip_indices(
@@ -107,64 +100,6 @@ def window_indices(num_frames: int, length: int, *, step: int = 2, start: int = 
     return starts[:, None] + step * np.arange(length)
 
 
-def resize_frames(frames: Sequence[np.ndarray], img_dim: int) -> Tensor:
-    """Frames as the encoder takes them: (T, H, W, 3) uint8 RGB -> (T, 3, img_dim, img_dim) uint8.
-
-    Bicubic with antialiasing, on uint8; the aspect ratio is not kept, as in the original.
-    """
-    stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-    return transforms.resize(stacked, [img_dim, img_dim], InterpolationMode.BICUBIC, antialias=True)
-
-
-def stream_images(frames: Tensor, before: Tensor, streams: Sequence[str]) -> Tensor:
-    """Frames as a network for images sees them, three channels for each stream.
-
-    The difference of two frames shows what moves, as in the RGB differences of TSN (Wang et al., ECCV 2016).
-    It is drawn around middle gray, where a network for photographs expects its input.
-
-    Args:
-        frames: (T, 3, H, W) uint8 RGB
-        before: the frame before each of them, the same shape; the first frame of a video is its own
-
-    Returns: (T, 3 S, H, W) uint8.
-    """
-    if "diff" not in streams:
-        return frames
-    # By NumPy, since threads read: PyTorch would start a pool of its own in each, in the encoder's way.
-    images = []
-    for stream in streams:
-        image = frames.numpy()
-        if stream == "diff":
-            change = image.astype(np.int16) - before.numpy()
-            image = np.clip(GRAY + DIFF_GAIN * change, 0, 255).astype(np.uint8)
-        images.append(image)
-    return torch.from_numpy(np.concatenate(images, axis=1))
-
-
-class StreamReader:
-    """`stream_images` of a video's frames that come some at a time.
-
-    Args:
-        streams: what a frame is seen as
-        stride: how many frames before a frame the one stands that it is compared with; the first frame
-            stands in for those before it
-    """
-
-    def __init__(self, streams: Sequence[str], stride: int = 1) -> None:
-        self.streams, self.stride = streams, stride
-        self._before: np.ndarray | None = None
-
-    def read(self, frames: Tensor) -> Tensor:
-        """The next frames (T, 3, H, W) uint8, as (T, 3 S, H, W) uint8."""
-        if "diff" not in self.streams:
-            return frames
-        if self._before is None:
-            self._before = np.repeat(frames[:1].numpy(), self.stride, axis=0)
-        joined = np.concatenate([self._before, frames.numpy()])
-        self._before = joined[-self.stride :].copy()
-        return stream_images(frames, torch.from_numpy(joined[: len(frames)]), self.streams)
-
-
 @dataclass(frozen=True)
 class Sampling:
     """Which frames of a video make an item, and whether they are mirrored.
@@ -205,15 +140,6 @@ class Sampling:
         if self.shuffle:
             indices[~padding] = rng.permutation(indices[~padding])
         return indices, padding, mirrored
-
-
-def check_length(path: Path, num_frames: int) -> None:
-    """Refuse a video that shows no action.
-
-    Raises: VideoError if it has a single frame.
-    """
-    if num_frames < MIN_FRAMES:
-        raise VideoError(f"{path}: a single frame shows no action; remove the clip, or choose a longer one")
 
 
 class FrameClips(Dataset[tuple[Tensor, Tensor, int]]):
@@ -319,19 +245,108 @@ def frame_loader(
     )
 
 
+class EncodedClips:
+    """`Batches` of clips that are decoded and encoded anew in each pass.
+
+    Args:
+        frames: gives frames (B, T, 3 S, H, W) uint8, padding and labels
+        model: on its device, its encoder prepared
+    """
+
+    def __init__(self, frames: DataLoader, model: Classifier) -> None:
+        self.frames, self.model = frames, model
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        device = self.model.device
+        for frames, padding, labels in self.frames:
+            embeddings = self.model.encode(frames.to(device, non_blocking=True))
+            yield embeddings, padding.to(device, non_blocking=True), labels
+
+
+class EmbeddingClips:
+    """`Batches` of clips whose embeddings are kept.
+
+    Args:
+        kept: the embeddings of all of `clips`, for each stream
+        clips: what to read
+        sampling: which frames make an item
+        batches: which items make a batch
+        device: where embeddings are wanted
+
+    Raises: VideoError for a clip of a single frame.
+    """
+
+    def __init__(
+        self,
+        kept: Sequence[CachedClips],
+        clips: Sequence[Clip],
+        sampling: Sampling,
+        batches: ClipBatches,
+        device: torch.device,
+    ) -> None:
+        self.kept, self.clips, self.sampling, self.batches = kept, clips, sampling, batches
+        self.device = device
+        for clip in clips:
+            check_length(clip.video.path, kept[0].frames(clip))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        # A thread reads the next batches while the head trains: there is no process to start in an epoch.
+        ahead = Prefetch(map(self._gather, self.batches), 2)
+        try:
+            for embeddings, padding, labels in ahead:
+                # Half as many bytes go up; they are widened where they are used.
+                on_device = embeddings.to(self.device, non_blocking=True).float()
+                yield on_device, padding.to(self.device, non_blocking=True), labels
+        finally:
+            ahead.close()
+
+    def _gather(self, items: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        clips = [self.clips[index] for _, index in items]
+        drawn = [
+            self.sampling.draw(item, self.kept[0].frames(clip))
+            for item, clip in zip(items, clips, strict=True)
+        ]
+        frames, padding, flipped = (np.array(part) for part in zip(*drawn, strict=True))
+        embeddings = torch.cat([kept.gather(clips, frames, flipped) for kept in self.kept], dim=-1)
+        places = torch.from_numpy(padding)
+        if self.device.type == "cuda":
+            # Only from pinned memory does a copy go on while others compute.
+            embeddings, places = embeddings.pin_memory(), places.pin_memory()
+        return embeddings, places, torch.tensor([clip.label for clip in clips])
+
+
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of dataset.py."""
     parser = argparse.ArgumentParser(description="Look after a data set.")
     commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser("check", help="decode everything, and compare it with the lists")
-    cli.add_data_flags(checking, cache=False)
+    checking = commands.add_parser(
+        "check", help="decode everything, compare it with the lists, and read all embeddings that are kept"
+    )
+    add_flags(checking, DataSettings)
+    checking.add_argument(
+        "--cache_path", type=Path, help="folder of the embeddings; default: <dataset_path>-embeddings"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check a data set; returns 1 if anything would corrupt a result."""
+    """Check a data set and its embeddings; returns 1 if anything would corrupt a result."""
     args = get_args_parser().parse_args(argv)
-    report = check(args.dataset_path, args.split_path, threads=cli.available_cores())
+    data = read(DataSettings, args)
+    report = check(data.dataset_path, data.split_path, threads=available_cores())
+    for folder, clips, damaged in check_caches(cache_folder(args.cache_path, data.dataset_path)):
+        report.remarks.append(f"{folder}: {clips:,} clips read")
+        if damaged:
+            report.faults.append(
+                f"{folder}: the embeddings of {len(damaged):,} clips are damaged, the first {damaged[0]}; "
+                "delete the folder, it is made again"
+            )
     for line in report.remarks:
         print(f"remark: {line}")
     for line in report.faults:
@@ -344,4 +359,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

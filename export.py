@@ -10,9 +10,10 @@ import argparse
 import shutil
 from pathlib import Path
 
-import cli
-from checkpoint import load_checkpoint
-from onnx_model import export
+from annotation.onnx_model import export
+from training.checkpoint import load_checkpoint
+from utils.files import make_writable_folder
+from utils.process import run
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     if output.exists():
         parser.error(f"--output {output} is there already; choose another name")
     checkpoint = load_checkpoint(args.checkpoint_model)
-    cli.make_writable_folder(output.parent)
+    make_writable_folder(output.parent)
     # Whole or not there.
     beside = output.with_name(f".{output.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -52,4 +53,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -17,9 +17,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import cli
-from opencv import cv2
-from video import VIDEO_SUFFIXES, Video, video_files, worker_context
+from utils.device import available_cores
+from utils.files import beside, make_writable_folder
+from utils.flags import COUNT, number
+from utils.process import MissingFileError, UserError, run
+from video.files import find_videos
+from video.opencv import cv2
+from video.reader import Video, worker_context
 
 # Beside this file, not the working directory: the documented command is typed inside data/.
 DEFAULT_DATASET = Path(__file__).resolve().parent / "data" / "UCF-101"
@@ -33,14 +37,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--quality",
-        type=int,
+        type=number("[1, 100]", int),
         default=90,
         help="of the JPEG files, 1 to 100; 90 (default) takes 36 GB for UCF-101, 75 (the original's) 24 GB",
     )
     parser.add_argument(
         "--num_workers",
-        type=cli.positive_int,
-        default=cli.available_cores(),
+        type=COUNT,
+        default=available_cores(),
         help="processes; one per core is fastest",
     )
     return parser
@@ -48,24 +52,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def frames_folder(dataset_path: Path) -> Path:
     """<dataset_path>-frames, beside the data set."""
-    return cli.beside(dataset_path, "-frames")
-
-
-def find_videos(dataset_path: Path) -> list[Path]:
-    """Every video below a folder, sorted; hidden files and folders are left out.
-
-    Raises: FileNotFoundError if there is no such folder, or no video in it.
-    """
-    if not dataset_path.is_dir():
-        raise FileNotFoundError(f"{dataset_path}: no such folder; name the data set with --dataset_path")
-    videos = [
-        path
-        for path in video_files(dataset_path)
-        if not any(part.startswith(".") for part in path.relative_to(dataset_path).parts)
-    ]
-    if not videos:
-        raise FileNotFoundError(f"{dataset_path}: no video ({', '.join(VIDEO_SUFFIXES)}) in this folder")
-    return videos
+    return beside(dataset_path, "-frames")
 
 
 def extract_clip(video_path: Path, folder: Path, quality: int) -> int:
@@ -84,7 +71,7 @@ def extract_clip(video_path: Path, folder: Path, quality: int) -> int:
         for number, frame in enumerate(Video(video_path).frames()):
             done, jpeg = cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
             if not done:
-                raise OSError(f"{video_path}: frame {number} cannot be written as JPEG")
+                raise UserError(f"{video_path}: frame {number} cannot be written as JPEG")
             (partial / f"{number}.jpg").write_bytes(jpeg.tobytes())
         partial.replace(folder)
     finally:
@@ -96,11 +83,13 @@ def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, in
     """Extract every video below `dataset_path` into the folder <dataset_path>-frames.
 
     Returns: numbers of clips done and of frames written, and a line for each clip that could not be done.
-    Raises: FileNotFoundError as `find_videos`, OSError if the folder cannot be written.
+    Raises: MissingFileError if there is no such folder, or no video in it; UserError if the frames' folder
+        cannot be written.
     """
-    frames_path = frames_folder(dataset_path)
-    videos = find_videos(dataset_path)
-    cli.make_writable_folder(frames_path)
+    if not dataset_path.is_dir():
+        raise MissingFileError(f"{dataset_path}: no such folder; name the data set with --dataset_path")
+    frames_path, videos = frames_folder(dataset_path), find_videos([dataset_path])
+    make_writable_folder(frames_path)
     clips, frames, failures = 0, 0, []
     pool = ProcessPoolExecutor(workers, mp_context=worker_context())
     try:
@@ -122,7 +111,7 @@ def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, in
             try:
                 frames += future.result()
                 clips += 1
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 failures.append(str(error) or f"{futures[future]}: {type(error).__name__}")
     finally:
         pool.shutdown(cancel_futures=True)
@@ -131,10 +120,7 @@ def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, in
 
 def main(argv: list[str] | None = None) -> int:
     """Extract; returns the exit status: 1 if a clip could not be read."""
-    parser = get_args_parser()
-    args = parser.parse_args(argv)
-    if not 1 <= args.quality <= 100:
-        parser.error(f"--quality {args.quality} does not exist; it takes 1 to 100")
+    args = get_args_parser().parse_args(argv)
     clips, frames, failures = extract_all(args.dataset_path, args.quality, args.num_workers)
     print(f"{clips:,} clips, {frames:,} new frames in {frames_folder(args.dataset_path)}{os.sep}")
     for failure in failures:
@@ -143,4 +129,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders import Encoder, State
+from features.encoder import Encoder
+from features.weights import State
+from utils.process import UserError
 
 # An open forget gate remembers some ten frames from the start; PyTorch's half-open one remembers two
 # (Gers et al., 2000; Jozefowicz et al., ICML 2015).
@@ -86,7 +88,7 @@ class ConvLSTM(Head):
         pooling: "attention" (a weighted mean of all time steps), "last" (the last time step) or "average"
             (every time step is classified, and the probabilities are averaged)
 
-    Raises: ValueError for an unknown pooling.
+    Raises: UserError for an unknown pooling.
     """
 
     POOLINGS = ("attention", "last", "average")
@@ -105,7 +107,7 @@ class ConvLSTM(Head):
     ) -> None:
         super().__init__()
         if pooling not in self.POOLINGS:
-            raise ValueError(f"unknown pooling {pooling!r}; choose one of {', '.join(self.POOLINGS)}")
+            raise UserError(f"unknown pooling {pooling!r}; choose one of {', '.join(self.POOLINGS)}")
         self.pooling = pooling
         self.hidden_dim = 2 * hidden_dim if bidirectional else hidden_dim
         self.projection = _projection(width, latent_dim)
@@ -188,7 +190,7 @@ class ActionBERT(Head):
     ) -> None:
         super().__init__()
         if latent_dim % attention_heads:
-            raise ValueError(
+            raise UserError(
                 f"--latent_dim {latent_dim} does not divide into the {attention_heads} attention heads of "
                 f"ActionBERT; take a multiple of {attention_heads}"
             )
@@ -221,14 +223,21 @@ class ActionBERT(Head):
         """Logits of clips: (B, T, D) -> (B, C)."""
         return self.output(self.dropout(self.read(embeddings, padding)[0]))
 
+    def _positions(self, length: int) -> Tensor:
+        """Positions of a clip of `length` frames, (T, H)."""
+        # An export is for clips of any length.
+        if not torch.compiler.is_exporting() and length == len(self.positions):
+            return self.positions
+        # By a product of matrices, since the gradient of `interpolate` differs from run to run on CUDA.
+        places = torch.eye(len(self.positions), device=self.positions.device)
+        weights = F.interpolate(places[None], size=length, mode="linear", align_corners=True)[0]
+        return weights.T @ self.positions
+
     def read(self, embeddings: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the last layer makes of [CLS], (B, H), and of each frame, (B, T, H)."""
         batch, length = embeddings.shape[:2]
-        # To the learned length this changes nothing.
-        positions = F.interpolate(self.positions.T[None], size=length, mode="linear", align_corners=True)
-        tokens = torch.cat(
-            [self.cls.expand(batch, 1, -1), self.projection(embeddings) + positions[0].T], dim=1
-        )
+        tokens = self.projection(embeddings) + self._positions(length)
+        tokens = torch.cat([self.cls.expand(batch, 1, -1), tokens], dim=1)
         if padding is not None:
             padding = F.pad(padding, (1, 0), value=False)
         read = self.transformer(tokens, src_key_padding_mask=padding)
@@ -302,8 +311,8 @@ class Classifier(nn.Module):
     Args:
         name: a key of `MODELS`
         num_classes: C
-        encoder: as `encoders.encoder_spec` takes it
-        streams: what a frame is seen as, keys of `dataset.STREAMS`
+        encoder: as `networks.encoder_spec` takes it
+        streams: what a frame is seen as, keys of `frames.STREAMS`
         pretrained, state: as in `Encoder`
         sizes: what the head takes by keyword
 
@@ -312,7 +321,7 @@ class Classifier(nn.Module):
         width: S * D
         config: all that is needed to build this model again, besides its name
 
-    Raises: ValueError for an unknown name or a size that does not fit, otherwise as `Encoder`.
+    Raises: UserError for an unknown name or a size that does not fit, otherwise as `Encoder`.
     """
 
     def __init__(
@@ -328,7 +337,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if name not in MODELS:
-            raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+            raise UserError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
         self.name, self.num_classes, self.streams = name, num_classes, tuple(streams)
         self.encoder = Encoder(encoder, pretrained=pretrained, state=state)
         width = self.encoder.width

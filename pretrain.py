@@ -1,133 +1,117 @@
-"""Masked-frame pretraining: a model learns from clips without labels what comes between their frames.
+"""Pretrain a head without labels: it learns what comes between the frames of the training clips.
 
-Spans of frames are hidden, and the head has to tell from the others what they were, in two ways: by
-regression, and by picking the right frame among all hidden ones of the batch. The two losses are those of
-masked frame modelling in HERO (Li et al., EMNLP 2020, section 3.2); the contrastive one is InfoNCE (van den
-Oord et al., 2018), on masked frames first in CBT (Sun et al., 2019). Spans rather than single frames, as in
-SpanBERT (Joshi et al., TACL 2020): the neighbours of a single frame give it away.
+    python3 pretrain.py --model ActionBERT --encoder efficientnet_lite0
+    python3 train.py --checkpoint_model model_checkpoints/pretrained/ActionBERT_10.pth
+
+`train.py --pretrain 10` does both. For ConvLSTM and ActionBERT, where labels are few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import argparse
+import contextlib
+from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from splits.ucf101 import ALL
+from training.checkpoint import load_checkpoint
+from training.loop import Plan, fit
+from training.masked import MaskedFrames, MaskedLearner
+from training.run import Run, hold_folder
+from training.settings import LAST, TrainSettings, add_train_flags, with_earlier_settings
+from training.setup import Setup, build_model, choose_split, number_of_parameters
+from utils.device import choose_device, seed_everything
+from utils.files import make_writable_folder, unused
+from utils.process import MissingFileError, UserError, run, say
+from utils.ranks import Ranks
 
-from models import MODELS, Classifier, Head
-from recipe import Learner, Recipe
-
-MASKED_SHARE = 0.5
-MEAN_SPAN = 6
-TEMPERATURE = 0.1
+# Before the number of an epoch.
+TITLE = "pretraining, "
 
 
-def span_mask(batch: int, length: int, device: torch.device) -> Tensor:
-    """Which frames are hidden: (B, T) bool; about `MASKED_SHARE` of them, in spans of about `MEAN_SPAN`.
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of pretrain.py."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_train_flags(
+        parser,
+        without=("pretrain", "patience", "label_fraction", "checkpoint_model", "channels"),
+        output_path=Path("model_checkpoints/pretrained"),
+        num_epochs=10,
+    )
+    return parser
 
-    A chain of two states that begins in its stationary distribution; some frame of each clip is hidden, and
-    some is not. Random numbers are PyTorch's for the CPU, so that each device draws the same.
+
+def pretrain(setup: Setup, *, resume: bool) -> Path:
+    """Pretrain the model of a setup, from the beginning or on from last.pth where that is there.
+
+    Returns: the file of the last epoch, for --checkpoint_model; the model has its weights.
+    Raises: UserError for clips too short to hide a frame of; as `MaskedFrames`, `Run.go_on` and `fit`.
     """
-    leave = 1 / MEAN_SPAN
-    enter = leave * MASKED_SHARE / (1 - MASKED_SHARE)
-    chance = torch.rand(batch, length)
-    masked = chance < MASKED_SHARE
-    for place in range(1, length):
-        before = masked[:, place - 1]
-        masked[:, place] = torch.where(before, chance[:, place] >= leave, chance[:, place] < enter)
-    anywhere = torch.randint(length, (batch,))
-    clips = torch.arange(batch)
-    masked[clips, anywhere] = True
-    masked[clips, (anywhere + length // 2) % length] = False
-    return masked.to(device)
-
-
-class MaskedFrames(nn.Module):
-    """What is trained in pretraining: the heads, a vector that stands for a hidden frame, and predictors.
-
-    Args:
-        model: on its device
-
-    Raises: ValueError if no frame sees another in the model's heads.
-    """
-
-    def __init__(self, model: Classifier) -> None:
-        super().__init__()
-        able = [name for name, head in MODELS.items() if head.read is not Head.read]
-        if model.name not in able:
-            raise ValueError(
-                f"{model.name} sees each frame by itself and cannot tell one from the others; --pretrain is "
-                f"for {', '.join(able)}"
-            )
-        width = model.encoder.width
-        self.heads = model.heads
-        # Standardised, all dimensions of an embedding count alike.
-        self.targets = nn.ModuleDict({stream: nn.BatchNorm1d(width, affine=False) for stream in self.heads})
-        self.masks = nn.ParameterDict({stream: torch.zeros(width) for stream in self.heads})
-        self.predictors = nn.ModuleDict(
-            {
-                stream: nn.Sequential(
-                    nn.Linear(model.head(stream).hidden_dim, width), nn.GELU(), nn.Linear(width, width)
-                )
-                for stream in self.heads
-            }
+    settings, ranks, model = setup.settings, setup.ranks, setup.source.model
+    loop, output = settings.loop, settings.output
+    if settings.model.sequence_length < 2:
+        raise UserError(
+            "--sequence_length 1 leaves no frame to tell a hidden one from; pretrain with 2 or more"
         )
-        self.to(model.encoder.device)
+    assert output.run_path is not None
+    masked = MaskedFrames(model, ranks)
+    part = setup.part(setup.unlabelled, training=True)
+    learner = MaskedLearner(model, masked, settings.recipe, loop.num_epochs * len(part.order), loop.seed)
+    progress = Run(
+        output.output_path, setup.checkpoint(), learner, output.save_seconds, writes=ranks.rank == 0
+    )
+    last = output.output_path / LAST
+    goes_on = resume and last.is_file()
+    # All have looked before the first one writes.
+    ranks.wait()
+    if goes_on:
+        loaded = load_checkpoint(last)
+        model.heads.load_state_dict(loaded.model.heads.state_dict())
+        progress.go_on(loaded, loop.num_epochs, TITLE)
+    else:
+        make_writable_folder(output.output_path)
+        progress.make_room()
+        progress.save_last()
+    say(
+        f"pretraining {progress.name} ({number_of_parameters(learner.trained):,} parameters) on "
+        f"{len(setup.unlabelled):,} clips without labels"
+    )
+    plan = Plan(part, loop.num_epochs, TITLE, interval=output.checkpoint_interval, keep=output.keep)
+    history = setup.history(output.run_path, progress.history, f"{setup.name}, pretraining")
+    with contextlib.closing(history) if history else contextlib.nullcontext():
+        fit(progress, plan, ranks, history)
+    return progress.path_of(loop.num_epochs)
 
-    def own_state(self) -> dict[str, Tensor]:
-        """Its tensors without those of the heads."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("heads.")}
 
-    def forward(self, embeddings: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of the hidden frames (M,), and whether each is picked (M,) bool, of all streams.
+def main(argv: list[str] | None = None) -> int:
+    """Pretrain and save; returns the exit status."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if args.split_number == ALL:
+        parser.error("--split_number all: pretrain on one split at a time, since each tests on other clips")
+    device = choose_device(args.device)
+    with contextlib.closing(Ranks.from_environment(device)) as ranks, contextlib.ExitStack() as held:
+        if args.resume:
+            last = args.output_path / LAST
+            if not last.is_file():
+                raise MissingFileError(f"{last}: there is no run to go on with; begin one without --resume")
+            args = with_earlier_settings(parser, argv, args, load_checkpoint(last))
+        settings = TrainSettings.read(args)
+        if problem := settings.problem(ranks.size):
+            parser.error(problem)
+        if ranks.rank == 0:
+            make_writable_folder(settings.output.output_path)
+            held.enter_context(hold_folder(settings.output.output_path))
+        seed_everything(settings.loop.seed)
+        split = choose_split(settings.data, settings.clips.split_number, settings.loop.seed)
+        model = build_model(settings, len(split.classes))
+        setup = Setup.of(settings, split, model, device, ranks)
+        if not args.resume:
+            folder = args.run_path or Path("runs") / f"{setup.name}-pretraining-seed{settings.loop.seed}"
+            setup = setup.change("output", run_path=unused(folder))
+        path = pretrain(setup, resume=args.resume)
+        say(f"train from here with --checkpoint_model {path}")
+    return 0
 
-        Args:
-            embeddings: (B, T, S D)
-            padding: (B, T) bool; padding is never hidden
-        """
-        losses, found = [], []
-        hidden = span_mask(len(padding), padding.shape[1], padding.device) & ~padding
-        parts = embeddings.chunk(len(self.heads), dim=-1)
-        for (stream, head), part in zip(self.heads.items(), parts, strict=True):
-            targets = self.targets[stream](part.flatten(0, 1)).unflatten(0, padding.shape)[hidden]
-            shown = torch.where(hidden[..., None], self.masks[stream], part)
-            assert isinstance(head, Head)
-            predicted = self.predictors[stream](head.read(shown, padding)[1][hidden])
-            regression = F.mse_loss(predicted, targets, reduction="none").mean(dim=1)
-            similarity = F.normalize(predicted, dim=1) @ F.normalize(targets, dim=1).T / TEMPERATURE
-            right = torch.arange(len(targets), device=similarity.device)
-            losses.append(regression + F.cross_entropy(similarity, right, reduction="none"))
-            found.append(similarity.argmax(dim=1) == right)
-        return torch.cat(losses), torch.cat(found)
 
-
-class Pretrainer(Learner):
-    """A `Learner` that needs no labels.
-
-    Args:
-        masked: what is trained
-    """
-
-    def __init__(
-        self, model: Classifier, masked: MaskedFrames, recipe: Recipe, steps: int, seed: int
-    ) -> None:
-        super().__init__(model, recipe, steps, seed, masked)
-        self.masked = masked
-
-    def losses(
-        self, forward: Callable[..., Any], embeddings: Tensor, padding: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, int]:
-        """Sum of the losses of the hidden frames, how many are picked, and how many there are."""
-        losses, found = forward(embeddings, padding)
-        return losses.sum(), found.sum(), len(losses)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As `Learner.state_dict`, and what the model has no part in."""
-        return {**super().state_dict(), "masked": self.masked.own_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the `state_dict` is from."""
-        super().load_state_dict(state)
-        self.masked.load_state_dict(state["masked"], strict=False)
+if __name__ == "__main__":
+    run(main)

@@ -6,16 +6,23 @@ python3 test.py --dataset_path data/UCF-101 --checkpoint_model model_checkpoints
 from __future__ import annotations
 
 import argparse
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 
-import cli
-from checkpoint import Checkpoint, load_checkpoint
 from dataset import ClipBatches, Sampling
-from features import ClipSource
-from history import unused_folder
-from ranks import Ranks
-from report import about, predict_clips, summary, write_report
-from splits import RANDOM, SPLIT_NUMBERS, load_split
+from features.fill import CacheSettings
+from splits.split import RANDOM, Split
+from splits.ucf101 import SPLIT_NUMBERS, DataSettings, load_split, split_number
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.loop import Part
+from training.report import about, predict_clips, summary, write_report
+from training.setup import ClipSource, prepare
+from utils.device import DeviceSettings, choose_device, seed_everything
+from utils.files import unused
+from utils.flags import COUNT, add_flags, read
+from utils.process import UserError, run, say
+from utils.ranks import Ranks
 
 SHOWN_MISTAKES = 5
 
@@ -26,14 +33,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
     )
-    cli.add_data_flags(parser)
+    add_flags(parser, DataSettings)
     # The checkpoint's holds.
-    parser.set_defaults(frame_stride=None)
-    cli.add_split_flag(
-        parser,
-        default=None,
+    add_flags(parser, CacheSettings, frame_stride=None)
+    parser.add_argument(
+        "--split_number",
+        type=split_number,
         choices=(*SPLIT_NUMBERS, RANDOM),
-        help="split whose test list is used; default: the one that the checkpoint was trained on",
+        help="split whose test list is used; default: the one that the checkpoint was trained on; random, a "
+        "fifth of all clips as in the original, leaks and is for comparison only",
     )
     parser.add_argument(
         "--force",
@@ -42,7 +50,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--clips",
-        type=cli.positive_int,
+        type=COUNT,
         default=1,
         help="clips of each video, whose probabilities are averaged; 1 (default) is spread over the whole "
         "video and as accurate as more",
@@ -59,89 +67,96 @@ def get_args_parser() -> argparse.ArgumentParser:
         "folder of its training, numbered if it is there",
     )
     parser.add_argument(
-        "--sequence_length",
-        type=cli.positive_int,
-        help="frames of a clip; default (recommended): the checkpoint's",
+        "--sequence_length", type=COUNT, help="frames of a clip; default (recommended): the checkpoint's"
     )
     parser.add_argument(
-        "--img_dim",
-        type=cli.positive_int,
-        help="frame size in pixels; default (recommended): the checkpoint's",
+        "--img_dim", type=COUNT, help="frame size in pixels; default (recommended): the checkpoint's"
     )
-    parser.add_argument(
-        "--batch_size", type=cli.positive_int, default=16, help="clips at once; changes speed only"
-    )
-    cli.add_device_flags(parser)
+    parser.add_argument("--batch_size", type=COUNT, default=16, help="clips at once; changes speed only")
+    add_flags(parser, DeviceSettings)
     return parser
 
 
 def default_folder(checkpoint: Checkpoint, path: Path) -> Path:
     """Beside the other figures of the training that a checkpoint is from, where it tells."""
-    return unused_folder(Path(checkpoint.settings.get("run_path") or "runs") / f"test-{path.stem}")
+    return unused(Path(checkpoint.settings.get("run_path") or "runs") / f"test-{path.stem}")
+
+
+def choose_split(
+    data: DataSettings, checkpoint: Checkpoint, path: Path, wanted: int | str | None, *, force: bool
+) -> tuple[Split, int | str, str]:
+    """The split to test on, its number, and what to say behind the figures.
+
+    Raises: as `load_split`; UserError for a split that the checkpoint has seen, other classes, or no clips.
+    """
+    number = wanted or checkpoint.split_number or 1
+    note = ""
+    if checkpoint.split_number not in (None, number):
+        note = f", most of whose clips it has seen in training on split {checkpoint.split_number}"
+        if not force:
+            raise UserError(
+                f"{path} was trained on split {checkpoint.split_number} and has seen most of the test "
+                f"clips of split {number}; test it on its own split, or add --force to see a figure that "
+                "says nothing"
+            )
+    split = load_split(data.dataset_path, data.split_path, number, seed=checkpoint.settings.get("seed", 0))
+    if number == RANDOM:
+        note = ", a split that leaks"
+    if missing := split.missing():
+        say(f"warning: {missing}")
+    if split.classes != checkpoint.classes:
+        # The first layout of the original has them sorted.
+        if sorted(split.classes) != sorted(checkpoint.classes):
+            raise UserError(
+                f"{data.split_path / 'classInd.txt'}: not the classes that the checkpoint was trained on"
+            )
+        split = split.relabelled(checkpoint.classes)
+    if not split.test:
+        raise UserError(f"{data.dataset_path}: not one test clip of split {number} is there")
+    return split, number, note
 
 
 def main(argv: list[str] | None = None) -> int:
     """Test and print; returns the exit status."""
     args = get_args_parser().parse_args(argv)
-    device = cli.choose_device(args.device)
-    ranks = Ranks.from_environment(device)
-    checkpoint = load_checkpoint(args.checkpoint_model)
-    split_number = args.split_number or checkpoint.split_number or 1
-    seen = ""
-    if checkpoint.split_number not in (None, split_number):
-        seen = f", most of whose clips it has seen in training on split {checkpoint.split_number}"
-        if not args.force:
-            raise ValueError(
-                f"{args.checkpoint_model} was trained on split {checkpoint.split_number} and has seen most "
-                f"of the test clips of split {split_number}; test it on its own split, or add --force to see "
-                "a figure that says nothing"
-            )
-    seed = checkpoint.settings.get("seed", 0)
-    split = load_split(args.dataset_path, args.split_path, split_number, seed=seed)
-    if split_number == RANDOM:
-        seen = ", a split that leaks"
-    if args.shuffle_frames:
-        seen += ", frames shuffled"
-    if missing := split.missing():
-        cli.say(f"warning: {missing}")
-    if split.classes != checkpoint.classes:
-        raise ValueError(
-            f"{args.split_path / 'classInd.txt'}: not the classes that the checkpoint was trained on"
+    device, path = choose_device(args.device), args.checkpoint_model
+    device_settings, data = read(DeviceSettings, args), read(DataSettings, args)
+    # With the kernels of training, whose roundings the cache's key names.
+    seed_everything(0)
+    with contextlib.closing(Ranks.from_environment(device)) as ranks:
+        checkpoint = load_checkpoint(path)
+        split, number, note = choose_split(data, checkpoint, path, args.split_number, force=args.force)
+        if args.shuffle_frames:
+            note += ", frames shuffled"
+        model = prepare(checkpoint.model, device_settings, device)
+        cache = read(CacheSettings, args)
+        # Of the training, so that its cache serves the test too.
+        cache = replace(cache, frame_stride=cache.frame_stride or checkpoint.frame_stride)
+        source = ClipSource.open(
+            model, split.test, args.img_dim or checkpoint.img_dim, cache, data.dataset_path,
+            device_settings.num_workers, flip=False, ranks=ranks,
+        )  # fmt: skip
+        sampling = Sampling(
+            args.sequence_length or checkpoint.sequence_length,
+            frame_stride=cache.frame_stride,
+            views=args.clips,
+            shuffle=args.shuffle_frames,
         )
-    if not split.test:
-        raise ValueError(f"{args.dataset_path}: not one test clip of split {split_number} is there")
-
-    model = checkpoint.model.to(device)
-    model.encoder.prepare(cli.choose_dtype(args.precision, device), compile=args.compile)
-    img_dim = args.img_dim or checkpoint.img_dim
-    # Of the training, so that its cache serves the test too.
-    args.frame_stride = args.frame_stride or checkpoint.frame_stride
-    source = ClipSource.from_flags(args, model, split.test, img_dim, flip=False, ranks=ranks)
-    sampling = Sampling(
-        args.sequence_length or checkpoint.sequence_length,
-        frame_stride=args.frame_stride,
-        views=args.clips,
-        shuffle=args.shuffle_frames,
-    )
-    batches = ClipBatches(len(split.test), args.batch_size, shuffle=False, rank=ranks.rank, ranks=ranks.size)
-    loader = source.loader(split.test, sampling, batches)
-    predictions = predict_clips(
-        model, loader, batches, split.test, split.classes, views=args.clips, ranks=ranks
-    )
-    if ranks.rank == 0:
-        folder = args.run_path or default_folder(checkpoint, args.checkpoint_model)
-        report = write_report(
-            folder, predictions, about(checkpoint, args.checkpoint_model, source, sampling, split_number)
+        order = ClipBatches(
+            len(split.test), args.batch_size, shuffle=False, rank=ranks.rank, ranks=ranks.size
         )
-        print(f"split {split_number}: test {summary(report['figures'])}{seen}")
-        for mistake in report["mistakes"][:SHOWN_MISTAKES]:
-            print(
-                f"  {mistake['clip']}: taken for {mistake['taken_for']}, {100 * mistake['probability']:.1f} %"
-            )
-        print(f"report in {folder}")
-    ranks.close()
+        part = Part(split.test, order, source.batches(split.test, sampling, order))
+        predictions = predict_clips(model, part, checkpoint.classes, views=args.clips, ranks=ranks)
+        if ranks.rank == 0:
+            folder = args.run_path or default_folder(checkpoint, path)
+            report = write_report(folder, predictions, about(checkpoint, path, source, sampling, number))
+            print(f"split {number}: test {summary(report['figures'])}{note}")
+            for mistake in report["mistakes"][:SHOWN_MISTAKES]:
+                percent = 100 * mistake["probability"]
+                print(f"  {mistake['clip']}: taken for {mistake['taken_for']}, {percent:.1f} %")
+            print(f"report in {folder}")
     return 0
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

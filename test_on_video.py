@@ -10,24 +10,27 @@ python3 test_on_video.py --video_path rtsp://host/path --checkpoint_model y.pth 
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-import cli
-from annotate import Annotated, Annotator, add_label_flags, add_model_flags, open_model
-from labels import Smoother
-from live import LiveLabels, LiveVideo, Log, is_live, watch
-from opencv import cv2
-from overlay import Overlay
-from video import VIDEO_SUFFIXES, Video, VideoError, video_files
-from writer import OUTPUT_SUFFIXES, write_video
+from annotation.annotate import Annotated, Annotator, BackendSettings, LabelSettings, open_model
+from annotation.labels import Smoother
+from annotation.live import LiveLabels, LiveVideo, Log, is_live, watch
+from annotation.overlay import Overlay
+from utils.device import DeviceSettings, available_cores
+from utils.files import make_writable_folder, unused
+from utils.flags import add_flags, read
+from utils.process import Deferred, MissingFileError, run
+from video.files import VideoError, find_videos
+from video.opencv import cv2
+from video.reader import Video
+from video.writer import OUTPUT_SUFFIXES, write_video
 
 # Pixels that small pictures are shown at.
 WINDOW_WIDTH = 640
@@ -51,38 +54,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "files; default: the folder annotated, and for a camera or a stream a window; <output>.json has the "
         "segments, <output>.csv each frame",
     )
-    add_model_flags(parser)
-    add_label_flags(parser)
+    for settings in (BackendSettings, LabelSettings, DeviceSettings):
+        add_flags(parser, settings)
     return parser
-
-
-def new_path(folder: Path, stem: str) -> Path:
-    """A path in `folder` where nothing is: <stem>.mp4, or <stem>-2.mp4, <stem>-3.mp4, ..."""
-    path, number = folder / f"{stem}.mp4", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}.mp4"
-    return path
-
-
-def find_videos(names: Sequence[str]) -> list[Path]:
-    """The videos that --video_path names: files, and those in folders and in patterns, each once.
-
-    A file that is named is not looked at. Raises: FileNotFoundError if a folder or a pattern has none.
-    """
-    found: list[Path] = []
-    for name in names:
-        path = Path(name)
-        some = [path]
-        if path.is_dir():
-            some = video_files(path)
-        elif not path.exists() and glob.has_magic(name):
-            # Path.glob takes no pattern that begins at the root.
-            some = sorted(map(Path, glob.glob(name, recursive=True)))  # noqa: PTH207
-        if not some:
-            raise FileNotFoundError(f"{name}: no videos there, which end in {', '.join(VIDEO_SUFFIXES)}")
-        found += [one for one in some if one not in found]
-    return found
 
 
 def tell(source: str | Path, output: Path, found: Annotated) -> None:
@@ -132,17 +106,17 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
     Raises: VideoError if there is no such source, or nothing comes from it; OSError if the output cannot be
         written.
     """
-    args, trained, log = annotator.args, annotator.trained, Log()
-    overlay = Overlay(trained.classes, 0, args.overlay)
+    settings, trained, log = annotator.settings, annotator.trained, Log()
+    overlay = Overlay(trained.classes, 0, settings.overlay)
     if output:
-        cli.make_writable_folder(output.parent)
+        make_writable_folder(output.parent)
     video = LiveVideo(name, trained.frame_stride)
-    with cli.Deferred() as signals, tqdm(desc=name, unit="frame", dynamic_ncols=True) as bar:
+    with Deferred() as signals, tqdm(desc=name, unit="frame", dynamic_ncols=True) as bar:
 
         def shown() -> Iterator[np.ndarray]:
             labels = LiveLabels(annotator.model, annotator.img_dim, *annotator.windows)
             until = lambda: signals.signum is not None  # noqa: E731
-            for frame in watch(video, labels, Smoother(args.smooth), overlay, log, until):
+            for frame in watch(video, labels, Smoother(settings.smooth), overlay, log, until):
                 yield frame
                 bar.set_postfix_str(f"{log}, {log.lost} lost")
                 bar.update()
@@ -173,6 +147,9 @@ def main(argv: list[str] | None = None) -> int:
     """Annotate and write; returns the exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
+    backend, settings, device = (
+        read(BackendSettings, args), read(LabelSettings, args), read(DeviceSettings, args),
+    )  # fmt: skip
     live = next(filter(is_live, args.video_path), None)
     if live and len(args.video_path) > 1:
         parser.error(f"--video_path {live} is live, and takes a run of its own; name it alone")
@@ -183,11 +160,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--output {folder}: cannot write this format; choose {' or '.join(OUTPUT_SUFFIXES)}")
     if to_file and len(videos) > 1:
         parser.error(f"--output {folder}: {len(videos)} videos do not go into one file; name a folder")
-    if to_file and folder.resolve() in (*(one.resolve() for one in videos), args.checkpoint_model.resolve()):
+    if to_file and folder.resolve() in (
+        *(video.resolve() for video in videos),
+        args.checkpoint_model.resolve(),
+    ):
         parser.error(f"--output {folder} is an input; choose another file")
 
     def output_of(stem: str) -> Path:
-        return folder if to_file else new_path(folder, stem)
+        return folder if to_file else unused(folder / stem, ".mp4")
 
     if live:
         if to_file and folder.suffix.lower() != ".mp4":
@@ -199,18 +179,19 @@ def main(argv: list[str] | None = None) -> int:
         ):
             parser.error("there is no screen for a window; write a file with --output x.mp4")
         # Threads of one computation wait for each other, for seconds where another program has taken a core.
-        model = open_model(args, max(1, cli.available_cores() // 2))
-        watch_live(Annotator(args, *model), live, output_of("live") if args.output else None)
+        model = open_model(backend, device, max(1, available_cores() // 2))
+        annotator = Annotator(settings, *model, str(backend.checkpoint_model))
+        watch_live(annotator, live, output_of("live") if args.output else None)
         return 0
     # What is wrong with a single video is told before a model is loaded.
     if len(videos) == 1:
         Video(videos[0]).fps()
-    annotator = Annotator(args, *open_model(args))
+    annotator = Annotator(settings, *open_model(backend, device), str(backend.checkpoint_model))
     failed = 0
     for path in videos:
         try:
             annotate_file(annotator, path, output_of(path.stem))
-        except (VideoError, FileNotFoundError) as error:
+        except (VideoError, MissingFileError) as error:
             if len(videos) == 1:
                 raise
             failed += 1
@@ -221,4 +202,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

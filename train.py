@@ -19,204 +19,196 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cli
-from checkpoint import load_checkpoint
-from dataset import parse_streams
-from encoders import encoder_spec
-from experiment import train
-from models import MODELS
-from ranks import Ranks
-from recipe import add_recipe_flags, fill_from_recipe
-from report import markdown
-from run import LAST, only_one, with_earlier_settings
-from splits import ALL, RANDOM, SPLIT_NUMBERS
+import torch
+
+from pretrain import pretrain
+from splits.split import RANDOM
+from splits.ucf101 import ALL, SPLIT_NUMBERS
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.loop import Plan, fit
+from training.recipe import Learner
+from training.report import about, markdown, predict_clips, summary, write_report
+from training.run import BEST, Run, hold_folder
+from training.settings import LAST, TrainSettings, add_train_flags, with_earlier_settings
+from training.setup import Setup, build_model, choose_split, number_of_parameters
+from utils.device import choose_device, seed_everything
+from utils.files import make_writable_folder, unused
+from utils.flags import typed
+from utils.process import MissingFileError, UserError, run, say
+from utils.ranks import Ranks
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of train.py."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_data_flags(parser)
-    cli.add_encoder_flags(parser, check_encoder=encoder_spec, check_streams=parse_streams)
-
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        choices=tuple(MODELS),
-        default="ConvLSTM",
-        help="what names the action; ConvLSTM (default) is the original's, ActionBERT a Transformer, "
-        "ConvClassifier and MeanPool are baselines that do not see the order of frames",
-    )
-    model.add_argument(
-        "--latent_dim",
-        type=cli.positive_int,
-        default=512,
-        help="width that embeddings are projected to; 512 as the original",
-    )
-    model.add_argument(
-        "--checkpoint_model",
-        type=Path,
-        help="start from this checkpoint's weights; its encoder and sizes then hold, not the flags",
-    )
-
-    clips = parser.add_argument_group("clips")
-    cli.add_split_flag(
-        clips,
-        default=1,
-        choices=(*SPLIT_NUMBERS, ALL, RANDOM),
-        help="official split; papers quote 1 (default), or the mean of all three, which all gives",
-    )
-    clips.add_argument(
-        "--val_fraction",
-        type=cli.fraction,
-        default=0.0,
-        help="share of each class's groups to hold out of the training list for best.pth and --patience; 0 "
-        "(default) trains on all, as papers do; 0.1 where settings are chosen, since the test list must not",
-    )
-    clips.add_argument(
-        "--sequence_length",
-        type=cli.positive_int,
-        default=40,
-        help="frames of a clip; 40 (the original's) covers the 7 s of most UCF-101 clips at every 4th frame",
-    )
-    clips.add_argument("--channels", type=int, choices=(3,), default=3, help="3: the encoders take RGB only")
-
-    clips.add_argument(
-        "--label_fraction",
-        type=cli.positive_share,
-        default=1.0,
-        help="share of each class's training clips whose label is used; 1 (default) uses all, 0.1 shows what "
-        "--pretrain is worth where labels are few",
-    )
-
-    training = parser.add_argument_group("training")
-    training.add_argument(
-        "--pretrain",
-        type=cli.non_negative_int,
-        default=0,
-        help="passes over the training clips before, without labels: spans of frames are hidden and told "
-        "from the others; for ConvLSTM and ActionBERT; 0 (default) does none, 10 is best for some hundred "
-        "clips, and many more do harm",
-    )
-    training.add_argument(
-        "--num_epochs",
-        type=cli.positive_int,
-        default=20,
-        help="passes over the training clips; 20 is enough with the default recipe",
-    )
-    training.add_argument(
-        "--batch_size",
-        type=cli.positive_int,
-        default=16,
-        help="clips of a step, of all devices together; 16 as the original, 2 at least (BatchNorm)",
-    )
-    add_recipe_flags(training)
-    training.add_argument(
-        "--patience",
-        type=cli.positive_int,
-        help="end when the validation accuracy has not risen for so many epochs; 5 is safe; default: never",
-    )
-    training.add_argument(
-        "--seed",
-        type=cli.non_negative_int,
-        default=0,
-        help="the same seed gives the same numbers on the same machine",
-    )
-
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output_path",
-        type=Path,
-        default=Path("model_checkpoints"),
-        help="folder for <model>_<epoch>.pth, best.pth and last.pth",
-    )
-    output.add_argument(
-        "--run_path",
-        type=Path,
-        help="folder for what shows the course of the training: history.csv, curves.png, TensorBoard's "
-        "events, and the report of the test; default: runs/<model>-<encoder>-..., numbered if it is there",
-    )
-    output.add_argument(
-        "--checkpoint_interval",
-        type=cli.positive_int,
-        default=5,
-        help="epochs between checkpoints, each with a test; the last epoch is always saved and tested",
-    )
-    output.add_argument(
-        "--keep",
-        type=cli.positive_int,
-        help="keep the newest so many <model>_<epoch>.pth only; default: all, about 65 MB each",
-    )
-    output.add_argument(
-        "--save_seconds",
-        type=cli.non_negative_float,
-        default=60,
-        help="how much work a power cut may cost: last.pth (200 MB) is written when it is so old; 60 "
-        "(default) costs 1 %% of the time; SIGINT and SIGTERM save whatever its age",
-    )
-    output.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the run whose last.pth is in --output_path; its settings hold, so no other flag is "
-        "needed",
-    )
-    cli.add_device_flags(parser)
+    add_train_flags(parser)
     return parser
+
+
+def set_up(settings: TrainSettings, device: torch.device, ranks: Ranks, start: Checkpoint | None) -> Setup:
+    """Clips, model and embeddings of a training, and a new folder below runs where it does not go on.
+
+    Raises: as `train`.
+    """
+    split = choose_split(settings.data, settings.clips.split_number, settings.loop.seed)
+    model = start.model if start else build_model(settings, len(split.classes))
+    if model.num_classes != len(split.classes):
+        raise UserError(
+            f"{settings.model.checkpoint_model}: {model.num_classes} classes, and the lists name "
+            f"{len(split.classes)}; name the lists that it was trained with"
+        )
+    if start and sorted(start.classes) == sorted(split.classes):
+        split = split.relabelled(start.classes)
+    setup = Setup.of(settings, split, model, device, ranks)
+    if settings.output.resume:
+        return setup
+    name = f"{setup.name}-{settings.recipe_name}-seed{settings.loop.seed}"
+    return setup.change("output", run_path=unused(settings.output.run_path or Path("runs") / name))
+
+
+def train(setup: Setup, start: Checkpoint | None) -> dict[str, Any]:
+    """Train from the beginning, or on from `start` with --resume, and test what is best.
+
+    Args:
+        start: what last.pth holds, with --resume
+
+    Returns: the report, in the first process; nothing in the others.
+    Raises: UserError or OSError for wrong data or files; process.Interrupted after a signal.
+    """
+    settings, ranks, model = setup.settings, setup.ranks, setup.source.model
+    loop, output = settings.loop, settings.output
+    assert output.run_path is not None
+    training = setup.part(setup.clips, training=True)
+    learner = Learner(model, settings.recipe, loop.num_epochs * len(training.order), loop.seed)
+    progress = Run(
+        output.output_path, setup.checkpoint(), learner, output.save_seconds, writes=ranks.rank == 0
+    )
+    say(
+        f"training {progress.name} ({number_of_parameters(learner.trained):,} parameters) "
+        f"on {len(setup.clips):,} clips, "
+        + (f"validating on {len(setup.held_out):,}, " if setup.held_out else "")
+        + f"testing on {len(setup.split.test):,}; {model.encoder.name} in {model.encoder.dtype} on "
+        + f"{model.device}{f', {ranks.size} processes' if ranks.size > 1 else ''}"
+    )
+    if start is not None:
+        progress.go_on(start, loop.num_epochs)
+    else:
+        progress.make_room()
+        progress.save_last()
+    if loop.pretrain and not progress.begun:
+        before = setup.change("loop", num_epochs=loop.pretrain, pretrain=0, patience=None)
+        folders = {
+            "output_path": output.output_path / "pretrained",
+            "run_path": output.run_path / "pretraining",
+        }
+        pretrain(before.change("output", **folders), resume=start is not None)
+        progress.save_last()
+    tests = {"val": setup.held_out, "test": setup.split.test}
+    plan = Plan(
+        training,
+        loop.num_epochs,
+        tests={name: setup.part(clips, training=False) for name, clips in tests.items() if clips},
+        interval=output.checkpoint_interval,
+        patience=loop.patience,
+        keep=output.keep,
+        note=leak_note(settings),
+    )
+    history = setup.history(output.run_path, progress.history, setup.name)
+    with contextlib.closing(history) if history else contextlib.nullcontext():
+        fit(progress, plan, ranks, history)
+    if progress.epoch <= loop.num_epochs:
+        say(f"ended after epoch {progress.epoch - 1}: no better one in {loop.patience} epochs")
+    return test_best(progress, setup)
+
+
+def leak_note(settings: TrainSettings) -> str:
+    """What to say behind a test's figures."""
+    return ", on a split that leaks" if settings.clips.split_number == RANDOM else ""
+
+
+def test_best(progress: Run, setup: Setup) -> dict[str, Any]:
+    """Test the file that the run recommends, on all processes, and write the report.
+
+    Returns: the report, in the first process; nothing in the others.
+    """
+    settings, split, ranks = setup.settings, setup.split, setup.ranks
+    path = progress.folder / BEST if progress.best else progress.path_of(progress.epoch - 1)
+    checkpoint = load_checkpoint(path) if ranks.rank == 0 else None
+    model = setup.source.model
+    # The others need not see the file.
+    heads = ranks.gather(checkpoint.model.heads.state_dict() if checkpoint else None)[0]
+    assert heads is not None
+    model.heads.load_state_dict(heads)
+    predictions = predict_clips(model, setup.part(split.test, training=False), split.classes, ranks=ranks)
+    if checkpoint is None:
+        return {}
+    assert settings.output.run_path is not None
+    folder = settings.output.run_path / "test"
+    described = about(checkpoint, path, setup.source, setup.testing, settings.clips.split_number)
+    report = write_report(folder, predictions, described)
+    how = f"best validation accuracy {progress.best[0]:.2f} %, " if progress.best else ""
+    say(f"{how}epoch {checkpoint.epoch}, {path}: test {summary(report['figures'])}{leak_note(settings)}")
+    say(f"report in {folder}")
+    return report
+
+
+def of_split(args: argparse.Namespace, number: int) -> argparse.Namespace:
+    """The flags of one of several splits, with folders of its own."""
+    run_path = args.run_path and args.run_path / f"split{number}"
+    own = {"split_number": number, "output_path": args.output_path / f"split{number}", "run_path": run_path}
+    return argparse.Namespace(**{**vars(args), **own})
+
+
+def earlier_flags(
+    parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace, first: Path
+) -> tuple[argparse.Namespace, Checkpoint | None]:
+    """The flags of the run in --output_path, and what its last.pth holds.
+
+    Args:
+        first: last.pth of the first split; a split whose turn had not come is trained as that one was
+
+    Raises: MissingFileError if there is no run; else as `with_earlier_settings`.
+    """
+    if not first.is_file():
+        raise MissingFileError(f"{first}: there is no run to go on with; begin one without --resume")
+    last = args.output_path / LAST
+    loaded = load_checkpoint(last if last.is_file() else first)
+    earlier = with_earlier_settings(parser, argv, args, loaded)
+    if last.is_file():
+        return earlier, loaded
+    own = {"split_number": args.split_number, "run_path": args.run_path, "resume": False}
+    return argparse.Namespace(**{**vars(earlier), **own}), None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train, test and save; returns the exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    device = cli.choose_device(args.device)
+    device = choose_device(args.device)
     ranks = Ranks.from_environment(device)
     with contextlib.closing(ranks):
-        runs = [args]
-        if args.split_number == ALL:
-            runs = [of_split(args, number) for number in SPLIT_NUMBERS]
-        if args.resume and not (runs[0].output_path / LAST).is_file():
-            raise FileNotFoundError(
-                f"{runs[0].output_path / LAST}: there is no run to go on with; begin one without --resume"
-            )
-        found = []
-        for one in runs:
-            loaded = None
+        splits = [of_split(args, number) for number in SPLIT_NUMBERS] if args.split_number == ALL else [args]
+        reports = []
+        for flags in splits:
+            start: Checkpoint | None = None
             if args.resume:
-                # A split whose turn had not come is trained as the first one was.
-                last = one.output_path / LAST
-                loaded = load_checkpoint(last if last.is_file() else runs[0].output_path / LAST)
-                earlier = with_earlier_settings(parser, argv, one, loaded)
-                if last.is_file():
-                    one = earlier
-                else:
-                    loaded = None
-                    one = argparse.Namespace(
-                        **{**vars(earlier), "split_number": one.split_number, "run_path": one.run_path}
-                    )
-            fill_from_recipe(one)
-            if one.batch_size < max(2, ranks.size):
-                parser.error(
-                    f"--batch_size {one.batch_size} is too small: BatchNorm cannot train on a single clip, "
-                    f"and each process needs one; take {max(2, ranks.size)} or more"
-                )
-            if one.patience and not one.val_fraction:
-                parser.error("--patience looks at validation clips; hold some out with --val_fraction 0.1")
+                flags, start = earlier_flags(parser, argv, flags, splits[0].output_path / LAST)
+            settings = TrainSettings.read(flags)
+            if start is None and settings.model.checkpoint_model:
+                start = load_checkpoint(settings.model.checkpoint_model)
+                settings = settings.starting_from(start, typed(parser, argv, args))
+            if problem := settings.problem(ranks.size):
+                parser.error(problem)
             with contextlib.ExitStack() as held:
                 if ranks.rank == 0:
-                    cli.make_writable_folder(one.output_path)
-                    held.enter_context(only_one(one.output_path))
-                cli.seed_everything(one.seed)
-                found.append(train(one, device, ranks, loaded))
-        if len(runs) > 1 and ranks.rank == 0:
-            print(table_of_splits(found))
+                    make_writable_folder(settings.output.output_path)
+                    held.enter_context(hold_folder(settings.output.output_path))
+                seed_everything(settings.loop.seed)
+                setup = set_up(settings, device, ranks, start)
+                reports.append(train(setup, start if settings.output.resume else None))
+        if len(reports) > 1 and ranks.rank == 0:
+            print(table_of_splits(reports))
     return 0
-
-
-def of_split(args: argparse.Namespace, number: int) -> argparse.Namespace:
-    """The flags of one of several splits, with folders of its own."""
-    one = argparse.Namespace(**vars(args))
-    one.split_number, one.output_path = number, args.output_path / f"split{number}"
-    one.run_path = args.run_path and args.run_path / f"split{number}"
-    return one
 
 
 def table_of_splits(reports: Sequence[dict[str, Any]]) -> str:
@@ -236,4 +228,4 @@ def table_of_splits(reports: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

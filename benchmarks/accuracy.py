@@ -21,13 +21,15 @@ import common
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-import cli
-from cache import EmbeddingCache
 from compare import Tested, Training, train_all
-from encoders import Encoder
-from features import open_cache
-from report import interval, markdown
-from splits import Clip, load_split
+from features.cache import CachedClips
+from features.encoder import Encoder
+from features.fill import open_cache
+from splits.split import Clip
+from splits.ucf101 import load_split
+from training.report import interval, markdown
+from utils.device import available_cores, choose_device, choose_dtype
+from utils.files import beside
 
 ROOT = common.ROOT
 
@@ -41,12 +43,8 @@ ABLATION: dict[str, list[object]] = {
     "weight decay 1": ["--weight_decay", 1],
     "no label smoothing": ["--label_smoothing", 0],
     "no dropout": ["--dropout", 0],
-    "frame dropout 0.3": ["--frame_dropout", 0.3],
     "mixup 0.4": ["--mixup", 0.4],
     "gradients not cut": ["--clip_norm", 0],
-    "BatchNorm momentum 0.01": ["--norm_momentum", 0.01],
-    "BatchNorm frozen after 40 %": ["--norm_freeze", 0.4],
-    "average of the weights": ["--ema", 0.05],
 }
 # Clips of a video of UCF-101 that have nearly all of its frames together.
 SEVERAL = 4
@@ -55,7 +53,7 @@ ORDER_MODELS = ("ConvLSTM", "ActionBERT", "MeanPool")
 PAIRS = (("WalkLeft", "WalkRight"), ("SitDown", "StandUp"))
 
 
-def mean_pooled(clips: list[Clip], caches: list[EmbeddingCache]) -> np.ndarray:
+def mean_pooled(clips: list[Clip], caches: list[CachedClips]) -> np.ndarray:
     """The mean embedding of all frames of each clip, its streams side by side (N, S D)."""
     return np.concatenate(
         [
@@ -74,14 +72,14 @@ def mean_pooled(clips: list[Clip], caches: list[EmbeddingCache]) -> np.ndarray:
 def linear_probe(args: argparse.Namespace) -> tuple[list[Clip], np.ndarray]:
     """scikit-learn's logistic regression on mean-pooled embeddings: test clips, and probabilities (N, C)."""
     split = load_split(args.data / "UCF-101", args.data / "ucfTrainTestlist", args.split_number)
-    device = cli.choose_device(args.device)
+    device = choose_device(args.device)
     encoder = Encoder(args.encoder).to(device)
-    encoder.prepare(cli.choose_dtype("auto", device))
+    encoder.prepare(choose_dtype("auto", device))
     every = split.train + split.test
     caches = [
         open_cache(
             args.cache_path, every, encoder, args.img_dim, flip=not args.no_flip, stream=stream, threads=2
-        )
+        ).view(every)
         for stream in args.streams.split(",")
     ]
     probe = LogisticRegression(max_iter=10_000)
@@ -126,7 +124,7 @@ def test(args: argparse.Namespace, data: list[object], epochs: Sequence[int]) ->
     }
     # What test.py has no use for are the flags of the encoder.
     several = [*data[: data.index("--encoder")], "--clips", SEVERAL, "--num_workers", 1]
-    runs = train_all(jobs, args.folder, cli.available_cores(), {"several": several})
+    runs = train_all(jobs, args.folder, available_cores(), {"several": several})
     table = [row("logistic regression on the mean of all frames", probe[None], groups)]
     for recipe, number in kinds:
         mine = [runs[f"{recipe}-{number}-{seed}"] for seed in range(args.seeds)]
@@ -149,7 +147,7 @@ def ablation(args: argparse.Namespace, data: list[object], epochs: int) -> None:
         for name, flags in chosen.items()
         for seed in range(args.seeds)
     }
-    runs = train_all(jobs, args.folder, cli.available_cores())
+    runs = train_all(jobs, args.folder, available_cores())
     table = []
     for name in chosen:
         ends = [runs[f"{name}-{seed}"].history[-1] for seed in range(args.seeds)]
@@ -186,7 +184,7 @@ def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
         for seed in range(args.seeds)
     }
     shuffled = [*data[: data.index("--encoder")], "--shuffle_frames", "--num_workers", 1]
-    runs = train_all(jobs, args.folder, cli.available_cores(), {"shuffled": shuffled})
+    runs = train_all(jobs, args.folder, available_cores(), {"shuffled": shuffled})
     table = []
     for pair in PAIRS:
         mine = [index for index, clip in enumerate(clips) if clip.name.split("/")[0] in pair]
@@ -238,14 +236,14 @@ def main() -> None:
     args.img_dim = args.img_dim or (112 if toy else 224)
     args.no_flip = toy
     args.model_flags = ["--model", args.model, "--streams", args.streams]
-    print(common.machine(cli.choose_device(args.device)))
+    print(common.machine(choose_device(args.device)))
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder) / "runs"
         if toy:
             args.data = Path(folder) / "toy"
             drawing = [sys.executable, "data/make_toy_actions.py", "--output_path", str(args.data)]
             subprocess.run(drawing, cwd=ROOT, check=True)
-        args.cache_path = args.cache_path or cli.beside(args.data / "UCF-101", "-embeddings")
+        args.cache_path = args.cache_path or beside(args.data / "UCF-101", "-embeddings")
         data: list[object] = ["--dataset_path", args.data / "UCF-101", "--cache_path", args.cache_path]
         data += ["--split_path", args.data / "ucfTrainTestlist", "--split_number", args.split_number]
         data += ["--encoder", args.encoder, "--img_dim", args.img_dim, "--num_workers", 1]

@@ -14,11 +14,11 @@ from pathlib import Path
 import common
 import numpy as np
 
-import cli
-from checkpoint import Checkpoint, save_checkpoint
 from models import Classifier
-from video import Video
-from writer import write_video
+from training.checkpoint import Checkpoint, save_checkpoint
+from utils.device import choose_device
+from video.reader import Video
+from video.writer import write_video
 
 # What the original's test_on_video.py reached on 2 cores of this kind, in frames/s.
 ORIGINAL_RATE = 7.7
@@ -27,7 +27,8 @@ ORIGINAL_RATE = 7.7
 def annotate(video: Path, checkpoint: Path, output: Path) -> tuple[float, float]:
     """Seconds and peak memory in MB of one run of the command; the seconds without its start-up."""
     code = (
-        "import resource, sys, time, annotate, test_on_video\nstart, read = [0.0], annotate.read_and_resize\n"
+        "import resource, sys, time, test_on_video\nfrom annotation import annotate\n"
+        "start, read = [0.0], annotate.read_and_resize\n"
         "def reading(*a): start[0] = time.perf_counter(); return read(*a)\n"
         "annotate.read_and_resize = reading; test_on_video.main(sys.argv[1:])\n"
         "print(time.perf_counter() - start[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
@@ -68,7 +69,7 @@ def main() -> None:
         "--minutes", type=float, nargs=2, default=(1, 10), help="lengths for memory, at 25 fps"
     )
     args = flags.parse_args()
-    device = cli.choose_device(args.device)
+    device = choose_device(args.device)
     encoder = common.make_encoder(args.encoder, device, random_weights=args.random_weights)
     model = Classifier("ConvLSTM", 101, encoder=args.encoder, pretrained=not args.random_weights)
     source = common.clips(args.data)[0].video.path

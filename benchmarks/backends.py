@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import cli
-from checkpoint import load_checkpoint
-from dataset import StreamReader
-from labels import label_frames, read_and_resize
-from onnx_model import FrameModel, OnnxModel, export
-from video import Video
+from annotation.labels import FrameModel, label_frames, read_and_resize
+from annotation.onnx_model import OnnxModel, export
+from training.checkpoint import load_checkpoint
+from utils.device import available_cores, choose_dtype
+from video.frames import StreamReader
+from video.reader import Video
 
 
 def label(model: FrameModel, video: Video, img_dim: int, length: int) -> np.ndarray:
@@ -44,12 +44,12 @@ def main() -> None:
         models: dict[str, FrameModel] = {}
         for name, dtype in (
             ("PyTorch, fp32", torch.float32),
-            ("PyTorch, auto", cli.choose_dtype("auto", device)),
+            ("PyTorch, auto", choose_dtype("auto", device)),
         ):
             model = load_checkpoint(args.checkpoint_model).model
             model.encoder.prepare(dtype)
             models[name] = model
-        models["onnxruntime, fp32"] = OnnxModel(Path(folder) / "exported", cli.available_cores())
+        models["onnxruntime, fp32"] = OnnxModel(Path(folder) / "exported", available_cores())
         found: dict[str, list[np.ndarray]] = {name: [] for name in models}
         rates: dict[str, list[float]] = {name: [] for name in models}
         for clip in tqdm(chosen, unit="clip"):

@@ -21,11 +21,13 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from cli import available_cores, choose_dtype
-from encoders import ENCODERS, Encoder, State
+from features.encoder import Encoder
+from features.networks import ENCODERS
 from models import Classifier
-from splits import Clip, load_split
-from video import Video
+from splits.split import Clip
+from splits.ucf101 import load_split
+from utils.device import available_cores, choose_dtype
+from video.reader import Video
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -95,19 +97,6 @@ def raw_rate(encoder: Encoder, img_dim: int, device: torch.device, *, batches: i
                 network(data)
 
         return batches * len(data) / seconds(work, device)
-
-
-class TinyNetwork(nn.Module):
-    """An encoder that costs nothing: a frame becomes a thumbnail of 4 x 4 pixels, mixed by fixed weights."""
-
-    def __init__(self, *, pretrained: bool, state: State | None = None) -> None:
-        super().__init__()
-        self.mix = nn.Conv2d(3, 3, 1, bias=False)
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.mix.weight.data.copy_(torch.arange(9.0).view(3, 3, 1, 1) / 9)
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.pool(self.mix(frames)).flatten(1)
 
 
 class Original(nn.Module):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import common
 
-import cli
-from features import open_cache
+from features.fill import open_cache
+from utils.device import available_cores, choose_device
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     flags.add_argument("--no_flip", action="store_true", help="one view of each frame, not two")
     args = flags.parse_args()
     views = 1 if args.no_flip else 2
-    device = cli.choose_device(args.device)
+    device = choose_device(args.device)
     encoder = common.make_encoder(args.encoder, device, random_weights=args.random_weights)
     original = common.OriginalProcess(args.encoder, args.img_dim, device)
     every = common.clips(args.data)
@@ -42,7 +42,7 @@ def main() -> None:
                 encoder,
                 args.img_dim,
                 flip=not args.no_flip,
-                threads=cli.available_cores(),
+                threads=available_cores(),
             )
 
     fill()

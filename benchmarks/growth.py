@@ -10,7 +10,7 @@ import tempfile
 
 import common
 
-import cli
+from utils.device import choose_device
 
 CHILD = """
 import json, sys, time
@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, "benchmarks")
 import common, torch
 from torch.nn import functional as F
-from dataset import ClipBatches, Sampling
-from features import EmbeddingClips, open_cache
+from dataset import ClipBatches, EmbeddingClips, Sampling
+from features.fill import open_cache
 data, encoder, img_dim, count, folder = sys.argv[1:]
 every = common.clips(Path(data))
 count = int(count)
@@ -27,13 +27,16 @@ chosen = [every[index * len(every) // count] for index in range(count)]
 model = common.make_model(encoder, torch.device("cpu"), random_weights=False)
 start = time.perf_counter()
 cache = open_cache(Path(folder), chosen, model.encoder, int(img_dim), flip=False, threads=2)
+kept = cache.view(chosen)
 fill = time.perf_counter() - start
-frames = sum(cache.frames(clip) for clip in chosen)
+frames = sum(kept.frames(clip) for clip in chosen)
 size = sum(path.stat().st_size for path in cache.folder.iterdir())
 trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=5e-4)
 batches = ClipBatches(len(chosen), 16, shuffle=True)
-loader = EmbeddingClips([cache], chosen, Sampling(40, training=True, flip=False), batches)
+loader = EmbeddingClips(
+    [kept], chosen, Sampling(40, training=True, flip=False), batches, torch.device("cpu")
+)
 model.train()
 times = []
 for batches.epoch in range(3):
@@ -57,7 +60,7 @@ def main() -> None:
     flags.add_argument("--img_dim", type=int, default=112)
     flags.add_argument("--clips", type=int, nargs="+", default=[10, 100, 391])
     args = flags.parse_args()
-    print(common.machine(cli.choose_device("cpu")))
+    print(common.machine(choose_device("cpu")))
     print(f"\n### Growth, {args.encoder} at {args.img_dim} px\n")
     print("| clips | frames | filling, s | ms/frame | cache, MB | bytes/frame | epoch, s | ms/clip | MB |")
     print("| --- " * 9 + "|")

@@ -22,11 +22,11 @@ import av
 import common
 import numpy as np
 
-import cli
 import test_on_video
-from checkpoint import Checkpoint, save_checkpoint
 from models import Classifier
-from video import Video
+from training.checkpoint import Checkpoint, save_checkpoint
+from utils.device import choose_device
+from video.reader import Video
 
 # The number of a frame, one square of this many pixels for each binary digit, from the upper right corner.
 SQUARE, DIGITS = 8, 14
@@ -77,7 +77,7 @@ def main() -> None:
     flags.add_argument("--label_every", type=int, default=10)
     flags.add_argument("--port", type=int, default=9177)
     args = flags.parse_args()
-    device = cli.choose_device(args.device)
+    device = choose_device(args.device)
     model = Classifier(
         "ConvLSTM", 101, encoder=args.encoder, streams=tuple(args.streams.split(",")),
         pretrained=not args.random_weights,

@@ -6,7 +6,7 @@ from pathlib import Path
 if __name__ == "__main__":
     # In place of this folder, so that the import below finds the other file.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    import cli
     import extract_frames
+    from utils.process import run
 
-    cli.run(extract_frames.main)
+    run(extract_frames.main)

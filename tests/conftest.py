@@ -19,11 +19,11 @@ import pytest
 import torch
 from torch import nn
 
-import cli
-import encoders
-from checkpoint import Checkpoint, save_checkpoint
+from features import networks
 from models import Classifier
-from writer import write_video
+from training.checkpoint import Checkpoint, save_checkpoint
+from utils import process
+from video.writer import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 # A part of UCF-101 with the official lists: beside the checkout, or where this variable says.
@@ -66,7 +66,7 @@ def free_port() -> int:
 
 # A process of these has what takes seconds to import already.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["train", "test", "features", "test_on_video"])
+_SERVER.set_forkserver_preload(["train", "test", "features.fill", "test_on_video"])
 
 
 def _run_as_script(script: Path, words: list[str], out: Path, file_limit: int | None) -> None:
@@ -125,7 +125,7 @@ def call(
         capfd.readouterr()
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, args)])
         with pytest.raises(SystemExit) as stop:
-            cli.run(module.main)
+            process.run(module.main)
         out, err = capfd.readouterr()
         return Outcome(int(stop.value.code or 0), out, err)
 
@@ -156,12 +156,16 @@ def build_tiny(*, pretrained: bool, state: dict[str, torch.Tensor] | None = None
     return network
 
 
+def add_tiny_encoder() -> None:
+    networks.ENCODERS["tiny"] = networks.EncoderSpec(build_tiny, 48)
+
+
 CLASSES = ["WalkLeft", "WalkRight"]
 
 
 def save_untrained(path: Path, streams: tuple[str, ...]) -> Path:
     """A checkpoint of the tiny encoder and a small head that has learned nothing."""
-    encoders.ENCODERS["tiny"] = encoders.EncoderSpec(build_tiny, 48)
+    add_tiny_encoder()
     torch.manual_seed(0)
     model = Classifier("ConvLSTM", len(CLASSES), encoder="tiny", streams=streams, hidden_dim=16)
     save_checkpoint(path, Checkpoint(model, CLASSES, 32, 8, None, 0))
@@ -171,9 +175,9 @@ def save_untrained(path: Path, streams: tuple[str, ...]) -> Path:
 @pytest.fixture(autouse=True)
 def tiny_encoder() -> Iterator[str]:
     """An entry `tiny` in the table of encoders."""
-    encoders.ENCODERS["tiny"] = encoders.EncoderSpec(build_tiny, 48)
+    add_tiny_encoder()
     yield "tiny"
-    del encoders.ENCODERS["tiny"]
+    del networks.ENCODERS["tiny"]
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageGrab
 
 from conftest import ROOT, free_port
-from video import Video
-from writer import write_video
+from video.reader import Video
+from video.writer import write_video
 
 pytestmark = pytest.mark.browser
 

@@ -21,7 +21,7 @@ from dataset import (
     window_indices,
 )
 from extract_frames import extract_all
-from splits import load_split, read_classes
+from splits.ucf101 import load_split, read_classes
 
 lengths = st.integers(1, 60)
 

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import encoders
 import train
-from encoders import ENCODERS, Encoder, WeightsError, encoder_spec, read_weights
+from features import networks
+from features.encoder import Encoder
+from features.networks import ENCODERS, encoder_spec
+from features.weights import WeightsError, read_weights
 
 
 @pytest.fixture
@@ -93,8 +95,8 @@ def test_lite0_weights_name_the_right_imagenet_class():
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bf16")
 def test_bf16_embeddings_are_close_to_fp32(subset):
-    from dataset import resize_frames
-    from video import Video
+    from video.frames import resize_frames
+    from video.reader import Video
 
     path = subset / "UCF-101/PullUps/v_PullUps_g01_c01.avi"
     path = path if path.exists() else next((subset / "UCF-101/PullUps").iterdir())
@@ -148,7 +150,7 @@ def test_names_near_an_unknown_one_are_told(call, small, train_flags):
 
 def test_without_timm_the_error_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    encoders._timm_spec.cache_clear()
+    networks._timm_spec.cache_clear()
     with pytest.raises(WeightsError, match="pip install timm"):
         encoder_spec("timm/test_resnet")
 

@@ -9,10 +9,10 @@ import torch
 
 import export as export_script
 import test_on_video
-from checkpoint import Checkpoint, save_checkpoint
+from annotation.onnx_model import OnnxError, OnnxModel, export
 from models import MODELS, Classifier
-from onnx_model import OnnxError, OnnxModel, export
-from video import Video
+from training.checkpoint import Checkpoint, save_checkpoint
+from video.reader import Video
 
 
 def trained(name, streams=("rgb",)):

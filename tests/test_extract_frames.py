@@ -11,7 +11,7 @@ import pytest
 
 import extract_frames
 from conftest import ROOT, run_script
-from video import Video
+from video.reader import Video
 
 
 def count_frames(path):

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-import engine
-import features
 import train
-from cache import CacheError
-from checkpoint import load_checkpoint
 from conftest import ROOT, Outcome, Script, run_script
-from splits import Shard, load_split
+from features import fill
+from features.cache import CacheError
+from features.encoder import Encoder
+from splits.split import Shard
+from splits.ucf101 import load_split
+from training import evaluate
+from training.checkpoint import load_checkpoint
 
 
 def limited(limit, script, *flags):
@@ -53,14 +55,14 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_names_path_and_bytes(call, l
 
 def test_a_full_disk_keeps_what_is_encoded_and_the_cache_goes_on(call, lite0, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert call(features, *lite0, "--cache_path", whole).status == 0
+    assert call(fill, *lite0, "--cache_path", whole).status == 0
     (rows,) = whole.glob("*/embeddings.npy")
     done = limited(rows.stat().st_size * 2 // 3, "features.py", *lite0, "--cache_path", cut)
     assert done.status == 1
     error = done.one_line_error()
     assert str(cut) in error
     assert "bytes were needed" in error
-    done = call(features, *lite0, "--cache_path", cut)
+    done = call(fill, *lite0, "--cache_path", cut)
     assert done.status == 0, done.err
     for path in rows.parent.iterdir():
         assert (cut / rows.parent.name / path.name).read_bytes() == path.read_bytes(), path.name
@@ -111,13 +113,13 @@ def test_a_damaged_cache_is_noticed_and_names_the_clip(call, small, train_flags,
 def test_a_clip_that_goes_while_training(call, small, train_flags, tmp_path, monkeypatch, cache):
     """With the cache it is not needed any more; without it the error names it."""
     clip = small / "UCF-101/WalkLeft/v_WalkLeft_g02_c01.avi"
-    add = engine.Tally.add
+    add = evaluate.Tally.add
 
     def removing(self, *figures):
         add(self, *figures)
         clip.unlink(missing_ok=True)
 
-    monkeypatch.setattr(engine.Tally, "add", removing)
+    monkeypatch.setattr(evaluate.Tally, "add", removing)
     done = call(train, *train_flags(small), *TRAIN, "--num_epochs", 2, "--cache", cache)
     if cache == "disk":
         assert done.status == 0, done.err
@@ -132,7 +134,7 @@ def test_shards_are_read_as_one_and_miss_nothing(call, small, train_flags, tmp_p
     encoder = ["--encoder", "tiny", "--img_dim", 32, "--precision", "fp32"]
     for number, count in ((1, 2), (2, 2)):
         done = call(
-            features, *data, *encoder, "--shard", f"{number}/{count}", "--cache_path", tmp_path / str(number)
+            fill, *data, *encoder, "--shard", f"{number}/{count}", "--cache_path", tmp_path / str(number)
         )
         assert done.status == 0, done.err
         assert "3 of 6 clips" in done.out
@@ -147,7 +149,7 @@ def test_shards_are_read_as_one_and_miss_nothing(call, small, train_flags, tmp_p
         line for line in done.out.splitlines() if "nats" in line
     ]
     for wrong in ("3/2", "0/2", "x"):
-        done = call(features, *data, "--shard", wrong)
+        done = call(fill, *data, "--shard", wrong)
         assert (done.status, wrong in done.one_line_error()) == (2, True)
 
 
@@ -159,7 +161,7 @@ def test_shards_share_the_clips_whatever_their_order(small):
 
 
 def test_spoiled_files_end_well_or_in_one_line():
-    done = run_script("benchmarks/fuzz.py", "--cases", 24, "--seed", 3)
+    done = run_script("tests/stress/fuzz.py", "--cases", 24, "--seed", 3)
     assert done.status == 0, done.out
     assert "24 cases, seed 3: 0 ended badly" in done.out
 
@@ -187,13 +189,13 @@ def test_out_of_memory_on_cuda_says_which_flag_to_lower(call, small, train_flags
 
 def test_an_embedding_index_that_lies_is_refused(small, tmp_path):
     folder = tmp_path / "cache"
-    encoder = features.Encoder("tiny")
+    encoder = Encoder("tiny")
     clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
-    cache = features.open_cache(folder, clips, encoder, 32, flip=False)
+    cache = fill.open_cache(folder, clips, encoder, 32, flip=False)
     index = cache.folder / "index.jsonl"
     line = index.read_text().splitlines()[0]
     for wrong in ('"row": -5', '"row": 1e3', '"row": "0"', '"row": 99999999999999999999'):
         index.write_text(line.replace('"row": 0', wrong) + "\n")
         with pytest.raises(CacheError, match="delete the folder"):
-            features.open_cache(folder, clips, encoder, 32, flip=False)
+            fill.open_cache(folder, clips, encoder, 32, flip=False)
     assert np.load(cache.folder / "embeddings.npy").dtype == np.float16

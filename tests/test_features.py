@@ -11,19 +11,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import cache as cache_module
-import features
 import test as test_script
 import train
-from cache import CacheError, CacheKey, EmbeddingCache
 from conftest import Script
-from dataset import ClipBatches, FrameClips, Sampling, resize_frames
-from encoders import Encoder
-from features import EmbeddingClips, open_cache
+from dataset import ClipBatches, EmbeddingClips, FrameClips, Sampling
+from features import fill
+from features.cache import RESIZE, CacheError, CacheKey, EmbeddingCache
+from features.encoder import Encoder
+from features.fill import open_cache
+from features.pipeline import OneAhead, Prefetch, embed_ahead, read_ahead
 from models import Classifier
-from pipeline import OneAhead, Prefetch, embed_ahead, read_ahead
-from splits import load_split
-from video import Video, VideoError
+from splits.ucf101 import load_split
+from video.files import VideoError
+from video.frames import resize_frames
+from video.reader import Video
 
 
 @pytest.fixture
@@ -58,7 +59,8 @@ def test_cached_clips_are_what_the_encoder_gives(small, tmp_path, streams):
         frames = FrameClips(clips, sampling, 32, streams)
         seen = 0
         for batches.epoch in range(3):
-            cached = list(EmbeddingClips(caches, clips, sampling, batches))
+            kept = [cache.view(clips) for cache in caches]
+            cached = list(EmbeddingClips(kept, clips, sampling, batches, model.device))
             for batch, items in zip(cached, batches, strict=True):
                 assert batch[0].dtype == torch.float32
                 for embedding, padding, label, item in zip(*batch, items, strict=True):
@@ -99,7 +101,7 @@ def test_any_tool_can_read_it(small, encoder, tmp_path):
     assert np.allclose(mine[:, 1], encoder.embed(frames.flip(-1)), rtol=2**-10, atol=1e-4)
     key = json.loads((folder / "key.json").read_text())
     assert key["encoder_sha256"] == encoder.sha256()
-    assert key["resize"] == cache_module.RESIZE
+    assert key["resize"] == RESIZE
 
 
 def test_every_part_of_the_key_makes_another_cache():
@@ -114,7 +116,9 @@ def test_every_part_of_the_key_makes_another_cache():
 def test_other_weights_are_another_cache(small, encoder, tmp_path):
     clips = clips_of(small)
     first = open_cache(tmp_path, clips, encoder, 32, flip=True)
-    encoder.feature_extractor.mix.weight.data += 1
+    state = encoder.state_dict()
+    state["feature_extractor.mix.weight"] += 1
+    encoder.load_state_dict(state)
     second = open_cache(tmp_path, clips, encoder, 32, flip=True)
     assert first.folder != second.folder
 
@@ -132,17 +136,18 @@ def test_a_plain_run_uses_a_cache_that_has_both_views(small, encoder, tmp_path):
 def test_a_changed_clip_is_encoded_anew_and_the_others_are_not(small, encoder, tmp_path, monkeypatch):
     clips = clips_of(small)
     cache = open_cache(tmp_path, clips, encoder, 32, flip=False)
-    before = cache.gather(clips[:1], np.array([[0, 1]]), np.array([False]))
+    before = cache.view(clips).gather(clips[:1], np.array([[0, 1]]), np.array([False]))
     path = clips[0].video.path
     shutil.copy(clips[1].video.path, path)
     os.utime(path, (1, 1))
     encoded = []
     monkeypatch.setattr(
-        cache_module, "read_ahead", lambda videos, *rest: encoded.extend(videos) or read_ahead(videos, *rest)
+        fill, "read_ahead", lambda videos, *rest: encoded.extend(videos) or read_ahead(videos, *rest)
     )
-    cache = open_cache(tmp_path, clips_of(small), encoder, 32, flip=False)
+    clips = clips_of(small)
+    cache = open_cache(tmp_path, clips, encoder, 32, flip=False)
     assert [video.path for video in encoded] == [path]
-    after = cache.gather(clips[:2], np.array([[0, 1], [0, 1]]), np.array([False, False]))
+    after = cache.view(clips).gather(clips[:2], np.array([[0, 1], [0, 1]]), np.array([False, False]))
     assert torch.equal(after[0], after[1])
     assert not torch.equal(after[0], before[0])
     assert cache.missing(clips) == []
@@ -191,16 +196,19 @@ def test_a_clip_that_breaks_off_leaves_no_rows(small, encoder, tmp_path, monkeyp
                 yield number, item
 
     whole = open_cache(tmp_path / "whole", clips, encoder, 32, flip=True)
-    monkeypatch.setattr(cache_module, "read_ahead", broken)
+    monkeypatch.setattr(fill, "read_ahead", broken)
     with pytest.raises(VideoError, match="broke off"):
         open_cache(tmp_path / "cache", clips, encoder, 32, flip=True)
-    cache = EmbeddingCache(tmp_path / "cache", whole.key, 48)
+    cache = EmbeddingCache(tmp_path / "cache" / whole.folder.name, 2, 48)
     assert len(cache.missing(clips)) == 1
     third = sorted(clip.name for clip in clips)[2]
-    for clip in clips:
-        if clip.name != third:
-            which = ([clip], np.arange(cache.frames(clip))[None], np.array([True]))
-            assert torch.equal(cache.gather(*which), whole.gather(*which))
+    others = [clip for clip in clips if clip.name != third]
+    part, all_clips = cache.view(others), whole.view(clips)
+    for clip in others:
+        which = ([clip], np.arange(part.frames(clip))[None], np.array([True]))
+        assert torch.equal(part.gather(*which), all_clips.gather(*which))
+    with pytest.raises(CacheError, match="1 clips are not there"):
+        cache.view(clips)
 
 
 def test_damaged_caches_say_so(small, encoder, tmp_path):
@@ -218,8 +226,8 @@ def test_damaged_caches_say_so(small, encoder, tmp_path):
 
 def test_the_space_is_checked_and_the_need_printed(call, small, train_flags, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))
-    done = call(features, *feature_flags(small, train_flags))
+    monkeypatch.setattr(fill.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))
+    done = call(fill, *feature_flags(small, train_flags))
     assert done.status == 1
     assert "--cache_path" in done.one_line_error()
     assert "GB needed" in done.out
@@ -238,20 +246,20 @@ def feature_flags(path, train_flags):
 
 
 def test_the_command_fills_what_training_then_uses(call, small, train_flags, monkeypatch, tmp_path):
-    done = call(features, *feature_flags(small, train_flags), "--cache_path", tmp_path / "there")
+    done = call(fill, *feature_flags(small, train_flags), "--cache_path", tmp_path / "there")
     assert done.status == 0, done.err
     assert "6 clips in" in done.out
-    monkeypatch.setattr(cache_module, "read_ahead", None)
+    monkeypatch.setattr(fill, "read_ahead", None)
     trained = call(train, *train_flags(small), "--num_epochs", 1, "--cache_path", tmp_path / "there")
     assert trained.status == 0, trained.err
     monkeypatch.undo()
-    wrong = call(features, *feature_flags(small, train_flags), "--cache", "off")
+    wrong = call(fill, *feature_flags(small, train_flags), "--cache", "off")
     assert (wrong.status, "off" in wrong.one_line_error()) == (1, True)
 
 
 def test_testing_uses_the_cache_too(call, small, train_flags, monkeypatch, tmp_path):
     assert call(train, *train_flags(small), "--num_epochs", 1).status == 0
-    monkeypatch.setattr(cache_module, "read_ahead", None)
+    monkeypatch.setattr(fill, "read_ahead", None)
     data = [
         "--dataset_path",
         small / "UCF-101",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from labels import Labelled, Smoother, segments, write_tables
+from annotation.labels import Labelled, Smoother, segments, write_tables
 
 tables = st_numpy.arrays(
     np.float64, st.tuples(st.integers(1, 60), st.integers(1, 4)), elements=st.floats(0, 1)

@@ -16,14 +16,16 @@ import torch
 from send_stream import number_of, numbered
 
 import test_on_video
-from checkpoint import load_checkpoint
+from annotation.labels import Smoother
+from annotation.live import LiveLabels, LiveVideo, Log, Shot, is_live, watch
+from annotation.overlay import Overlay
 from conftest import ROOT, free_port, save_untrained
-from dataset import StreamReader, resize_frames, window_indices
-from labels import Smoother
-from live import LiveLabels, LiveVideo, Log, Shot, is_live, watch
-from overlay import Overlay
-from video import Video, VideoError
-from writer import write_video
+from dataset import window_indices
+from training.checkpoint import load_checkpoint
+from video.files import VideoError
+from video.frames import StreamReader, resize_frames
+from video.reader import Video
+from video.writer import write_video
 
 
 @pytest.fixture
@@ -179,8 +181,8 @@ def test_a_camera(trained, tmp_path):
 RUN = """
 import sys
 import conftest, encoders, cli, test_on_video
-encoders.ENCODERS["tiny"] = encoders.EncoderSpec(conftest.build_tiny, 48)
-cli.run(test_on_video.main)
+networks.ENCODERS["tiny"] = networks.EncoderSpec(conftest.build_tiny, 48)
+process.run(test_on_video.main)
 """
 
 

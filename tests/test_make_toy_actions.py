@@ -2,7 +2,7 @@ import make_toy_actions as toys
 import numpy as np
 import pytest
 
-from splits import load_split, read_classes
+from splits.ucf101 import load_split, read_classes
 
 
 def test_layout_is_that_of_ucf101(toy):

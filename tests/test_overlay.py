@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overlay import EMPTY, OVERLAYS, Overlay
+from annotation.overlay import EMPTY, OVERLAYS, Overlay
 
 CLASSES = ["BodyWeightSquats", "JumpRope", "YoYo", "Surfing"]
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_run import same, stop_after, weights
 
-import pretrain
 import train
 from models import Classifier
-from pretrain import MaskedFrames, Pretrainer, span_mask
-from recipe import RECIPES
+from training import masked as masked_module
+from training.masked import MaskedFrames, MaskedLearner, span_mask
+from training.recipe import RECIPES
 
 
 @given(batch=st.integers(1, 20), length=st.integers(2, 60), seed=st.integers(0, 2**31))
@@ -29,9 +29,9 @@ def test_of_every_clip_some_frames_are_hidden_and_some_are_not(batch, length, se
 def test_half_of_the_frames_are_hidden_in_spans():
     torch.manual_seed(0)
     mask = span_mask(400, 200, torch.device("cpu"))
-    assert mask.float().mean().item() == pytest.approx(pretrain.MASKED_SHARE, abs=0.02)
+    assert mask.float().mean().item() == pytest.approx(masked_module.MASKED_SHARE, abs=0.02)
     begins = (mask[:, 1:] & ~mask[:, :-1]).sum().item()
-    assert mask.sum().item() / begins == pytest.approx(pretrain.MEAN_SPAN, rel=0.1)
+    assert mask.sum().item() / begins == pytest.approx(masked_module.MEAN_SPAN, rel=0.1)
 
 
 def moving_clips(count, numbers):
@@ -47,7 +47,7 @@ def test_hidden_frames_are_learned_from_the_others(name, sizes):
     numbers = torch.Generator().manual_seed(1)
     model = Classifier(name, 3, encoder="tiny", latent_dim=64, sequence_length=12, **sizes)
     recipe = replace(RECIPES["default"], learning_rate=3e-3)
-    learner = Pretrainer(model, MaskedFrames(model), recipe, 300, 0)
+    learner = MaskedLearner(model, MaskedFrames(model), recipe, 300, 0)
     padding = torch.zeros(16, 12, dtype=torch.bool)
     shares = []
     learner.masked.train()
@@ -100,10 +100,10 @@ def test_a_run_that_stops_while_pretraining_goes_on_to_the_same_weights(
             stop_after(patch, batches, signal.SIGTERM, MaskedFrames, "forward")
             done = call(train, *flags, "--output_path", folder)
         assert done.status == 128 + signal.SIGTERM, done.err
-        assert "stopped in the pretraining's epoch" in done.out
+        assert "stopped in pretraining, epoch" in done.out
         done = call(train, "--resume", "--output_path", folder)
         assert done.status == 0, done.err
-        assert "going on in the pretraining's epoch" in done.out
+        assert "going on in pretraining, epoch" in done.out
         assert same(weights(folder / "ActionBERT_2.pth"), wanted)
     plain = call(train, *flags, "--pretrain", 0, "--output_path", tmp_path / "plain")
     assert plain.status == 0, plain.err
@@ -124,7 +124,8 @@ def test_a_share_of_the_labels_is_above_none(call, small, train_flags, fraction)
 
 
 def test_few_labels_are_spread_over_the_classes(toy):
-    from splits import load_split, some_labels
+    from splits.split import some_labels
+    from splits.ucf101 import load_split
 
     clips = load_split(toy / "UCF-101", toy / "ucfTrainTestlist", 1).train
     few = some_labels(clips, 0.25, seed=1)

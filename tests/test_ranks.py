@@ -10,9 +10,9 @@ import torch
 
 import test as test_script
 import train
-from checkpoint import load_checkpoint
 from conftest import ROOT
 from dataset import ClipBatches
+from training.checkpoint import load_checkpoint
 
 
 def torchrun(*command, processes=2, cwd=ROOT):
@@ -53,7 +53,7 @@ NETWORK = dedent(
     import torch
     from torch import nn
     from torch.nn import functional as F
-    from ranks import Ranks
+    from utils.ranks import Ranks
 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8, momentum=0.01), nn.ReLU(), nn.Linear(8, 3))

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train
-from checkpoint import load_checkpoint
 from models import Classifier
-from recipe import RECIPES, Learner, Recipe, learning_rate_factor
+from training.checkpoint import load_checkpoint
+from training.recipe import RECIPES, Learner, Recipe, learning_rate_factor
 
 PLAIN = RECIPES["original"]
 

@@ -6,15 +6,15 @@ import json
 import cv2
 import numpy as np
 import pytest
+import report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-import report
 import test as test_script
 import train
-from splits import Clip
-from video import Video
+from splits.split import Clip
+from video.reader import Video
 
 CLASSES = ["Archery", "Bowling", "Diving", "Fencing", "Lunges", "Mixing", "Rowing"]
 
@@ -36,7 +36,7 @@ def read(path):
 def tested(toy, tmp_path_factory):
     """An epoch's training on the toy data, and a test of it with three clips a video."""
     from conftest import TRAIN_FLAGS, build_tiny
-    from encoders import ENCODERS, EncoderSpec
+    from features.networks import ENCODERS, EncoderSpec
 
     folder = tmp_path_factory.mktemp("tested")
     data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]

@@ -10,10 +10,11 @@ import torch
 
 import models
 import train
-from checkpoint import load_checkpoint
 from conftest import Script
-from run import only_one
-from splits import hold_out, load_split, random_split, siblings
+from splits.split import hold_out, random_split, siblings
+from splits.ucf101 import load_split
+from training.checkpoint import load_checkpoint
+from training.run import hold_folder
 
 EPOCHS = ("--num_epochs", 3, "--batch_size", 2, "--latent_dim", 8)
 
@@ -146,7 +147,7 @@ def test_other_clips_than_before_are_refused(call, small, train_flags, tmp_path,
 
 
 def test_a_second_training_in_a_folder_is_refused_while_the_first_runs(call, small, train_flags, whole):
-    with only_one(whole):
+    with hold_folder(whole):
         done = call(train, *flags_of(train_flags, small, whole))
     assert done.status == 1
     assert "another training" in done.one_line_error()

@@ -3,9 +3,9 @@ import torch
 
 import test as test_script
 import train
-from checkpoint import load_checkpoint
 from dataset import FrameClips, Sampling
-from splits import load_split
+from splits.ucf101 import load_split
+from training.checkpoint import load_checkpoint
 
 
 @pytest.fixture

@@ -3,20 +3,21 @@ from fractions import Fraction
 from itertools import islice
 
 import av
+import labels
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import labels
 import test_on_video
 import train
-from checkpoint import load_checkpoint
+from annotation.overlay import draw_text, font_size
 from conftest import gray_frames, run_script
-from dataset import resize_frames, window_indices
-from overlay import draw_text, font_size
-from video import Video
-from writer import write_video
+from dataset import window_indices
+from training.checkpoint import load_checkpoint
+from video.frames import resize_frames
+from video.reader import Video
+from video.writer import write_video
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_run import stop_after
 
-import encoders
 import train
-from checkpoint import load_checkpoint
+from features.encoder import Encoder
+from training.checkpoint import load_checkpoint
 
 
 def losses(outcome):
@@ -142,7 +142,7 @@ def test_a_model_of_other_classes_is_refused(call, small, train_flags, toy):
 
 
 def test_bf16_on_request_changes_the_embeddings_only_a_little(small, train_flags):
-    encoder = encoders.Encoder("tiny")
+    encoder = Encoder("tiny")
     frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     exact = encoder.embed(frames)
     encoder.prepare(torch.bfloat16)

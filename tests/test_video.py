@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import gray_frames
-from video import Video, VideoError, check_whole
-from writer import write_video
+from video.files import VideoError
+from video.reader import Video, check_whole
+from video.writer import write_video
 
 
 def probe(path):

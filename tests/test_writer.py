@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from conftest import gray_frames
-from video import Video
-from writer import write_video
+from video.reader import Video
+from video.writer import write_video
 
 
 def look(path):

@@ -1,0 +1,1 @@
+"""What a model says of a video, frame by frame: labels, overlay, live, ONNX."""

@@ -1,0 +1,243 @@
+"""What action each frame of a video shows: from frames to probabilities, segments and tables."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset import padding_of, window_indices
+from utils.files import csv_bytes, json_bytes, write_whole
+from video.frames import StreamReader, resize_frames
+from video.reader import Video
+
+# Windows classified at once: with fewer the LSTM's weights are read too often, with more nothing is gained.
+WINDOW_BATCH = 16
+# Frames read, encoded and labelled at once: enough for such a batch, and fewer where they are large.
+READ_FRAMES, READ_BYTES = 128, 2**27
+
+# Frames (H, W, 3) uint8 RGB, and the same as uint8 (n, 3 S, img_dim, img_dim).
+Batch = tuple[list[np.ndarray], Tensor]
+
+
+class FrameModel(Protocol):
+    """What labels a video's frames: a `Classifier`, or an exported one."""
+
+    streams: tuple[str, ...]
+    width: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """As `Classifier.embed`."""
+
+    def classify(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """As `Classifier.classify`."""
+
+
+@dataclass
+class Labelled:
+    """Consecutive frames of a video, (H, W, 3) uint8 RGB each, and their class probabilities (n, C)."""
+
+    frames: list[np.ndarray]
+    probabilities: Tensor
+
+
+def read_and_resize(video: Video, img_dim: int, seen: StreamReader) -> Iterator[Batch]:
+    """Frames of a video, some at a time, as they are and as the encoder takes them."""
+    source = video.frames()
+    first = next(source)
+    source = chain([first], source)
+    size = max(1, min(READ_FRAMES, READ_BYTES // first.nbytes))
+    while frames := list(islice(source, size)):
+        yield frames, seen.read(resize_frames(frames, img_dim))
+
+
+@torch.no_grad()
+def label_clips(model: FrameModel, embeddings: Tensor, padding: Tensor) -> Tensor:
+    """Class probabilities of clips: embeddings (B, T, S D) and padding (B, T) -> (B, C), on the CPU."""
+    # bf16 is more than twice as fast on a CPU too, and moves a probability by 2e-6.
+    with torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
+        logits = model.classify(embeddings, padding)
+    return logits.float().softmax(dim=-1).cpu()
+
+
+@torch.no_grad()
+def label_frames(
+    model: FrameModel,
+    batches: Iterable[Batch],
+    sequence_length: int,
+    step: int,
+    every: int = 1,
+) -> Generator[Labelled]:
+    """Label frames by the windows around them, as `dataset.window_indices` lays windows, frames coming in.
+
+    Each frame is encoded once. A frame is given out as soon as its window is complete, so only a window's
+    worth of frames is held, however long the video. The numbers are those that the whole video would give.
+
+    Args:
+        batches: frames in order, any number at a time
+        every: frames that share a label, that of the window around their middle one
+    """
+    held: deque[np.ndarray] = deque()  # frames without a label yet
+    embeddings = torch.empty(0, model.width, device=model.device)  # of frames first to read - 1
+    first = done = read = 0  # frames, groups of frames, frames
+
+    def labelled(windows: np.ndarray) -> Labelled:
+        nonlocal done
+        done += len(windows)
+        # At both ends, and all through a short video, windows are the same.
+        distinct, of_group = np.unique(windows - first, axis=0, return_inverse=True)
+        padding = torch.from_numpy(padding_of(distinct)).to(model.device).split(WINDOW_BATCH)
+        parts = torch.from_numpy(distinct).to(model.device).split(WINDOW_BATCH)
+        probabilities = [
+            label_clips(model, embeddings[part], pad) for part, pad in zip(parts, padding, strict=True)
+        ]
+        frames = [held.popleft() for _ in range(min(len(held), every * len(windows)))]
+        of_frame = torch.from_numpy(of_group).view(-1).repeat_interleave(every)[: len(frames)]
+        return Labelled(frames, torch.cat(probabilities)[of_frame])
+
+    span = step * (sequence_length - 1)
+    for frames, resized in batches:
+        held.extend(frames)
+        embeddings = torch.cat([embeddings, model.embed(resized.to(model.device))])
+        read = first + len(embeddings)
+        # Shorter videos have a smaller step, which is known at their end only.
+        complete = read - span + span // 2 if read >= step * sequence_length else 0
+        groups = min(read, max(0, complete + every - 1 - every // 2)) // every
+        if groups > done:
+            starts = np.maximum(every * np.arange(done, groups) + every // 2 - span // 2, 0)
+            yield labelled(starts[:, None] + step * np.arange(sequence_length))
+            # What comes needs nothing before its own window, or before the video's last one.
+            drop = max(0, min(every * groups + every // 2 - span // 2, read - 1 - span) - first)
+            embeddings, first = embeddings[drop:], first + drop
+    if held:
+        start = every * done
+        middles = np.minimum(np.arange(start, read, every) + every // 2, read - 1)
+        yield labelled(window_indices(read, sequence_length, step=step, start=start)[middles - start])
+
+
+class Smoother:
+    """Averages probabilities over the past: an exponential mean, so that nothing has to wait for the future.
+
+    Args:
+        seconds: time constant, after which a new action has 63 % of the weight; 0 changes nothing
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._mean: Tensor | None = None
+
+    def add(self, probabilities: Tensor, elapsed: float) -> Tensor:
+        """The mean, (C,), with a frame's probabilities `elapsed` seconds after the frame before it."""
+        keep = float(np.exp(-elapsed / self._seconds)) if self._seconds else 0.0
+        before = probabilities if self._mean is None else self._mean
+        self._mean = probabilities.double().lerp(before.double(), keep)
+        return self._mean.float()
+
+    def smooth(self, batches: Iterable[Labelled], fps: Fraction) -> Generator[Labelled]:
+        """The same frames, `fps` a second, with averaged probabilities."""
+        for batch in batches:
+            yield Labelled(
+                batch.frames, torch.stack([self.add(each, float(1 / fps)) for each in batch.probabilities])
+            )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive frames with one action.
+
+    Attributes:
+        first, last: frame numbers
+        label: of the action
+        probability: mean over the frames
+    """
+
+    first: int
+    last: int
+    label: int
+    probability: float
+
+
+def segments(probabilities: np.ndarray) -> list[Segment]:
+    """Runs of frames with the same most probable action, out of probabilities (frames, C)."""
+    labels = probabilities.argmax(1)
+    ends = [*np.flatnonzero(np.diff(labels)).tolist(), len(labels) - 1] if len(labels) else []
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    return [
+        Segment(first, last, int(labels[first]), float(probabilities[first : last + 1, labels[first]].mean()))
+        for first, last in zip(starts, ends, strict=True)
+    ]
+
+
+def shown_at(frame: int, fps: Fraction, times: Sequence[Fraction] | None = None) -> float:
+    """When a frame of a video is shown, in seconds.
+
+    Args:
+        times: of the first frames, in seconds; those after them follow at `fps`, all where there is none
+    """
+    known = times or [Fraction(0)]
+    last = min(frame, len(known) - 1)
+    return float(known[last] + (frame - last) / fps)
+
+
+def write_tables(
+    path: Path,
+    probabilities: np.ndarray,
+    found: Sequence[Segment],
+    classes: Sequence[str],
+    fps: Fraction,
+    about: dict[str, object],
+    times: Sequence[Fraction] | None = None,
+) -> tuple[Path, Path]:
+    """Write <path>.json, with segments and all that is known, and <path>.csv, a row for each frame.
+
+    Args:
+        path: without suffix
+        probabilities: (frames, C)
+        found: the `segments` of them
+        about: more for the JSON file
+        times: when each frame is shown, in seconds; None at a steady `fps`
+
+    Returns: the two files.
+    Raises: OSError if one cannot be written.
+    """
+
+    def second(frame: int) -> float:
+        return round(shown_at(frame, fps, times), 4)
+
+    listed = [
+        {
+            "action": classes[segment.label],
+            "start_seconds": second(segment.first),
+            "end_seconds": second(segment.last + 1),
+            "first_frame": segment.first,
+            "last_frame": segment.last,
+            "mean_probability": round(segment.probability, 6),
+        }
+        for segment in found
+    ]
+    whole = {**about, "frames": len(probabilities), "fps": str(fps), "segments": listed}
+    head = ["frame", "second", "action", *classes]
+    rows = (
+        [number, second(number), classes[int(row.argmax())], *(f"{value:.6f}" for value in row)]
+        for number, row in enumerate(probabilities)
+    )
+    files = path.with_name(path.name + ".json"), path.with_name(path.name + ".csv")
+    write_whole(files[0], json_bytes(whole))
+    write_whole(files[1], csv_bytes(chain([head], rows)))
+    return files

@@ -1,0 +1,176 @@
+"""What is drawn onto a labelled video: the probable actions, and below it a timeline of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+OVERLAYS = ("full", "minimal")
+# Actions whose probability is shown.
+SHOWN = 3
+DARK, EMPTY, MUTED, LIGHT = (24, 24, 24), (70, 70, 70), (170, 170, 170), (255, 255, 255)
+# Told apart by people of any colour vision (Okabe and Ito, 2008), on dark ground.
+PALETTE = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (213, 94, 0),
+    (0, 114, 178),
+    (190, 190, 190),
+)
+
+
+def font_size(height: int, width: int) -> int:
+    """Pixels of a text that can be read in frames of `height` x `width` pixels."""
+    return max(10, min(height, width) // 18)
+
+
+@lru_cache(maxsize=1024)
+def draw_text(text: str, size: int, color: tuple[int, int, int], width: int) -> np.ndarray:
+    """`text` on dark ground, (h, w, 3) uint8 RGB: `size` pixels high, smaller where `width` asks for it."""
+    font = ImageFont.load_default(size)
+    while font.getlength(text) > width and size > 4:
+        size -= 1
+        font = ImageFont.load_default(size)
+    image = Image.new("RGB", (max(1, min(width, round(font.getlength(text)))), round(1.3 * size)), DARK)
+    ImageDraw.Draw(image).text((0, 0), text, font=font, fill=color)
+    return np.asarray(image)
+
+
+def _paste(frame: np.ndarray, picture: np.ndarray, top: int, left: int) -> None:
+    place = frame[top : top + picture.shape[0], left : left + picture.shape[1]]
+    place[:] = picture[: place.shape[0], : place.shape[1]]
+
+
+class Overlay:
+    """Draws onto the frames of one video, in their order.
+
+    Colours are given to actions as they come up. Sizes follow from the frame's, so text can be read
+    at any resolution.
+
+    Args:
+        classes: class names, by label
+        total: frames of the video, as far as is known; the timeline is as long; 0 where nobody knows: it then
+            shows the last frames, one in each column
+        style: "full", or "minimal": the most probable action alone
+    """
+
+    def __init__(self, classes: Sequence[str], total: int, style: str = "full") -> None:
+        self.classes, self.total, self.style = classes, total, style
+        self._colors: dict[int, tuple[int, int, int]] = {}
+        # Frames of each action so far.
+        self._counts: Counter[int] = Counter()
+        self._legend: list[int] = []
+        self._strip: np.ndarray | None = None
+        self._line = np.empty((0, 0, 3), np.uint8)
+        self._plate_key: object = None
+        self._plate = np.empty((0, 0, 3), np.uint8)
+
+    def color(self, label: int) -> tuple[int, int, int]:
+        """The colour of an action, the same all through the video."""
+        return self._colors.setdefault(label, PALETTE[len(self._colors) % len(PALETTE)])
+
+    def draw(self, frame: np.ndarray, probabilities: np.ndarray, note: str = "") -> np.ndarray:
+        """A frame (H, W, 3) uint8 RGB with its labels, changed in place; taller if "full".
+
+        Args:
+            probabilities: (C,)
+            note: a few words for the lower right corner
+        """
+        label = int(probabilities.argmax())
+        if note:
+            self._draw_note(frame, note)
+        if self.style == "minimal":
+            self._draw_plate(frame, probabilities, [label])
+            return frame
+        self._counts[label] += 1
+        color = self.color(label)
+        shown = np.argsort(-probabilities, kind="stable")[:SHOWN].tolist()
+        self._draw_plate(frame, probabilities, shown)
+        return np.concatenate([frame, self._draw_strip(frame.shape[0], frame.shape[1], color)])
+
+    def _draw_plate(self, frame: np.ndarray, probabilities: np.ndarray, labels: list[int]) -> None:
+        percent = [round(100 * float(probabilities[label])) for label in labels]
+        key = (frame.shape, tuple(labels), tuple(percent))
+        # Frames share their probabilities for a while.
+        if key != self._plate_key:
+            self._plate_key, self._plate = key, self._make_plate(frame.shape, labels, percent)
+        margin = frame.shape[0] // 40
+        _paste(frame, self._plate, margin, margin)
+
+    @staticmethod
+    def _draw_note(frame: np.ndarray, note: str) -> None:
+        height, width = frame.shape[:2]
+        margin = height // 40
+        text = draw_text(note, font_size(height, width), MUTED, max(1, width - 2 * margin))
+        _paste(frame, text, max(0, height - margin - text.shape[0]), max(0, width - margin - text.shape[1]))
+
+    def _make_plate(self, shape: tuple[int, ...], labels: list[int], percent: list[int]) -> np.ndarray:
+        height, width = shape[:2]
+        bars = self.style == "full"
+        size, margin = font_size(height, width), height // 40
+        pad, line, bar = size // 2, round(1.3 * size), max(2, size // 5)
+        room = max(8, width - 2 * (margin + pad))
+        step = line + (bar + pad // 2 if bars else 0)
+        texts = [
+            draw_text(f"{self.classes[label]} {share} %", size, LIGHT if place == 0 else MUTED, room)
+            for place, (label, share) in enumerate(zip(labels, percent, strict=True))
+        ]
+        widest = max(text.shape[1] for text in texts)
+        if bars:
+            # As wide all through the video, or nearly: a plate that jumps draws the eye.
+            widest = min(room, max(widest, round(0.42 * width)))
+        rows = 2 * pad + step * len(labels) - (pad // 2 if bars else 0)
+        plate = np.full((rows, widest + 2 * pad, 3), DARK, np.uint8)
+        for place, (label, text, share) in enumerate(zip(labels, texts, percent, strict=True)):
+            top = pad + step * place
+            _paste(plate, text, top, pad)
+            if bars:
+                ground = plate[top + line : top + line + bar, pad : pad + widest]
+                ground[:] = EMPTY
+                ground[:, : round(share / 100 * widest)] = self._colors.get(label, MUTED)
+        return plate
+
+    def _draw_strip(self, height: int, width: int, color: tuple[int, int, int]) -> np.ndarray:
+        """The timeline up to the frame at hand, and the actions that it has shown most."""
+        size = font_size(height, width)
+        pad, line = size // 2, max(4, size // 2)
+        rows = line + 2 * pad + round(1.3 * size)
+        if self._strip is None:
+            self._strip = np.full((rows + (height + rows) % 2, width, 3), DARK, np.uint8)
+            self._line = np.full((line, width, 3), EMPTY, np.uint8)
+        # A file may state fewer frames than it has.
+        frames = self._counts.total()
+        if self.total:
+            start, end = (min(width, round(frame * width / self.total)) for frame in (frames - 1, frames))
+        else:
+            start, end = width - 1, width
+            self._line[:, :-1] = self._line[:, 1:]
+        self._line[:, start:end] = color
+        self._strip[:line] = self._line
+        # Where we are.
+        self._strip[:line, max(0, end - 2) : max(2, end)] = LIGHT
+        order = [label for label, _ in self._counts.most_common()]
+        if order != self._legend:
+            self._legend = order
+            self._draw_legend(self._strip[line:], size)
+        return self._strip
+
+    def _draw_legend(self, ground: np.ndarray, size: int) -> None:
+        ground[:] = DARK
+        pad, width = size // 2, ground.shape[1]
+        left = pad
+        for label in self._legend:
+            text = draw_text(self.classes[label], size, LIGHT, width - 2 * size)
+            if left + size + text.shape[1] > width:
+                break
+            top = pad + size // 4
+            ground[top : top + size // 2, left : left + size // 2] = self.color(label)
+            _paste(ground, text, pad, left + size)
+            left += text.shape[1] + 2 * size

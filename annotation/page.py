@@ -1,0 +1,269 @@
+"""The web page: what it shows of a video, and how it is laid out. Gradio makes it."""
+
+from __future__ import annotations
+
+import contextvars
+import secrets
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from annotation.annotate import Annotated, Annotator
+from annotation.overlay import OVERLAYS
+from utils.flags import COUNT, setting
+from utils.process import UserError
+from video.files import VIDEO_SUFFIXES, VideoError, video_files
+from video.reader import Video
+
+TITLE = "Action-Recognition"
+# Of a frame: 4K. Larger ones would keep everybody waiting.
+MAX_PIXELS = 4096 * 2304
+# A file may claim any frame rate, and hold more frames for a second than anybody films.
+MAX_FPS = 60
+# Actions with a curve, points of each, and examples on the page.
+CURVES, POINTS, EXAMPLES = 5, 300, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageSettings:
+    """What the page takes."""
+
+    examples: Path = setting(
+        Path("data/toy-actions/UCF-101"),
+        f"folder of videos to pick from, the first of each of its folders, {EXAMPLES} at most; default: "
+        "the toy data, where it has been drawn",
+        Path,
+    )
+    max_megabytes: int = setting(100, "of an upload; 100 (default) is some minutes of HD", COUNT)
+    max_seconds: int = setting(
+        120, "of a video; 120 (default) takes half a minute of work on 2 cores, and others wait", COUNT
+    )
+    max_waiting: int = setting(40, "users in the queue; more are asked to come back", COUNT)
+
+
+def check_video(path: Path, max_seconds: int) -> int:
+    """How many frames of an uploaded video may be read, by what its file states.
+
+    Raises: MissingFileError or VideoError as `Video.frames`; VideoError if it is too long or its frames are
+        too large.
+    """
+    video = Video(path)
+    fps, stated = video.fps(), video.stated_count()
+    frame = next(video.frames())
+    if frame.shape[0] * frame.shape[1] > MAX_PIXELS:
+        raise VideoError(
+            f"{path}: frames of {frame.shape[1]} x {frame.shape[0]} pixels are too large for this page; "
+            "make it 4K or smaller"
+        )
+    if stated / fps > max_seconds:
+        raise VideoError(
+            f"{path}: {float(stated / fps):.0f} seconds are too long for this page; cut it to {max_seconds}"
+        )
+    return max_seconds * min(MAX_FPS, max(1, round(fps)))
+
+
+def find_examples(folder: Path) -> list[Path]:
+    """The first video of a folder and of each folder in it."""
+    first: dict[Path, Path] = {}
+    for path in video_files(folder):
+        first.setdefault(path.parent, path)
+    return list(first.values())[:EXAMPLES]
+
+
+def curves(found: Annotated) -> tuple[list[dict[str, object]], dict[str, str]]:
+    """Rows of second, action and probability for the most probable actions, and the colour of each."""
+    shown = np.argsort(-found.probabilities.mean(axis=0), kind="stable")[:CURVES].tolist()
+    places = np.unique(np.linspace(0, len(found.probabilities) - 1, POINTS).round().astype(int))
+    rows = [
+        {
+            "second": round(found.second(place), 3),
+            "action": found.classes[label],
+            "probability": round(float(found.probabilities[place, label]), 4),
+        }
+        for label in shown
+        for place in places.tolist()
+    ]
+    return rows, {found.classes[label]: "#{:02x}{:02x}{:02x}".format(*found.color(label)) for label in shown}
+
+
+class Page:
+    """The page, and what it does with a video.
+
+    Args:
+        settings: what it takes
+        annotator: what labels videos
+        results: folder for annotated videos and tables
+    """
+
+    def __init__(self, settings: PageSettings, annotator: Annotator, results: Path) -> None:
+        self.settings, self.annotator, self.results = settings, annotator, results
+        self.examples = find_examples(settings.examples)
+        # PyTorch keeps threads and memory for each thread that it is used from, and Gradio has 40.
+        self._worker = ThreadPoolExecutor(1)
+        self._closed = False
+
+    def label(
+        self, path: Path, overlay: str, smooth: float, progress: Callable[..., object]
+    ) -> tuple[Any, ...]:
+        """What the page shows of a video, once those before it are done.
+
+        Raises: gradio.Error with what is wrong, in one sentence.
+        """
+        # Progress finds its way to the browser by them.
+        variables = contextvars.copy_context()
+        return self._worker.submit(variables.run, self._label, path, overlay, smooth, progress).result()
+
+    def _label(
+        self, path: Path, overlay: str, smooth: float, progress: Callable[..., object]
+    ) -> tuple[Any, ...]:
+        import gradio
+        import pandas
+
+        mine = self.annotator
+        settings = replace(mine.settings, overlay=overlay, smooth=smooth)
+        # Nobody needs to know where things are on this machine.
+        annotator = Annotator(settings, mine.model, mine.trained, Path(mine.name).name)
+        output = self.results / secrets.token_hex(8) / f"{path.stem}.mp4"
+
+        def tell(done: int, stated: int) -> None:
+            if self._closed:
+                raise VideoError(f"{path}: the page was closed down")
+            if done % 10 == 0:
+                progress((done, max(done, stated)), unit="frames")
+
+        try:
+            limit = check_video(path, self.settings.max_seconds)
+            found = annotator.annotate(path, output, name=path.name, progress=tell, max_frames=limit)
+        except (UserError, OSError) as error:
+            shutil.rmtree(output.parent, ignore_errors=True)
+            message = str(error).replace(str(path), path.name)
+            raise gradio.Error(message, duration=None, print_exception=False) from error
+        rows, colors = curves(found)
+        mean = found.probabilities.mean(axis=0, dtype=np.float64)
+        segments = [
+            [
+                found.classes[segment.label],
+                round(found.second(segment.first), 2),
+                round(found.second(segment.last + 1), 2),
+                round(100 * segment.probability, 1),
+            ]
+            for segment in found.segments
+        ]
+        return (
+            {name: float(share) for name, share in zip(found.classes, mean, strict=True)},
+            str(output),
+            gradio.LinePlot(pandas.DataFrame(rows), color_map=colors),
+            segments,
+            [str(table) for table in found.tables],
+        )
+
+    def close(self) -> None:
+        """Give up the video under way, and those that wait."""
+        self._closed = True
+        self._worker.shutdown(cancel_futures=True)
+
+    def build(self) -> Any:
+        """The page as a gradio.Blocks."""
+        import gradio
+
+        settings = self.settings
+        classes = self.annotator.trained.classes
+        with gradio.Blocks(title=TITLE, analytics_enabled=False) as page:
+            gradio.Markdown(
+                f"# {TITLE}\nDrop a video of up to {settings.max_seconds} seconds and "
+                f"{settings.max_megabytes} MB. The model knows {len(classes)} actions: "
+                + ", ".join(classes[:12])
+                + (", ..." if len(classes) > 12 else ".")
+            )
+            with gradio.Row():
+                with gradio.Column(scale=1):
+                    inputs, picked = self._inputs()
+                with gradio.Column(scale=2):
+                    outputs = _outputs()
+            self._connect(inputs, picked, outputs)
+        # One at a time: the model takes the whole machine.
+        page.queue(max_size=settings.max_waiting, default_concurrency_limit=1)
+        return page
+
+    def _inputs(self) -> tuple[list[Any], Any]:
+        """File, overlay and smoothing, and the examples, None where there are none."""
+        import gradio
+
+        settings = self.annotator.settings
+        file = gradio.File(label="Video", file_types=list(VIDEO_SUFFIXES), elem_id="upload")
+        overlay = gradio.Radio(list(OVERLAYS), value=settings.overlay, label="Overlay")
+        smooth = gradio.Slider(
+            0, 3, value=min(3.0, settings.smooth), step=0.1, label="Average over the last seconds"
+        )
+        picked = self.examples and gradio.Dataset(
+            components=[gradio.Textbox(visible=False)],
+            samples=[[path.parent.name] for path in self.examples],
+            label="Or pick an example",
+            type="index",
+            elem_id="examples",
+        )
+        return [file, overlay, smooth], picked or None
+
+    def _connect(self, inputs: list[Any], picked: Any, outputs: list[Any]) -> None:
+        import gradio
+
+        # gradio.Progress is found by being a default.
+        def upload(
+            file: str | None,
+            overlay: str,
+            smooth: float,
+            progress: Any = gradio.Progress(),  # noqa: B008
+        ) -> tuple[Any, ...]:
+            if file is None:
+                raise gradio.Error("choose a video first", print_exception=False)
+            return self.label(Path(file), overlay, smooth, progress)
+
+        def example(
+            number: int,
+            overlay: str,
+            smooth: float,
+            progress: Any = gradio.Progress(),  # noqa: B008
+        ) -> tuple[Any, ...]:
+            return self.label(self.examples[number], overlay, smooth, progress)
+
+        file, *how = inputs
+        shown: dict[str, Any] = {"show_progress_on": [outputs[0]], "concurrency_id": "model"}
+        read = file.upload(upload, inputs, outputs, api_name="annotate", **shown)
+        # Whatever became of it, the place is free for the next one.
+        for then in (read.success, read.failure):
+            then(lambda: None, None, file, queue=False, api_visibility="private")
+        if picked is not None:
+            picked.click(example, [picked, *how], outputs, api_name="example", **shown)
+
+
+def _outputs() -> list[Any]:
+    """Action, video, curves, segments and tables."""
+    import gradio
+
+    action = gradio.Label(label="Action", num_top_classes=3, elem_id="action")
+    video = gradio.Video(
+        label="Annotated", autoplay=True, interactive=False, buttons=["download"], elem_id="video"
+    )
+    plot = gradio.LinePlot(
+        x="second",
+        y="probability",
+        color="action",
+        y_lim=[0, 1],
+        height=320,
+        title="Probabilities over time",
+        show_label=False,
+        elem_id="curves",
+    )
+    table = gradio.Dataframe(
+        headers=["action", "from, s", "to, s", "mean probability, %"],
+        label="Segments",
+        interactive=False,
+        elem_id="segments",
+    )
+    tables = gradio.File(label="Segments and frames", file_count="multiple", interactive=False)
+    return [action, video, plot, table, tables]

@@ -1,0 +1,1 @@
+"""Frozen encoders, and their embeddings on disk."""

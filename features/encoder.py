@@ -1,0 +1,237 @@
+"""A frozen network made as fast as its device allows, and frames on their way through it.
+
+Shapes: N frames, H x W pixels, D embedding width.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from features.networks import encoder_spec
+from features.weights import State
+from utils.process import UserError
+
+# Frames that go through the encoder at once on a GPU: what keeps it busy.
+ACCELERATOR_BATCH = 256
+
+
+class _LayerTracer(fx.Tracer):
+    """Sees a network as a graph of convolutions and BatchNorms, timm's own kinds included."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        layers = isinstance(m, (nn.Conv2d, nn.BatchNorm2d))
+        return layers or super().is_leaf_module(m, module_qualified_name)
+
+
+def fold_batchnorm(network: nn.Module) -> nn.Module:
+    """Fold each BatchNorm that follows a convolution into its weights, in place; returns the network.
+
+    In eval mode BatchNorm is a constant scale and shift per channel, so the answers stay the same but for
+    rounding (Jacob et al., CVPR 2018, section 3.2), and a pass over the activations is saved.
+    """
+    layers = dict(network.named_modules())
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in layers.values()):
+        return network
+    try:
+        graph = _LayerTracer().trace(network)
+    # A network whose way depends on its input has no such graph. It works as it is, only slower.
+    except Exception:
+        return network
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    for node in graph.nodes:
+        if node.op != "call_module" or not isinstance(layers[node.target], nn.BatchNorm2d):
+            continue
+        source, norm = node.args[0], layers[node.target]
+        # A layer that is called twice would be folded with the one, and used with the other.
+        if (
+            source.op == "call_module"
+            and isinstance(layers[source.target], nn.Conv2d)
+            and len(source.users) == 1
+            and calls[source.target] == calls[node.target] == 1
+        ):
+            network.set_submodule(source.target, fuse_conv_bn_eval(layers[source.target], norm))
+            # Timm's BatchNormAct2d holds the activation too.
+            network.set_submodule(node.target, getattr(norm, "act", nn.Identity()))
+    return network
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next tensor instead of giving it back to the system.
+
+    A network's activations are freed and asked for again layer by layer. What went back to the system
+    comes again as zeroed pages, thousands of page faults in each pass: EfficientNet-Lite0 took 40 ms for 32
+    frames with them and 24 ms without. Only glibc has this setting (mallopt(3)); elsewhere nothing is done.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def computation(dtype: torch.dtype, device_type: str, *, compile: bool) -> str:
+    """All that may change a rounding of the encoder on this machine, in a word, as cache keys hold it.
+
+    On a CPU that is the dtype. On CUDA float32 convolutions may compute in TF32, and deterministic kernels
+    round in another order.
+    """
+    words = [str(dtype).removeprefix("torch.")]
+    if device_type != "cpu":
+        words.append(device_type)
+        if device_type == "cuda" and dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+            words.append("tf32")
+        if torch.are_deterministic_algorithms_enabled():
+            words.append("deterministic")
+    return "-".join([*words, "compiled"] if compile else words)
+
+
+class Encoder(nn.Module):
+    """A frozen ImageNet network.
+
+    Frozen for good: no gradient reaches `feature_extractor`, and its BatchNorm layers stay in eval mode
+    whatever `.train()` says.
+
+    Args:
+        name: as `encoder_spec` takes it
+        pretrained: load ImageNet weights; without, weights are random, to be loaded from a checkpoint
+        state: load these weights instead, named as the network's library names them
+
+    Attributes:
+        pretrained: its weights are those that its name stands for
+        width: D
+        dtype: what `embed` computes in; the answer is float32 all the same
+        variant: as `computation` has it
+
+    Raises: UserError for an unknown name, WeightsError where the weights cannot be had or do not fit.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, name: str = "resnet152", *, pretrained: bool = True, state: State | None = None
+    ) -> None:
+        super().__init__()
+        self.spec = encoder_spec(name)
+        self.name, self.pretrained, self.width = name, pretrained and state is None, self.spec.width
+        self.dtype, self.variant = torch.float32, "float32"
+        self._fast: Callable[[Tensor], Tensor] | None = None
+        self._compiled = False
+        # Set where memory is too small for the batches that are fastest.
+        self._batch_limit = ACCELERATOR_BATCH
+        self._sha256: str | None = None
+        # Convolutions read channels_last faster on CPUs and on tensor cores.
+        self.feature_extractor = self.spec.build(pretrained=pretrained, state=state).to(
+            memory_format=torch.channels_last
+        )
+        self.feature_extractor.requires_grad_(False).eval()
+        self.register_buffer("mean", 255 * torch.tensor(self.spec.mean), persistent=False)
+        self.register_buffer("scale", 1 / (255 * torch.tensor(self.spec.std)), persistent=False)
+        self.register_load_state_dict_post_hook(lambda *_: setattr(self, "_sha256", None))
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def sha256(self) -> str:
+        """SHA-256 over the names and bytes of the frozen network's tensors, as 64 hexadecimal digits.
+
+        Computed once for the weights that were loaded.
+        """
+        if self._sha256 is None:
+            digest = hashlib.sha256()
+            for name, tensor in self.feature_extractor.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._sha256 = digest.hexdigest()
+        return self._sha256
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is, and where `embed` wants its frames."""
+        return self.mean.device
+
+    @property
+    def batch_size(self) -> int:
+        """Frames that `embed` puts through the network at once."""
+        most = self.spec.cpu_batch if self.device.type == "cpu" else ACCELERATOR_BATCH
+        return min(most, self._batch_limit)
+
+    def prepare(self, dtype: torch.dtype, *, compile: bool = False) -> None:
+        """Make a copy of the frozen network that is as fast as the device allows, for `embed` to use.
+
+        Its BatchNorms are folded and its weights are of `dtype`. Call it when the encoder is on its device
+        and has its final weights. With `compile` the copy is compiled at its first use, which takes a minute
+        or more.
+        """
+        network = fold_batchnorm(copy.deepcopy(self.feature_extractor))
+        network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        self.dtype, self._compiled = dtype, compile
+        self.variant = computation(dtype, self.device.type, compile=compile)
+        # In a closure, not an attribute: it has no part in state_dict, parameters or train.
+        fast = torch.compile(network, dynamic=False, options={"freezing": True}) if compile else network
+        self._fast = lambda batch: fast(batch)
+
+    @torch.no_grad()
+    def embed(self, frames: Tensor) -> Tensor:
+        """Frozen embeddings of frames: (N, 3, H, W) -> (N, D) float32.
+
+        uint8 frames are RGB in [0, 255] and are normalised here, as the network was trained; floating-point
+        frames are taken as normalised already. Where an accelerator's memory is too small for a batch, it is
+        halved for good.
+
+        Raises: UserError if the network takes frames of one size only, and these have another.
+        """
+        size = self.spec.input_size
+        if self.spec.fixed_size and frames.shape[-2:] != (size, size):
+            raise UserError(f"{self.name} takes frames of {size} pixels only; use --img_dim {size}")
+        embeddings: list[Tensor] = []
+        done = 0
+        while done < len(frames):
+            batch = frames[done : done + self.batch_size]
+            try:
+                embeddings.append(self._embed_batch(batch))
+                done += len(batch)
+                continue
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+            # Outside of `except`, where the error's traceback would hold on to the memory.
+            self._batch_limit = len(batch) // 2
+            if self.device.type != "cpu":
+                torch.accelerator.empty_cache()
+        return torch.cat(embeddings)
+
+    def _embed_batch(self, batch: Tensor) -> Tensor:
+        count, batch = len(batch), self._filled_up(batch).contiguous(memory_format=torch.channels_last)
+        if batch.dtype == torch.uint8:
+            # By rows of pixels: the three values of a pixel are too few for a CPU's vectors.
+            rows, width = batch.permute(0, 2, 3, 1).flatten(2).float(), batch.shape[-1]
+            rows.sub_(self.mean.repeat(width)).mul_(self.scale.repeat(width))
+            batch = rows.unflatten(-1, (width, 3)).permute(0, 3, 1, 2)
+        network = self._fast or self.feature_extractor
+        return network(batch.to(self.dtype)).float()[:count]
+
+    def _filled_up(self, batch: Tensor) -> Tensor:
+        """The batch, filled up to a power of two: at each new size cuDNN tunes, or a network is compiled."""
+        if self.device.type == "cpu" and not self._compiled:
+            return batch
+        size = min(self.batch_size, 1 << (len(batch) - 1).bit_length())
+        return torch.cat([batch, batch[:1].expand(size - len(batch), -1, -1, -1)])
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """As `embed`."""
+        return self.embed(frames)

@@ -1,0 +1,339 @@
+"""Each frame is encoded once and kept; training and testing start from its embedding. Fills the caches.
+
+    python3 features.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist     # fill it ahead
+    python3 features.py --shard 1/8 ...                                # an eighth of it, on one machine of 8
+    torchrun --nproc_per_node=4 features.py ...                         # all of it, on four devices
+
+train.py and test.py fill what is missing by themselves. `cache` describes the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import filelock
+import numpy as np
+from tqdm import tqdm
+
+from features.cache import CacheError, CacheKey, EmbeddingCache, file_stamp
+from features.encoder import Encoder
+from features.networks import encoder_spec
+from features.pipeline import embed_ahead, read_ahead
+from features.shard_writer import ShardWriter
+from features.weights import State, read_weights
+from splits.split import WHOLE, Clip, Shard
+from splits.ucf101 import DataSettings, load_split
+from utils.device import DeviceSettings, choose_device, choose_dtype, seed_everything
+from utils.files import beside, write_whole
+from utils.flags import COUNT, accepted_by, add_flags, checked, read, setting
+from utils.process import UserError, is_first, say
+from utils.ranks import ALONE, Ranks
+from video.files import VideoError
+from video.frames import parse_streams
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """Where embeddings are kept."""
+
+    cache: str = setting(
+        "disk",
+        "disk (default) encodes each frame once and trains from there; off encodes in every epoch anew",
+        choices=("disk", "off"),
+    )
+    cache_path: Path | None = setting(
+        None, "folder of the embeddings; default: <dataset_path>-embeddings; a local SSD is best", Path
+    )
+    frame_stride: int = setting(
+        1,
+        "use every N-th frame only; default: 1, which is best for UCF-101, or the checkpoint's; 2 halves "
+        "time and disk of the cache",
+        COUNT,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """What becomes of a frame."""
+
+    encoder: str = setting(
+        "resnet152",
+        "frozen network: resnet152 (default) is the original's, efficientnet_lite0 is over 10 times as fast "
+        "and works offline; also resnet18 to resnet101, and timm/<name> for any network of timm",
+        accepted_by(encoder_spec),
+    )
+    encoder_weights: Path | None = setting(
+        None,
+        "file with other weights for it, .safetensors or .pth, named as torchvision or timm names them; "
+        "default: those of ImageNet",
+        Path,
+    )
+    streams: str = setting(
+        "rgb",
+        "what a frame is seen as: rgb (default), diff (what changed since the frame before), or rgb,diff for "
+        "both, joined at the end; diff is another cache of the same size",
+        accepted_by(parse_streams),
+    )
+    img_dim: int | None = setting(
+        None,
+        "height and width of the frames in pixels; default: what the encoder was trained at, 224 for most, "
+        "which is the most accurate; 112 is 4 times as fast",
+        COUNT,
+    )
+    no_flip: bool = setting(
+        False,
+        "do not mirror training clips; for classes that differ in left and right, not for UCF-101; halves "
+        "the cache",
+    )
+
+    def state(self) -> State | None:
+        """The weights of --encoder_weights, whose SHA-256 is printed; None where the flag is not given.
+
+        Raises: MissingFileError if there is no such file, WeightsError if it holds no tensors.
+        """
+        if self.encoder_weights is None:
+            return None
+        state, digest = read_weights(self.encoder_weights)
+        say(f"weights of {self.encoder}: {self.encoder_weights}, SHA-256 {digest}")
+        return state
+
+
+def fill(
+    cache: EmbeddingCache,
+    key: CacheKey,
+    clips: Sequence[Clip],
+    encoder: Encoder,
+    *,
+    threads: int = 1,
+    shard: Shard = WHOLE,
+) -> None:
+    """Encode and keep what is missing of the shard's clips; a bar shows frames/s.
+
+    Interrupted at any instant, it goes on where it was. A second process waits for the first. At the end,
+    what was written is read again and compared.
+
+    Raises: CacheError if the disk is too small, or gives back other bytes; VideoError, after all other
+        clips, for those that cannot be read; OSError if the cache cannot be written.
+    """
+    clips = shard.of(clips)
+    if not cache.missing(clips):
+        return
+    # Held by the process, not by the file: a killed one holds it no longer.
+    lock = filelock.FileLock(cache.folder / f"lock{shard.suffix}")
+    try:
+        held = lock.acquire(blocking=False)
+    except filelock.Timeout:
+        say(f"another process fills {cache.folder}; waiting for it")
+        held = lock.acquire()
+    with held:
+        cache.read()
+        missing = cache.missing(clips)
+        if not missing:
+            return
+        need = _check_space(cache, key, missing, shard)
+        write_whole(
+            cache.folder / "key.json", (json.dumps(key.fields, indent=1, sort_keys=True) + "\n").encode()
+        )
+        try:
+            _encode_clips(cache, key, missing, encoder, threads, shard)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise CacheError(
+                f"{cache.folder}: the disk became full ({error.strerror}), about {need:,.0f} bytes were "
+                "needed; what is encoded is kept; make room and start again, or name another disk with "
+                "--cache_path"
+            ) from error
+        finally:
+            cache.read()
+        if damaged := cache.damaged(missing):
+            raise CacheError(
+                f"{cache.folder}: the disk does not give back what was written, for {damaged[0]}; delete the "
+                "folder, and name another disk with --cache_path"
+            )
+
+
+def _stated_count(clip: Clip) -> int:
+    # An unreadable clip is reported when its turn comes.
+    try:
+        return clip.video.stated_count()
+    except VideoError:
+        return 0
+
+
+def _check_space(cache: EmbeddingCache, key: CacheKey, clips: Sequence[Clip], shard: Shard) -> float:
+    """Bytes needed for the clips, by the frames that some of them state. Raises: CacheError if too many."""
+    # Opening all of 13,000 clips would take minutes.
+    some = clips[:: max(1, len(clips) // 200)]
+    share = sum(clip.video.size() for clip in clips) / max(1, sum(clip.video.size() for clip in some))
+    frames = sum(map(_stated_count, some)) * share / key.frame_stride
+    # The other shards are filled meanwhile, perhaps on the same disk.
+    need = frames * cache.row_bytes * shard.count
+    free = shutil.disk_usage(cache.folder).free
+    say(
+        f"encoding {len(clips):,} clips, about {frames:,.0f} frames, into {cache.folder}: "
+        f"{need / 1e9:.2f} GB needed, {free / 1e9:.1f} GB free"
+    )
+    # What a file system keeps for itself, and what the estimate is off by.
+    if 1.05 * need + 1e8 > free:
+        raise CacheError(
+            f"{cache.folder}: {need / 1e9:.2f} GB needed and {free / 1e9:.2f} GB free; make room, name "
+            "another disk with --cache_path, keep fewer frames with --frame_stride 2, or use --cache off"
+        )
+    return need
+
+
+def _encode_clips(
+    cache: EmbeddingCache, key: CacheKey, clips: Sequence[Clip], encoder: Encoder, threads: int, shard: Shard
+) -> None:
+    videos = [clip.video for clip in clips]
+    stamps = [file_stamp(video) for video in videos]
+    failures: list[str] = []
+    started, encoded = time.monotonic(), 0
+    with (
+        ShardWriter(cache, cache.folder / f"index{shard.suffix}.jsonl") as writer,
+        tqdm(
+            total=len(clips), desc="encoding", unit="clip", dynamic_ncols=True, disable=not is_first()
+        ) as bar,
+        contextlib.closing(
+            read_ahead(videos, key.img_dim, key.frame_stride, threads, encoder.device, key.stream)
+        ) as chunks,
+    ):
+        for number, item in embed_ahead(encoder, chunks, flip=key.flip):
+            if isinstance(item, np.ndarray):
+                if not (np.abs(item) <= np.finfo(np.float16).max).all():
+                    raise CacheError(f"{videos[number].path}: an embedding does not fit into float16")
+                writer.add_rows(item)
+                encoded += len(item)
+                continue
+            bar.update()
+            bar.set_postfix_str(f"{encoded / (time.monotonic() - started):.0f} frames/s")
+            if isinstance(item, Exception):
+                failures.append(str(item))
+                writer.drop_clip()
+            else:
+                writer.end_clip(clips[number].name, stamps[number])
+    if failures:
+        raise VideoError(f"{len(failures)} of {len(clips):,} clips cannot be read; the first: {failures[0]}")
+
+
+def open_cache(
+    path: Path,
+    clips: Sequence[Clip],
+    encoder: Encoder,
+    img_dim: int,
+    *,
+    flip: bool,
+    stream: str = "rgb",
+    frame_stride: int = 1,
+    threads: int = 1,
+    ranks: Ranks = ALONE,
+    shard: Shard | None = None,
+) -> EmbeddingCache:
+    """The cache of what `encoder` gives of `clips` in a stream, filled where something is missing.
+
+    Without `flip`, one that keeps mirrored frames too is used where it is there.
+
+    Args:
+        path: folder of all caches of a data set
+        ranks: processes that fill it together, each its share
+        shard: fill this part only, and leave the rest to other machines
+
+    Raises: as `EmbeddingCache` and `fill`; CacheError if the processes see different folders, UserError if
+        the folder cannot be made.
+    """
+    key = CacheKey(
+        encoder.name, encoder.sha256(), img_dim, encoder.variant, True, frame_stride, stream=stream
+    )
+    if not flip and not (path / key.folder).is_dir():
+        key = replace(key, flip=False)
+    folder = path / key.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot make this folder ({error.strerror}); name another with --cache_path, or use "
+            "--cache off"
+        ) from error
+    cache = EmbeddingCache(folder, key.views, encoder.width)
+    # Shards of an earlier run, of whatever number of processes, count. All look before any begins to fill.
+    missing = bool(cache.missing(clips))
+    ranks.wait()
+    if missing:
+        share = shard or Shard(ranks.rank + 1, ranks.size)
+        fill(cache, key, clips, encoder, threads=threads, shard=share)
+    ranks.wait()
+    if ranks.size > 1:
+        cache.read()
+        if gone := cache.missing(clips):
+            raise CacheError(
+                f"{cache.folder}: {len(gone):,} clips that other processes encoded are not there; all "
+                "machines must see one folder, name it with --cache_path"
+            )
+    return cache
+
+
+def cache_folder(cache_path: Path | None, dataset_path: Path) -> Path:
+    """The folder of all caches of a data set."""
+    return cache_path or beside(dataset_path, "-embeddings")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of features.py."""
+    parser = argparse.ArgumentParser(description="Fill the embedding cache of a data set ahead of training.")
+    for settings in (DataSettings, CacheSettings, EncoderSettings, DeviceSettings):
+        add_flags(parser, settings)
+    parser.add_argument(
+        "--shard",
+        type=checked(Shard.parse),
+        help="fill part i/n only, such as 1/8 on the first of 8 machines; copy the files of all parts into "
+        "one folder, or let all machines write to a shared one",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fill the cache; returns the exit status."""
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if args.shard and "WORLD_SIZE" in os.environ:
+        parser.error("--shard and torchrun both share the clips out; use one of them")
+    data, kept = read(DataSettings, args), read(CacheSettings, args)
+    seen, device_settings = read(EncoderSettings, args), read(DeviceSettings, args)
+    if kept.cache == "off":
+        raise UserError("--cache off leaves nothing to do here")
+    device = choose_device(device_settings.device)
+    # With the kernels of training, whose roundings the cache's key names.
+    seed_everything(0)
+    with contextlib.closing(Ranks.from_environment(device)) as ranks:
+        # Any split lists every clip, on one side or the other.
+        split = load_split(data.dataset_path, data.split_path, 1)
+        if missing := split.missing():
+            say(f"warning: {missing}")
+        encoder = Encoder(seen.encoder, state=seen.state()).to(device)
+        encoder.prepare(choose_dtype(device_settings.precision, device), compile=device_settings.compile)
+        clips = split.train + split.test
+        for stream in parse_streams(seen.streams):
+            cache = open_cache(
+                cache_folder(kept.cache_path, data.dataset_path),
+                clips,
+                encoder,
+                seen.img_dim or encoder.spec.input_size,
+                flip=not seen.no_flip,
+                stream=stream,
+                frame_stride=kept.frame_stride,
+                threads=max(1, device_settings.num_workers),
+                ranks=ranks,
+                shard=args.shard,
+            )
+            say(f"{len(clips) - len(cache.missing(clips)):,} of {len(clips):,} clips in {cache.folder}")
+    return 0

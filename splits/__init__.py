@@ -1,0 +1,1 @@
+"""Data sets: classes, official splits, groups of clips, and what is wrong with them."""

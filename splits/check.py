@@ -1,0 +1,141 @@
+"""What is wrong with a data set: every clip decoded, every list compared with what is there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from splits.ucf101 import SPLIT_NUMBERS, read_classes, read_list
+from utils.process import MissingFileError
+from video.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoError, frame_files
+from video.reader import Video
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        faults: lines about what would corrupt a result
+        remarks: lines about what is harmless
+        clips, frames: counted
+    """
+
+    faults: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    clips: int = 0
+    frames: int = 0
+
+
+@dataclass(frozen=True)
+class _Looked:
+    frames: int
+    stated: int
+    digest: str
+    error: str | None
+
+
+def _look(path: Path) -> _Looked:
+    """Decode all of a clip and hash its bytes."""
+    video = Video(path)
+    try:
+        stated = video.stated_count()
+        frames = sum(1 for _ in video.frames())
+        digest = hashlib.sha256()
+        for file in frame_files(path) if path.is_dir() else [path]:
+            with file.open("rb") as opened:
+                while block := opened.read(2**20):
+                    digest.update(block)
+    except (VideoError, OSError) as error:
+        return _Looked(0, 0, "", str(error))
+    return _Looked(frames, stated, digest.hexdigest(), None)
+
+
+def _clips(dataset_path: Path) -> Iterator[tuple[str, Path]]:
+    """Names, as the lists write them, and paths of all clips that are there."""
+    for folder in sorted(dataset_path.iterdir()):
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        for path in sorted(folder.iterdir()):
+            images = path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir())
+            if path.suffix.lower() in VIDEO_SUFFIXES or images:
+                name = path.name + ".avi" if path.is_dir() else path.name
+                yield f"{folder.name}/{name}", path
+
+
+def check(dataset_path: Path, split_path: Path, *, threads: int) -> Report:
+    """Decode everything and compare it with all three official splits.
+
+    Raises: MissingFileError if a folder or list is not there; UserError for a list that is wrong in itself,
+        a label that is not its class's among them.
+    """
+    report = Report()
+    classes = read_classes(split_path / "classInd.txt")
+    sides: dict[str, dict[int, str]] = defaultdict(dict)
+    for number in SPLIT_NUMBERS:
+        for side in ("train", "test"):
+            path = split_path / f"{side}list{number:02d}.txt"
+            for name, _ in read_list(path, classes, labelled=side == "train"):
+                if number in sides[name]:
+                    report.faults.append(f"{path}: {name} stands twice in the lists of split {number}")
+                sides[name][number] = side
+    if not dataset_path.is_dir():
+        raise MissingFileError(f"{dataset_path}: no such folder; name the data set with --dataset_path")
+
+    there = dict(_clips(dataset_path))
+    report.clips = len(there)
+    same: dict[str, list[str]] = defaultdict(list)
+    with ThreadPoolExecutor(threads) as pool:
+        looks = pool.map(_look, there.values())
+        bar = tqdm(
+            zip(there, looks, strict=True), desc="checking", total=len(there), unit="clip", dynamic_ncols=True
+        )
+        for name, look in bar:
+            report.frames += look.frames
+            if look.error is not None:
+                report.faults.append(look.error)
+                continue
+            same[look.digest].append(name)
+            if look.frames < look.stated:
+                report.remarks.append(
+                    f"{there[name]}: {look.frames} frames decode, its index claims {look.stated}"
+                )
+            folder = name.split("/")[0]
+            if folder not in classes:
+                report.faults.append(f"{there[name]}: the class {folder} is not in classInd.txt")
+            elif f"_{folder}_".lower() not in f"_{there[name].name.removeprefix('v_')}".lower():
+                report.faults.append(
+                    f"{there[name]}: lies in the folder {folder}, and its name tells another class"
+                )
+            elif name not in sides:
+                report.remarks.append(f"{there[name]}: in no list")
+    for names in same.values():
+        if len(names) > 1:
+            _duplicates(names, sides, report)
+    gone = [name for name in sides if name not in there]
+    if gone:
+        report.remarks.append(
+            f"{len(gone):,} of {len(sides):,} listed clips are not there, the first {gone[0]}"
+        )
+    return report
+
+
+def _duplicates(names: list[str], sides: dict[str, dict[int, str]], report: Report) -> None:
+    where = [
+        f"{name} ({', '.join(f'{side} {number}' for number, side in sides[name].items()) or 'in no list'})"
+        for name in names
+    ]
+    line = f"the same bytes: {'; '.join(where)}"
+    labels = {name.split("/")[0] for name in names}
+    leaks = any(len({sides[name].get(number) for name in names} - {None}) > 1 for number in SPLIT_NUMBERS)
+    if leaks or len(labels) > 1:
+        why = "on both sides of a split" if leaks else "under two classes"
+        report.faults.append(f"{line}: {why}")
+    else:
+        report.remarks.append(line)

@@ -1,0 +1,181 @@
+"""Clips, splits of them into training and test, and parts of them that are held out or shared out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Self
+
+import numpy as np
+
+from utils.process import UserError
+from video.reader import Video
+
+RANDOM = "random"
+# The original's share of test clips in its random split.
+RANDOM_TEST = 0.2
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip of the data set that is there.
+
+    Attributes:
+        name: as the lists name it, `<Class>/<file>.avi`
+        label: from 0, the line of its class folder in classInd.txt
+        video: its file or its folder of frames
+    """
+
+    name: str
+    label: int
+    video: Video
+
+    @property
+    def group(self) -> str:
+        """The source video that it is cut out of, with its class: clips of a group show the same scene.
+
+        Raises: UserError if the name does not say, as v_<Class>_g<group>_c<clip> does.
+        """
+        if (group := self._group()) is None:
+            raise UserError(
+                f"{self.name}: the name does not tell its group, as v_<Class>_g01_c01.avi does; without "
+                "groups no clips can be held out"
+            )
+        return group
+
+    @property
+    def group_or_name(self) -> str:
+        """The group; a clip whose name tells none is one of its own."""
+        return self._group() or self.name
+
+    def _group(self) -> str | None:
+        match = re.fullmatch(r"(.*_g\d+)_c\d+", PurePosixPath(self.name).stem)
+        return match[1] if match else None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The clips of one official split that are there, and how many the lists name.
+
+    Attributes:
+        classes: class names, by label
+        train, test: clips in the order of the lists
+        listed: number of clips that both lists name
+    """
+
+    classes: list[str]
+    train: list[Clip]
+    test: list[Clip]
+    listed: int
+
+    def relabelled(self, classes: list[str]) -> Self:
+        """The same clips with labels in another order of the same classes."""
+        labels = [classes.index(name) for name in self.classes]
+        train, test = (
+            [replace(clip, label=labels[clip.label]) for clip in clips] for clips in (self.train, self.test)
+        )
+        return replace(self, classes=classes, train=train, test=test)
+
+    def missing(self) -> str | None:
+        """One line that counts what the lists name and is not there; None if all is."""
+        found = len(self.train) + len(self.test)
+        if found == self.listed:
+            return None
+        labels = {clip.label for clip in self.train + self.test}
+        return (
+            f"{found:,} of {self.listed:,} listed clips found, "
+            f"{len(labels)} of {len(self.classes)} classes; going on with those"
+        )
+
+
+def names_sha256(clips: Sequence[Clip]) -> str:
+    """SHA-256 of the clips' names in their order, as 64 hexadecimal digits: the same for the same clips."""
+    return hashlib.sha256("\n".join(clip.name for clip in clips).encode()).hexdigest()
+
+
+def random_split(split: Split, seed: int) -> Split:
+    """The original's split: a fifth of all clips at random, whatever group they are of.
+
+    It leaks: see `siblings`.
+    """
+    clips = sorted(split.train + split.test, key=lambda clip: clip.name)
+    order = np.random.default_rng(seed).permutation(len(clips))
+    number = round(RANDOM_TEST * len(clips))
+    parts = order[number:], order[:number]
+    train, test = ([clips[index] for index in sorted(part.tolist())] for part in parts)
+    return replace(split, train=train, test=test)
+
+
+def siblings(split: Split) -> int:
+    """Number of test clips that have a clip of the same group, cut out of the same video, in training."""
+    trained = {clip.group for clip in split.train}
+    return sum(clip.group in trained for clip in split.test)
+
+
+def hold_out(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Clip], list[Clip]]:
+    """Training and validation clips: of each class about `fraction` of its groups, whole, and at least one.
+
+    Raises: UserError if a name does not tell its group, or a class has a single group.
+    """
+    groups: dict[int, list[str]] = {}
+    for clip in clips:
+        groups.setdefault(clip.label, []).append(clip.group)
+    held: set[str] = set()
+    for label, names in groups.items():
+        distinct = sorted(set(names))
+        if len(distinct) < 2:
+            raise UserError(
+                f"the group {distinct[0]} is the only one of its class in training, so none can be held out; "
+                "add clips, or leave out --val_fraction"
+            )
+        number = min(len(distinct) - 1, max(1, round(fraction * len(distinct))))
+        held.update(np.random.default_rng([seed, label]).choice(distinct, number, replace=False).tolist())
+    return [clip for clip in clips if clip.group not in held], [clip for clip in clips if clip.group in held]
+
+
+def some_labels(clips: Sequence[Clip], fraction: float, seed: int) -> list[Clip]:
+    """Of each class about `fraction` of its clips, drawn at random, and at least one, in their order."""
+    if fraction == 1:
+        return list(clips)
+    of_class: dict[int, list[int]] = {}
+    for index, clip in enumerate(clips):
+        of_class.setdefault(clip.label, []).append(index)
+    chosen: list[int] = []
+    for label, indices in of_class.items():
+        number = max(1, round(fraction * len(indices)))
+        chosen += np.random.default_rng([seed, label]).choice(indices, number, replace=False).tolist()
+    return [clips[index] for index in sorted(chosen)]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` (from 1) of `count` parts of a data set, for one process or machine."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of a flag such as 2/8.
+
+        Raises: UserError if it is anything else.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UserError(f"shard {text!r} does not exist; write 1/8 for the first of eight")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its files end in."""
+        return "" if self.count == 1 else f"-{self.number}of{self.count}"
+
+    def of(self, clips: Sequence[Clip]) -> list[Clip]:
+        """The clips that fall to it; depends on nothing but their names."""
+        return sorted(clips, key=lambda clip: clip.name)[self.number - 1 :: self.count]
+
+
+WHOLE = Shard()

@@ -1,0 +1,173 @@
+"""Checkpoints: save and load what training made.
+
+Our own file is a dictionary of tensors and plain values (`FORMAT`). It holds the trained parameters; the
+frozen encoder stands in it by name and SHA-256, and with its weights only where they are not those that the
+table of encoders gives.
+Nothing is loaded that could run code: `weights_only=True` everywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from models import FROZEN, MODELS, Classifier
+from training import original
+from utils.files import write_whole
+from utils.process import MissingFileError, UserError
+
+FORMAT = "action-recognition 2"
+# Before there were several models and streams: the only head had no name of its own.
+FORMAT_1 = "action-recognition 1"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        model: in eval mode, on the CPU
+        classes: class names, by label
+        img_dim: height and width in pixels of the frames that it was trained on
+        sequence_length: frames of the clips that it was trained on
+        split_number: the official split whose training list it has seen; None where the file does not say
+        epoch: epochs trained
+        settings: flags of the training that it comes from, by name; plain values
+        training: what training needs to go on from here, as `run.Run` keeps it; None where that is not kept
+    """
+
+    model: Classifier
+    classes: list[str]
+    img_dim: int
+    sequence_length: int
+    split_number: int | str | None
+    epoch: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+    @property
+    def frame_stride(self) -> int:
+        """It was trained on every N-th frame of a video."""
+        return int(self.settings.get("frame_stride", 1))
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = False) -> None:
+    """Write a checkpoint beside and rename it, so that `path` is always a whole file.
+
+    Args:
+        with_encoder: put the frozen encoder into the file even if the table of encoders gives the same
+
+    Raises: OSError with the bytes needed if it cannot be written.
+    """
+    model = checkpoint.model
+    with_encoder = with_encoder or not model.encoder.pretrained
+    state = {
+        name: tensor.detach().cpu()
+        for name, tensor in model.state_dict().items()
+        if with_encoder or not name.startswith(FROZEN)
+    }
+    contents = {
+        "format": FORMAT,
+        "model": model.name,
+        "config": model.config,
+        "encoder_sha256": model.encoder.sha256(),
+        "state": state,
+        "classes": checkpoint.classes,
+        "img_dim": checkpoint.img_dim,
+        "sequence_length": checkpoint.sequence_length,
+        "split_number": checkpoint.split_number,
+        "epoch": checkpoint.epoch,
+        "settings": checkpoint.settings,
+        "training": checkpoint.training,
+        "versions": {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)},
+    }
+    # In memory first, so that the size is known if the disk is full.
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Load a checkpoint of this project, or of the original repository in any of its three layouts.
+
+    No weights are downloaded where the file holds the encoder.
+
+    Raises: MissingFileError if there is no such file; CheckpointError if it is truncated, holds code, or is
+        no checkpoint that fits; weights.WeightsError if it needs an encoder's weights that cannot be had.
+    """
+    if (path / "model.json").is_file():
+        raise CheckpointError(
+            f"{path} is an exported model; test_on_video.py takes it with --backend onnxruntime"
+        )
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such checkpoint; train.py writes them to model_checkpoints/")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused: it is no checkpoint, or one that could run code; only plain tensors are loaded"
+        ) from error
+    # A damaged file makes the unpickler fail in any way there is.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: the checkpoint is truncated or damaged; copy or train it again"
+        ) from error
+    try:
+        if isinstance(contents, dict) and contents.get("format") in (FORMAT, FORMAT_1):
+            return _from_own(path, contents)
+        if isinstance(contents, dict) and original.MARK in contents:
+            model, classes = original.read(contents)
+            if model.num_classes != len(classes):
+                raise CheckpointError(
+                    f"{path}: {model.num_classes} classes, and {original.UCF101_CLASSES.name} names "
+                    f"{len(classes)}: put the names that it was trained with there"
+                )
+            return Checkpoint(model.eval(), classes, original.IMG_DIM, original.SEQUENCE_LENGTH, None, 0)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: the checkpoint's contents do not fit together: {reason}") from error
+    raise CheckpointError(f"{path}: not a checkpoint of this project nor of the original Action-Recognition")
+
+
+def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
+    if contents["model"] not in MODELS:
+        raise CheckpointError(
+            f"{path}: unknown model {contents['model']!r}; this version has {', '.join(MODELS)}"
+        )
+    state: dict[str, Tensor] = contents["state"]
+    if contents["format"] == FORMAT_1:
+        state = original.renamed(state, original.OLD_NAMES)
+    with_encoder = any(name.startswith(FROZEN) for name in state)
+    model = Classifier(contents["model"], **contents["config"], pretrained=not with_encoder)
+    if not with_encoder:
+        encoder = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(FROZEN)}
+        state = {**encoder, **state}
+    model.load_state_dict(state)
+    if model.encoder.sha256() != contents["encoder_sha256"]:
+        raise CheckpointError(
+            f"{path}: trained on other weights of {model.encoder.name} than the ones here "
+            f"(SHA-256 {contents['encoder_sha256'][:12]}... there); put those in their place"
+        )
+    if len(contents["classes"]) != model.num_classes:
+        raise CheckpointError(f"{path}: {len(contents['classes'])} names for {model.num_classes} classes")
+    return Checkpoint(
+        model.eval(),
+        list(contents["classes"]),
+        int(contents["img_dim"]),
+        int(contents["sequence_length"]),
+        contents["split_number"],
+        int(contents["epoch"]),
+        dict(contents.get("settings") or {}),
+        contents.get("training"),
+    )

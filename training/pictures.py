@@ -1,0 +1,62 @@
+"""Pictures of results, drawn without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn import metrics
+
+# Classes up to which a picture has room for the numbers.
+NUMBERED_CLASSES = 20
+
+
+def png(figure: Figure) -> bytes:
+    """A picture as the bytes of a PNG file; no display is needed."""
+    contents = io.BytesIO()
+    figure.savefig(contents, format="png", dpi=120, metadata={"Software": None})
+    return contents.getvalue()
+
+
+def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.ndarray, title: str) -> bytes:
+    """What is taken for what: labels and predicted labels (N,), as a PNG file."""
+    shown = np.unique(np.concatenate([labels, predicted]))
+    counts = metrics.confusion_matrix(labels, predicted, labels=shown)
+    shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
+    side = max(5.0, 0.22 * len(shown) + 2.5)
+    figure = Figure((side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    names = [classes[label] for label in shown]
+    axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("action")
+    axes.set_title(title, fontsize=10)
+    if len(shown) <= NUMBERED_CLASSES:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if shares[row, column] > 60 else "black"
+                axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(image, label="% of the action's clips", shrink=0.8)
+    return png(figure)
+
+
+def class_bars(rows: Sequence[Sequence[Any]], title: str) -> bytes:
+    """Accuracy of each class, as a PNG file: rows of class, clips, correct, accuracy in percent."""
+    rows = sorted(rows, key=lambda row: (float(row[3]), row[0]))
+    figure = Figure((7, 0.22 * len(rows) + 1.5), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh([row[0] for row in rows], [float(row[3]) for row in rows], color="#4878a8", height=0.7)
+    axes.bar_label(bars, [f"{row[2]} of {row[1]}" for row in rows], padding=3, fontsize=7)
+    axes.set_xlim(0, 115)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("accuracy, % of the class's clips")
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return png(figure)

@@ -1,0 +1,255 @@
+"""What a test found: figures, how sure they are, and files that another program or a reader can use.
+
+report.json         figures, and everything that it takes to repeat them
+classes.csv         each class: clips, accuracy, what it is taken for
+predictions.csv     each clip: label, what it was taken for, and the probabilities of all classes
+confusion.png       what is taken for what
+classes.png         accuracy of each class
+
+The figures are scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import torch
+from sklearn import metrics
+
+from dataset import Sampling
+from models import Classifier
+from splits.split import Clip, names_sha256
+from training.checkpoint import Checkpoint
+from training.evaluate import predict
+from training.loop import Part
+from training.pictures import class_bars, confusion_matrix
+from training.setup import ClipSource
+from utils.files import csv_bytes, json_bytes, write_whole
+from utils.ranks import ALONE, Ranks
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Class probabilities of N clips.
+
+    Attributes:
+        classes: class names, by label
+        clips: what was tested
+        probabilities: (N, C) float64, each row sums to 1
+    """
+
+    classes: list[str]
+    clips: Sequence[Clip]
+    probabilities: np.ndarray
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64."""
+        return np.array([clip.label for clip in self.clips])
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """Labels of the highest probabilities (N,) int64."""
+        return self.probabilities.argmax(1)
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.predicted == self.labels
+
+    def mistakes(self) -> list[int]:
+        """Numbers of the clips that are taken for another class, the most certain first."""
+        wrong = np.flatnonzero(~self.correct)
+        return sorted(wrong.tolist(), key=lambda index: -self.probabilities[index].max())
+
+
+def predict_clips(
+    model: Classifier, part: Part, classes: list[str], *, views: int = 1, ranks: Ranks = ALONE
+) -> Predictions:
+    """Test a model on clips, each counted once whichever process has it.
+
+    Args:
+        views: passes over the clips, whose probabilities are averaged; the epoch of the order tells which
+    """
+    probabilities = np.zeros((len(part.clips), len(classes)))
+    for view in range(views):
+        part.order.epoch = view
+        description = "testing" if views == 1 else f"testing, clip {view + 1} of {views}"
+        predicted = predict(model, part.batches, description=description, ranks=ranks)
+        assert predicted is not None
+        mine = [index for batch in part.order for _, index in batch]
+        for indices, rows in ranks.gather((mine, predicted[0].double().softmax(1).numpy())):
+            probabilities[indices] += rows / views
+    return Predictions(classes, part.clips, probabilities)
+
+
+def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] | None:
+    """95 % interval of the accuracy in percent: the percentile bootstrap over groups.
+
+    Clips of a group are cut out of one video and stand or fall together, so whole groups are drawn (the
+    cluster bootstrap; Davison and Hinkley, 1997, section 3.8).
+
+    Returns: lower and upper end; None where there are fewer than two groups to draw from.
+    """
+    names, of = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return None
+    right, size = np.bincount(of, correct), np.bincount(of)
+    found = scipy.stats.bootstrap(
+        (right, size),
+        lambda right, size, axis: 100 * right.sum(axis) / size.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=1000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def figures(predictions: Predictions) -> dict[str, Any]:
+    """Clips, top-1, its interval, top-5, mean class accuracy in percent, and the loss in nats."""
+    labels, probabilities = predictions.labels, predictions.probabilities
+    every, present = np.arange(len(predictions.classes)), np.unique(labels)
+    top5 = None
+    if len(every) > 5:
+        top5 = 100 * float(metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=every))
+    recall = metrics.recall_score(labels, predictions.predicted, labels=present, average="macro")
+    return {
+        "clips": len(labels),
+        "correct": int(predictions.correct.sum()),
+        "top1_percent": 100 * float(metrics.accuracy_score(labels, predictions.predicted)),
+        "top1_interval95_percent": interval(
+            predictions.correct, [clip.group_or_name for clip in predictions.clips]
+        ),
+        "top5_percent": top5,
+        "mean_class_accuracy_percent": 100 * float(recall),
+        "loss_nats": float(metrics.log_loss(labels, probabilities, labels=every)),
+    }
+
+
+def summary(found: dict[str, Any]) -> str:
+    """The figures in a line."""
+    ends = found["top1_interval95_percent"]
+    return (
+        f"loss {found['loss_nats']:.3f} nats, accuracy {found['top1_percent']:.2f} % "
+        f"({found['correct']:,} of {found['clips']:,} clips"
+        + (f"; 95 % interval {ends[0]:.1f} to {ends[1]:.1f} %)" if ends else ")")
+        + (f", top-5 {found['top5_percent']:.2f} %" if found["top5_percent"] is not None else "")
+        + f", mean of the classes {found['mean_class_accuracy_percent']:.2f} %"
+    )
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
+
+
+def _per_class(predictions: Predictions) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    for label in np.unique(predictions.labels).tolist():
+        mine = predictions.labels == label
+        wrong = predictions.predicted[mine & ~predictions.correct]
+        taken = predictions.classes[np.bincount(wrong).argmax()] if len(wrong) else ""
+        right = int(predictions.correct[mine].sum())
+        rows.append(
+            [predictions.classes[label], int(mine.sum()), right, f"{100 * right / mine.sum():.2f}", taken]
+        )
+    return rows
+
+
+def _per_clip(predictions: Predictions) -> list[list[Any]]:
+    rows = []
+    for index, clip in enumerate(predictions.clips):
+        label, predicted = clip.label, int(predictions.predicted[index])
+        names = [predictions.classes[label], predictions.classes[predicted], int(label == predicted)]
+        probabilities = map(repr, predictions.probabilities[index].tolist())
+        rows.append([clip.name, clip.group_or_name, *names, *probabilities])
+    return rows
+
+
+def about(
+    checkpoint: Checkpoint, path: Path, source: ClipSource, sampling: Sampling, split_number: int | str
+) -> dict[str, Any]:
+    """What it takes to repeat the test of a checkpoint, as plain values."""
+    encoder = source.model.encoder
+    return {
+        "model": checkpoint.model.name,
+        "streams": list(checkpoint.model.streams),
+        "trained_parameters": sum(map(torch.Tensor.numel, checkpoint.model.heads.parameters())),
+        "checkpoint": str(path),
+        "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "epoch": checkpoint.epoch,
+        "encoder": encoder.name,
+        "encoder_sha256": encoder.sha256(),
+        "encoder_computed_in": encoder.variant,
+        "device": str(encoder.device),
+        "split_number": split_number,
+        "img_dim": source.img_dim,
+        "sequence_length": sampling.sequence_length,
+        "frame_stride": sampling.frame_stride,
+        "clips_per_video": sampling.views,
+        "frames_shuffled": sampling.shuffle,
+        "training": checkpoint.settings,
+        "command": sys.argv,
+        "versions": {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn", "scipy")},
+        },
+    }
+
+
+def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) -> dict[str, Any]:
+    """Write the files into a folder, each whole or not at all; returns what report.json holds.
+
+    Args:
+        about: as the function of this name gives it
+
+    Raises: OSError if a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = figures(predictions)
+    mistakes = [
+        {
+            "clip": predictions.clips[index].name,
+            "taken_for": predictions.classes[predictions.predicted[index]],
+            "probability": float(predictions.probabilities[index].max()),
+        }
+        for index in predictions.mistakes()
+    ]
+    report = {
+        "figures": found,
+        **about,
+        "test_clips_sha256": names_sha256(predictions.clips),
+        "mistakes": mistakes,
+    }
+    score = f"{found['top1_percent']:.2f} % of {found['clips']:,} clips"
+    title = f"{about['model']}, {about['encoder']}, split {about['split_number']}: {score}"
+    rows = _per_class(predictions)
+    head = ["class", "clips", "correct", "accuracy_percent", "taken_for"]
+    write_whole(folder / "classes.csv", csv_bytes([head, *rows]))
+    head = ["clip", "group", "label", "predicted", "correct"]
+    write_whole(
+        folder / "predictions.csv", csv_bytes([[*head, *predictions.classes], *_per_clip(predictions)])
+    )
+    write_whole(
+        folder / "confusion.png",
+        confusion_matrix(predictions.classes, predictions.labels, predictions.predicted, title),
+    )
+    write_whole(folder / "classes.png", class_bars(rows, title))
+    write_whole(folder / "report.json", json_bytes(report))
+    return report

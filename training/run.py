@@ -1,0 +1,187 @@
+"""A training run that may be stopped at any instant: where it stands, and its files in a folder.
+
+<Model>_<epoch>.pth     every few epochs: model and settings
+best.pth                the epoch with the best validation accuracy, where clips are held out for that
+last.pth                where the run stands, with all that it takes to go on
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import filelock
+
+from training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from training.evaluate import Tally
+from training.recipe import Learner
+from training.settings import LAST
+from utils.files import unused
+from utils.process import UserError, say
+
+BEST = "best.pth"
+
+
+def hold_folder(folder: Path) -> filelock.FileLock:
+    """Hold the output folder of a training, until the lock is released.
+
+    Raises: UserError if another training runs there.
+    """
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise UserError(f"{folder}: another training writes there; choose another --output_path") from None
+    return lock
+
+
+class Run:
+    """Where a training stands, and its files.
+
+    Args:
+        folder: for the files; it exists
+        checkpoint: the model on its device, and what each file holds besides
+        learner: of the model
+        save_seconds: how much training a power cut may cost
+        writes: whether this process writes the files; one of several does
+
+    Attributes:
+        epoch: the one in progress, from 1
+        tally: figures of it so far
+        history: figures of the epochs before, by name
+        best: the highest validation accuracy in percent and its epoch; None before the first
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint,
+        learner: Learner,
+        save_seconds: float,
+        *,
+        writes: bool = True,
+    ) -> None:
+        self.folder, self.checkpoint, self.learner = folder, checkpoint, learner
+        self.save_seconds, self.writes = save_seconds, writes
+        self.name = checkpoint.model.name
+        self.epoch, self.tally = 1, Tally(unit=learner.unit)
+        self.history: list[dict[str, float]] = []
+        self.best: tuple[float, int] | None = None
+        self._saved = time.monotonic()
+
+    def make_room(self) -> None:
+        """Move the files of an earlier run into <folder>/earlier-<n>, so that none is overwritten."""
+        earlier = [path for path in self.folder.glob("*.pth") if self._is_ours(path)]
+        if not (self.writes and earlier):
+            return
+        aside = unused(self.folder / "earlier", first="-1")
+        aside.mkdir()
+        for path in earlier:
+            path.rename(aside / path.name)
+        say(f"{len(earlier)} checkpoints of an earlier run moved to {aside}")
+
+    def _is_ours(self, path: Path) -> bool:
+        return path.name in (LAST, BEST) or self._epoch_of(path) is not None
+
+    def _epoch_of(self, path: Path) -> int | None:
+        match = re.fullmatch(rf"{self.name}_(\d+)\.pth", path.name)
+        return int(match[1]) if match else None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a batch has been trained on."""
+        return self.epoch > 1 or self.tally.batches > 0
+
+    def save_last(self) -> None:
+        """Write last.pth: the middle of the epoch, or its beginning."""
+        if not self.writes:
+            return
+        training = {
+            "learner": self.learner.state_dict(),
+            "epoch": self.epoch,
+            "tally": asdict(self.tally),
+            "history": self.history,
+            "best": self.best,
+        }
+        whole = replace(self.checkpoint, epoch=self.epoch - 1, training=training)
+        save_checkpoint(self.folder / LAST, whole)
+        self._saved = time.monotonic()
+
+    def save_if_due(self) -> None:
+        """Write last.pth if the last time is so long ago that the work since should not be lost."""
+        if time.monotonic() - self._saved >= self.save_seconds:
+            self.save_last()
+
+    def go_on(self, loaded: Checkpoint, num_epochs: int, title: str = "") -> None:
+        """Stand where the run stood that wrote `loaded`, whose weights the model has, and say so.
+
+        Args:
+            num_epochs: of the whole training
+            title: what stands before the number of an epoch
+
+        Raises: UserError for other clips than it was trained on; CheckpointError if it cannot go on from there.
+        """
+        training, last = loaded.training, self.folder / LAST
+        if training is None:
+            raise CheckpointError(f"{last}: not what training needs to go on; train without --resume")
+        # Before pretraining was a run of its own, it was a part of this one.
+        if training.get("pretraining"):
+            raise CheckpointError(
+                f"{last}: stopped in pretraining by an earlier version; begin again without --resume"
+            )
+        if loaded.settings.get("clips") != self.checkpoint.settings["clips"]:
+            raise UserError(
+                f"{self.checkpoint.settings['dataset_path']}: not the clips that {last} was trained on; put them "
+                "back, or begin again without --resume"
+            )
+        try:
+            self.learner.load_state_dict(training["learner"])
+            self.epoch, self.tally = int(training["epoch"]), Tally(**training["tally"])
+            self.history, self.best = list(training["history"]), training["best"]
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{last}: damaged; begin again without --resume, which moves it aside"
+            ) from error
+        if self.epoch > num_epochs:
+            say(f"{last}: all {num_epochs} epochs are trained already")
+        else:
+            say(f"going on in {title}epoch {self.epoch} after {self.tally.batches} batches")
+
+    def path_of(self, epoch: int) -> Path:
+        """The file of an epoch."""
+        return self.folder / f"{self.name}_{epoch}.pth"
+
+    def save_epoch(self, *, keep: int | None) -> None:
+        """Write <Model>_<epoch>.pth, and remove all but the newest `keep` of them."""
+        if not self.writes:
+            return
+        path = self.path_of(self.epoch)
+        save_checkpoint(path, replace(self.checkpoint, epoch=self.epoch))
+        say(f"saved {path}")
+        if keep is not None:
+            numbered = [
+                (epoch, path) for path in self.folder.glob("*.pth") if (epoch := self._epoch_of(path))
+            ]
+            for _, old in sorted(numbered)[:-keep]:
+                old.unlink()
+
+    def end_epoch(self, figures: dict[str, float]) -> None:
+        """Note the figures of the epoch, keep its weights if they are the best so far, and begin the next.
+
+        Args:
+            figures: by name; `val_accuracy` in percent where clips are held out
+        """
+        accuracy = figures.get("val_accuracy")
+        if accuracy is not None and (self.best is None or accuracy > self.best[0]):
+            self.best = (accuracy, self.epoch)
+            if self.writes:
+                save_checkpoint(self.folder / BEST, replace(self.checkpoint, epoch=self.epoch))
+        self.history.append({"epoch": self.epoch, **figures})
+        self.epoch, self.tally = self.epoch + 1, Tally(unit=self.tally.unit)
+        self.save_if_due()
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether `patience` epochs have ended since the best one."""
+        return patience is not None and self.best is not None and self.epoch - 1 - self.best[1] >= patience

@@ -1,0 +1,214 @@
+"""From settings to clips, a model and their embeddings: what train.py and pretrain.py begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from dataset import Batches, ClipBatches, EmbeddingClips, EncodedClips, FrameClips, Sampling, frame_loader
+from features.cache import EmbeddingCache
+from features.fill import CacheSettings, cache_folder, open_cache
+from models import Classifier
+from splits.split import RANDOM, Clip, Split, hold_out, names_sha256, siblings, some_labels
+from splits.ucf101 import DataSettings, load_split
+from training.checkpoint import Checkpoint
+from training.history import History
+from training.loop import Part
+from training.settings import TrainSettings
+from utils.device import DeviceSettings, choose_dtype
+from utils.process import UserError, say
+from utils.ranks import ALONE, Ranks
+from video.frames import parse_streams
+
+
+class ClipSource:
+    """Where the embeddings of a command's clips come from: the cache, or the encoder anew in each epoch.
+
+    Args:
+        model: on its device, its encoder prepared
+        img_dim: height and width of the frames in pixels
+        caches: hold the embeddings of all clips, one for each stream; none decodes and encodes clips when
+            they are asked for
+        workers: processes that decode where there is no cache
+    """
+
+    def __init__(
+        self, model: Classifier, img_dim: int, caches: Sequence[EmbeddingCache], workers: int
+    ) -> None:
+        self.model, self.img_dim, self.caches, self.workers = model, img_dim, caches, workers
+
+    @classmethod
+    def open(
+        cls,
+        model: Classifier,
+        clips: Sequence[Clip],
+        img_dim: int,
+        cache: CacheSettings,
+        dataset_path: Path,
+        workers: int,
+        *,
+        flip: bool,
+        ranks: Ranks = ALONE,
+    ) -> Self:
+        """As the settings ask for; fills the cache with `clips`. Raises: as `open_cache`."""
+        caches: list[EmbeddingCache] = []
+        if cache.cache == "disk":
+            folder = cache_folder(cache.cache_path, dataset_path)
+            caches = [
+                open_cache(
+                    folder, clips, model.encoder, img_dim, flip=flip, stream=stream,
+                    frame_stride=cache.frame_stride, threads=max(1, workers), ranks=ranks,
+                )
+                for stream in model.streams
+            ]  # fmt: skip
+        return cls(model, img_dim, caches, workers)
+
+    def batches(self, clips: Sequence[Clip], sampling: Sampling, order: ClipBatches) -> Batches:
+        """Embeddings of what `order` names of `clips`."""
+        device = self.model.device
+        if self.caches:
+            return EmbeddingClips(
+                [cache.view(clips) for cache in self.caches], clips, sampling, order, device
+            )
+        frames = FrameClips(clips, sampling, self.img_dim, self.model.streams)
+        loader = frame_loader(frames, order, workers=self.workers, pin_memory=device.type == "cuda")
+        return EncodedClips(loader, self.model)
+
+
+def choose_split(data: DataSettings, split_number: int | str, seed: int) -> Split:
+    """The split to train on; warns of what is missing, and of a split that leaks.
+
+    Raises: as `load_split`; UserError if there are too few clips.
+    """
+    split = load_split(data.dataset_path, data.split_path, split_number, seed=seed)
+    if missing := split.missing():
+        say(f"warning: {missing}")
+    if split_number == RANDOM:
+        say(
+            f"warning: this random split leaks: {siblings(split):,} of {len(split.test):,} test clips are "
+            "cut out of a video that training has seen; do not compare its accuracy with another split's"
+        )
+    if len(split.train) < 2 or not split.test:
+        raise UserError(
+            f"{data.dataset_path}: {len(split.train)} training and {len(split.test)} test clips of split "
+            f"{split_number} are there; it takes 2 and 1 at least"
+        )
+    return split
+
+
+def build_model(settings: TrainSettings, num_classes: int) -> Classifier:
+    """A new model. Raises: as `Classifier`."""
+    return Classifier(
+        settings.model.model,
+        num_classes,
+        encoder=settings.encoder.encoder,
+        streams=parse_streams(settings.encoder.streams),
+        state=settings.encoder.state(),
+        latent_dim=settings.model.latent_dim,
+        sequence_length=settings.model.sequence_length,
+    )
+
+
+def prepare(model: Classifier, settings: DeviceSettings, device: torch.device) -> Classifier:
+    """The model on its device, its encoder as fast as that allows."""
+    model = model.to(device)
+    model.encoder.prepare(choose_dtype(settings.precision, device), compile=settings.compile)
+    return model
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training works on.
+
+    Attributes:
+        settings: of the training
+        ranks: processes that train together
+        split: of the data set
+        unlabelled: its training clips without those that are held out
+        held_out: groups of clips to choose settings by
+        clips: those of `unlabelled` whose label is used
+        source: embeddings of all of them
+        testing, training: which frames make a clip
+        name: of the run: model, encoder, split
+    """
+
+    settings: TrainSettings
+    ranks: Ranks
+    split: Split
+    unlabelled: list[Clip]
+    held_out: list[Clip]
+    clips: list[Clip]
+    source: ClipSource
+    testing: Sampling
+    training: Sampling
+    name: str
+
+    @classmethod
+    def of(
+        cls, settings: TrainSettings, split: Split, model: Classifier, device: torch.device, ranks: Ranks
+    ) -> Self:
+        """As the settings say; fills the cache.
+
+        Raises: as `hold_out` and `ClipSource.open`.
+        """
+        seed, fraction = settings.loop.seed, settings.clips.val_fraction
+        unlabelled, held_out = hold_out(split.train, fraction, seed) if fraction else (split.train, [])
+        prepare(model, settings.device, device)
+        img_dim = settings.encoder.img_dim or model.encoder.spec.input_size
+        settings = settings.change("encoder", img_dim=img_dim)
+        flip = not settings.encoder.no_flip
+        testing = Sampling(settings.model.sequence_length, frame_stride=settings.cache.frame_stride)
+        source = ClipSource.open(
+            model, split.train + split.test, img_dim, settings.cache, settings.data.dataset_path,
+            settings.device.num_workers, flip=flip, ranks=ranks,
+        )  # fmt: skip
+        encoder = model.encoder.name.replace("/", "-")
+        return cls(
+            settings, ranks, split, unlabelled, held_out,
+            some_labels(unlabelled, settings.clips.label_fraction, seed), source, testing,
+            replace(testing, training=True, flip=flip, seed=seed),
+            f"{model.name}-{encoder}-{img_dim}px-split{settings.clips.split_number}",
+        )  # fmt: skip
+
+    def change(self, group: str, **values: Any) -> Self:
+        """The same with other values in a group of the settings."""
+        return replace(self, settings=self.settings.change(group, **values))
+
+    def part(self, clips: Sequence[Clip], *, training: bool) -> Part:
+        """Clips as a loop takes them, shared by the processes.
+
+        Raises: UserError if there are too few to train on.
+        """
+        loop, ranks = self.settings.loop, self.ranks
+        order = ClipBatches(
+            len(clips), loop.batch_size, shuffle=training, seed=loop.seed, rank=ranks.rank, ranks=ranks.size
+        )
+        if not len(order):
+            raise UserError(f"{len(clips)} training clips are too few for {ranks.size} processes; add some")
+        sampling = self.training if training else self.testing
+        return Part(clips, order, self.source.batches(clips, sampling, order))
+
+    def checkpoint(self) -> Checkpoint:
+        """What each file of the run holds, but for the epoch."""
+        settings = self.settings
+        return Checkpoint(
+            self.source.model, self.split.classes, self.source.img_dim, settings.model.sequence_length,
+            settings.clips.split_number, 0, {**settings.plain(), "clips": names_sha256(self.clips)},
+        )  # fmt: skip
+
+    def history(self, folder: Path, epochs: list[dict[str, float]], title: str) -> History | None:
+        """What shows the course of the run, in the first process."""
+        if self.ranks.rank:
+            return None
+        say(f"figures and curves in {folder}")
+        return History(folder, epochs, title)
+
+
+def number_of_parameters(module: nn.Module) -> int:
+    """Numbers in the parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,127 @@
+"""Where a command computes, in what precision, and with which random numbers."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# cuBLAS gives the same sums twice only with a fixed workspace; it reads this when CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import numpy as np
+import torch
+
+from utils.flags import NATURAL, setting
+from utils.process import UserError, say
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which containers and job schedulers limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings:
+    """Where and how to compute."""
+
+    device: str = setting("auto", "cpu, cuda, ...; auto (default) takes the accelerator where there is one")
+    precision: str = setting(
+        "auto",
+        "of the frozen encoder; auto (default) is bf16 where the hardware has it, 2 to 5 times as fast",
+        choices=("auto", "fp32", "bf16"),
+    )
+    compile: bool = setting(
+        False,
+        "compile the encoder: some 20 %% faster after a minute or two, pays for more than 10,000 frames",
+    )
+    num_workers: int = setting(
+        # On a machine that torchrun shares out, each process gets its part.
+        max(1, min(8, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
+        "threads or processes that decode video; one per core (default) keeps the encoder fed",
+        NATURAL,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that --device names; of several of a kind, each process of torchrun gets its own.
+
+    Raises: UserError if PyTorch has no such device here.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = ["cpu"] + ([accelerator.type] if accelerator else [])
+    try:
+        device = (accelerator or torch.device("cpu")) if name == "auto" else torch.device(name)
+    except RuntimeError:
+        device = None
+    if (
+        device is None
+        or device.type not in here
+        or (device.index or 0) >= max(1, torch.accelerator.device_count())
+    ):
+        raise UserError(f"device {name!r} is not available; choose one of auto, {', '.join(here)}")
+    if device.type != "cpu" and "LOCAL_RANK" in os.environ:
+        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        torch.accelerator.set_device_index(device)
+    return device
+
+
+def has_bf16(cpuinfo: str) -> bool:
+    """Whether a CPU has instructions for bfloat16, by the text of /proc/cpuinfo.
+
+    Without them PyTorch emulates it, which is slower than float32 (oneDNN does so on any AVX-512).
+    """
+    for line in cpuinfo.splitlines():
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words.split())
+    return False
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the frozen encoder computes in: bfloat16 if asked for, or if `auto` and the hardware has it."""
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            info = Path("/proc/cpuinfo")
+            fast = device.type == "cpu" and info.exists() and has_bf16(info.read_text())
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's random numbers, and ask for deterministic kernels.
+
+    Where PyTorch has none, one line says so.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Nothing here reads memory before it is written; filling it first costs a pass over every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _say_what_is_not_deterministic()
+
+
+def _say_what_is_not_deterministic() -> None:
+    """Turn PyTorch's warnings about kernels without a deterministic form into one line of our own."""
+    show, told = warnings.showwarning, False
+
+    def showwarning(message: Warning | str, *rest: Any, **more: Any) -> None:
+        nonlocal told
+        if "does not have a deterministic implementation" not in str(message):
+            show(message, *rest, **more)
+        elif not told:
+            told = True
+            say(
+                f"warning: {str(message).split(' ')[0]} gives other roundings each time on this device: the "
+                "same command twice, or --resume, ends with nearly the same weights, not bit for bit"
+            )
+
+    if not getattr(show, "of_seeds", False):
+        showwarning.of_seeds = True  # type: ignore[attr-defined]
+        warnings.showwarning = showwarning

@@ -1,0 +1,99 @@
+"""Files that are whole or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from utils.process import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden file beside `path` to write to; at the end it is synced to disk and takes the name.
+
+    If the end is not reached it is removed, and `path` stays as it was.
+    """
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix.lower()}")
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, contents: bytes | memoryview) -> None:
+    """Write a file through `replacing`.
+
+    Raises: UserError that names the path and the bytes needed if the disk is full or the file too large.
+    """
+    try:
+        with replacing(path) as partial:
+            partial.write_bytes(contents)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write {len(contents):,} bytes ({error.strerror or error}); what was there "
+            "before is untouched; make room, or choose another folder"
+        ) from error
+
+
+def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
+    """Rows as the bytes of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def json_bytes(value: object) -> bytes:
+    """A plain value as the bytes of a JSON file that people can read."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """<path><suffix>, beside a folder; a link to the folder is not followed."""
+    # Absolute, so that "." has a name too.
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve would follow the link
+    return path.with_name(path.name + suffix)
+
+
+def unused(path: Path, suffix: str = "", *, first: str = "") -> Path:
+    """<path><suffix> if nothing is there, else <path>-2<suffix>, <path>-3<suffix>, ...
+
+    Args:
+        first: what the first one's name ends in, before the suffix
+    """
+    number, free = 1, path.with_name(path.name + first + suffix)
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}{suffix}")
+    return free
+
+
+def make_writable_folder(folder: Path) -> None:
+    """Make an output folder, and see that a file can be written there, before the work starts.
+
+    Raises: UserError naming the folder if not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{folder}: cannot write into this folder ({reason}); choose another one") from error

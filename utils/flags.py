@@ -1,0 +1,141 @@
+"""Flags of the commands, written once: each is a field of a settings dataclass, made with `setting`.
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    num_epochs: int = setting(20, "passes over the training clips; 20 is enough", COUNT)
+
+add_flags(parser, LoopSettings)
+settings = read(LoopSettings, parser.parse_args())
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, field, fields
+from typing import Any, TypeVar
+
+from utils.process import UserError
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def number(interval: str, kind: type[int] | type[float] = float) -> Callable[[str], Any]:
+    """A flag's type: a number within an interval, such as "[0, 1)"; inf stands for any size.
+
+    A round bracket leaves its end out, a square one does not.
+    """
+    match = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", interval)
+    assert match is not None
+    low, high = float(match[2]), float(match[3])
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+            above = value > low if match[1] == "(" else value >= low
+            below = value < high if match[4] == ")" else value <= high
+        except ValueError:
+            above = below = False
+        if not (above and below):
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text} does not fit: it takes {what} in {interval}")
+        return value
+
+    return parse
+
+
+COUNT = number("[1, inf)", int)
+NATURAL = number("[0, inf)", int)
+POSITIVE = number("(0, inf)")
+NON_NEGATIVE = number("[0, inf)")
+SHARE_BELOW_1 = number("[0, 1)")
+POSITIVE_SHARE = number("(0, 1]")
+
+
+def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """A flag's type out of a function that raises UserError: its message is what the user sees."""
+
+    def value(text: str) -> T:
+        try:
+            return parse(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return value
+
+
+def accepted_by(check: Callable[[str], object]) -> Callable[[str], str]:
+    """A flag's type out of a function that raises UserError for a bad value; the text stays as it is."""
+
+    def value(text: str) -> str:
+        checked(check)(text)
+        return text
+
+    return value
+
+
+def setting(
+    default: Any,
+    help: str,
+    type: Callable[[str], Any] | None = None,
+    *,
+    choices: Sequence[Any] | None = None,
+    flags: Sequence[str] = (),
+) -> Any:
+    """A field of a settings dataclass that is a flag of its name.
+
+    Args:
+        default: MISSING for a flag that must be given; False makes a switch
+        help: what it is for, with the recommended value and why
+        type: of the text; the default, a string
+        flags: its names where they are not --<field>
+    """
+    metadata = {"help": help, "type": type, "choices": choices, "flags": flags}
+    return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, settings: type, *, without: Sequence[str] = (), **defaults: Any
+) -> None:
+    """Add a flag for each field of a settings dataclass, in a group of its name.
+
+    Args:
+        without: fields that this command has no flag for; `read` gives them their default
+        defaults: of flags, by name, where this command has others
+    """
+    title = re.sub(r"(?<!^)([A-Z])", r" \1", settings.__name__.removesuffix("Settings")).lower()
+    group = parser.add_argument_group(title)
+    for one in fields(settings):
+        if one.name in without:
+            continue
+        default = defaults.get(one.name, one.default)
+        names = one.metadata["flags"] or (f"--{one.name}",)
+        if default is False:
+            group.add_argument(*names, action="store_true", help=one.metadata["help"])
+            continue
+        group.add_argument(
+            *names,
+            dest=one.name,
+            default=None if default is MISSING else default,
+            required=default is MISSING,
+            type=one.metadata["type"],
+            choices=one.metadata["choices"],
+            help=one.metadata["help"],
+        )
+
+
+def read(settings: type[S], args: argparse.Namespace, **others: Any) -> S:
+    """A settings dataclass out of the flags that `add_flags` added; `others` are fields of other values."""
+    names = {one.name for one in fields(settings)} - set(others)  # type: ignore[arg-type]
+    return settings(**{name: value for name, value in vars(args).items() if name in names}, **others)
+
+
+def typed(
+    parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace
+) -> dict[str, Any]:
+    """The values of the flags that stand on the command line, by name; `args` is what it was parsed to."""
+    absent = object()
+    values = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), absent))))
+    return {name: value for name, value in values.items() if value is not absent}

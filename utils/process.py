@@ -1,0 +1,116 @@
+"""How a command ends: errors of the user in one line, signals, and who prints."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
+
+import torch
+
+
+class UserError(ValueError):
+    """Input that is wrong; all that is shown is the message, one line with the bad value and the next step.
+
+    Every other error is a bug, and keeps its traceback.
+    """
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the user named, or that must be there, is not."""
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Print, if this process is the first one."""
+    if is_first():
+        print(text, flush=True)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that asks the command to end; `signum` is which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Deferred:
+    """Takes SIGINT and SIGTERM and only notes the first, so that a loop can come to a good end by itself.
+
+    The second one stops at once, as it would outside of the `with`.
+
+    Attributes:
+        signum: the signal that came, None if none did
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:
+            raise Interrupted(signum)
+        self.signum = signum
+
+
+def _interrupt(signum: int, _: FrameType | None) -> None:
+    raise Interrupted(signum)
+
+
+def _explain(error: Exception) -> str | None:
+    """An error in one line that says what to do; None for a bug."""
+    if isinstance(error, torch.OutOfMemoryError):
+        reason = str(error).split(".", 1)[0]
+        return f"the accelerator's memory is full ({reason}); lower --batch_size, or --img_dim"
+    # The system's own errors (a full disk, no permission) have a number.
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
+        # An error out of a data worker carries the worker's traceback; its last line is the message.
+        line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        head, _, rest = line.partition(": ")
+        is_type = rest and head.rsplit(".", 1)[-1].endswith("Error") and " " not in head
+        return rest if is_type else line
+    if "DataLoader worker" in str(error):
+        return (
+            "a process that decodes video died, perhaps for lack of memory; lower --num_workers, or encode "
+            "once with --cache disk"
+        )
+    return None
+
+
+def run(main: Callable[[], int]) -> None:
+    """Run a command's `main` and exit with its status.
+
+    A `UserError`, or an error of the operating system, ends in one line and status 1; a bug ends in its
+    traceback. SIGTERM ends as SIGINT does, with what was begun cleared away and status 128 + its number.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = main()
+    except Exception as error:
+        line = _explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        print(f"interrupted by {signal.Signals(signum).name}", file=sys.stderr)
+        status = 128 + signum
+    sys.exit(status)
