@@ -5,8 +5,11 @@ import re
 
 import cv2
 import pytest
+import torch
 
 import compare
+from models import Classifier
+from training.checkpoint import Checkpoint
 
 
 def test_models_are_compared_on_one_cache(call, small, tmp_path):
@@ -51,3 +54,12 @@ def test_what_train_py_says_is_passed_on(call, tmp_path):
     done = call(compare, "--models", "MeanPool", "--seeds", 1, "--split_path", tmp_path / "nothing")
     assert done.status == 1
     assert "nothing" in done.one_line_error()
+
+
+def test_the_head_is_timed_on_the_device_of_the_training(monkeypatch):
+    seen = []
+    model = Classifier("MeanPool", 2, encoder="tiny")
+    monkeypatch.setattr(model, "to", lambda device: seen.append(device) or model)
+    rate = compare.classify_rate(Checkpoint(model, ["a", "b"], 32, 8, None, 0), torch.device("cpu", 0), 1)
+    assert rate > 0
+    assert seen == [torch.device("cpu", 0)]

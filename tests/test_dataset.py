@@ -12,16 +12,13 @@ from dataset import (
     ClipBatches,
     FrameClips,
     Sampling,
-    StreamReader,
     clip_indices,
     frame_loader,
-    parse_streams,
-    resize_frames,
-    stream_images,
     window_indices,
 )
 from extract_frames import extract_all
 from splits.ucf101 import load_split, read_classes
+from video.frames import StreamReader, parse_streams, resize_frames, stream_images
 
 lengths = st.integers(1, 60)
 

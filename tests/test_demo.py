@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import demo
+from annotation import page as page_module
 from conftest import CLASSES, ROOT, free_port, gray_frames, save_untrained
 from utils.flags import read
 from video.reader import Video
@@ -356,6 +357,6 @@ def test_curves_have_few_points(checkpoint, tmp_path):
     write_video(tmp_path / "x.mp4", gray_frames(list(np.arange(700) % 200)), Fraction(25))
     page = make_page(checkpoint, tmp_path)
     found = page.annotator.annotate(tmp_path / "x.mp4", tmp_path / "out.mp4")
-    rows, _ = demo.curves(found)
-    assert len(rows) == 2 * demo.POINTS
+    rows, _ = page_module.curves(found)
+    assert len(rows) == 2 * page_module.POINTS
     assert (rows[0]["second"], rows[-1]["second"]) == (0, pytest.approx(699 / 25, abs=0.001))

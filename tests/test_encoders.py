@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import train
+from features import encoder as encoder_module
 from features import networks
-from features.encoder import Encoder
+from features.encoder import Encoder, computation, fold_batchnorm
 from features.networks import ENCODERS, encoder_spec
 from features.weights import WeightsError, read_weights
 
@@ -215,3 +216,84 @@ def test_training_with_other_weights_needs_no_file_afterwards(call, small, train
     data = train_flags(small)[:4]
     done = call(test_script, *data, "--checkpoint_model", tmp_path / "model_checkpoints/ConvLSTM_1.pth")
     assert done.status == 0, done.err
+
+
+class TwiceUsed(nn.Module):
+    """One convolution that two BatchNorms stand behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.second(self.conv(self.first(self.conv(images))))
+
+
+def test_a_convolution_with_two_batchnorms_is_not_folded():
+    torch.manual_seed(0)
+    network = TwiceUsed().eval()
+    for norm in (network.first, network.second):
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    images = torch.randn(2, 3, 8, 8)
+    expected = network(images)
+    assert torch.allclose(fold_batchnorm(network)(images), expected, atol=1e-6)
+
+
+def test_batches_are_halved_where_memory_is_too_small(monkeypatch):
+    encoder = Encoder("tiny")
+    frames = torch.randint(0, 256, (70, 3, 16, 16), dtype=torch.uint8)
+    expected, seen = encoder.embed(frames), []
+    network = encoder.feature_extractor
+
+    def small_memory(batch):
+        seen.append(len(batch))
+        if len(batch) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return network(batch)
+
+    monkeypatch.setattr(encoder, "_fast", small_memory)
+    assert torch.allclose(encoder.embed(frames), expected, atol=1e-6)
+    assert seen[:3] == [32, 16, 8]
+    assert encoder.batch_size == 8
+    assert set(seen[3:]) <= {8, 6}
+    monkeypatch.setattr(encoder, "_fast", lambda batch: small_memory(frames))
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.embed(frames)
+
+
+def test_ragged_batches_are_filled_up_where_each_size_costs(monkeypatch):
+    """A compiled network is compiled, and cuDNN tunes, for each size anew."""
+    encoder = Encoder("tiny")
+    frames = torch.randint(0, 256, (45, 3, 16, 16), dtype=torch.uint8)
+    expected, seen = encoder.embed(frames), []
+    network = encoder.feature_extractor
+    monkeypatch.setattr(encoder, "_fast", lambda batch: seen.append(len(batch)) or network(batch))
+    monkeypatch.setattr(encoder, "_compiled", True)
+    for count in (45, 33, 1, 3):
+        assert torch.allclose(encoder.embed(frames[:count]), expected[:count], atol=1e-6)
+    assert seen == [32, 16, 32, 1, 1, 4]
+
+
+def test_the_key_of_a_cache_tells_whatever_may_change_a_rounding(monkeypatch):
+    assert computation(torch.float32, "cpu", compile=False) == "float32", "as caches before had it"
+    assert computation(torch.bfloat16, "cpu", compile=True) == "bfloat16-compiled"
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert computation(torch.float32, "cuda", compile=False) == "float32-cuda-tf32"
+    assert computation(torch.bfloat16, "cuda", compile=False) == "bfloat16-cuda"
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert computation(torch.float32, "cuda", compile=True) == "float32-cuda-deterministic-compiled"
+
+
+def test_frozen_weights_are_hashed_once_and_anew_when_others_are_loaded(monkeypatch):
+    encoder, hashed = Encoder("tiny"), []
+    sha256 = encoder_module.hashlib.sha256
+    monkeypatch.setattr(encoder_module.hashlib, "sha256", lambda *given: hashed.append(1) or sha256(*given))
+    first = encoder.sha256()
+    assert (encoder.sha256(), len(hashed)) == (first, 1)
+    state = encoder.state_dict()
+    state["feature_extractor.mix.bias"] = state["feature_extractor.mix.bias"] + 1
+    encoder.load_state_dict(state)
+    assert encoder.sha256() != first

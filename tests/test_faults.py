@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+import dataset
 import train
 from conftest import ROOT, Outcome, Script, run_script
 from features import fill
 from features.cache import CacheError
 from features.encoder import Encoder
+from features.shard_writer import ShardWriter
 from splits.split import Shard
 from splits.ucf101 import load_split
 from training import evaluate
@@ -99,14 +101,32 @@ def test_a_damaged_cache_is_noticed_and_names_the_clip(call, small, train_flags,
     flags = [*train_flags(small), *TRAIN, "--cache_path", tmp_path / "cache"]
     assert call(train, *flags).status == 0
     (path,) = (tmp_path / "cache").glob("*/embeddings.npy")
+    checking = ["check", *train_flags(small)[:4], "--cache_path", tmp_path / "cache"]
+    done = call(dataset, *checking)
+    assert done.status == 0, done.out
+    assert f"{path.parent}: 6 clips read" in done.out
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    done = call(train, *flags)
+    done = call(dataset, *checking)
     assert done.status == 1
-    error = done.one_line_error()
-    assert "v_WalkRight_g03_c01.avi are damaged" in error
-    assert str(path.parent) in error
+    (fault,) = [line for line in done.out.splitlines() if line.startswith("fault")]
+    assert "1 clips are damaged, the first WalkRight/v_WalkRight_g03_c01.avi" in fault
+    assert str(path.parent) in fault
+
+
+def test_a_disk_that_gives_back_other_bytes_is_noticed_when_filling_ends(small, tmp_path, monkeypatch):
+    clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
+    add_rows = ShardWriter.add_rows
+
+    def spoiled(self, rows):
+        add_rows(self, rows)
+        self._data.seek(-2, 1)
+        self._data.write(b"\x11\x22")
+
+    monkeypatch.setattr(ShardWriter, "add_rows", spoiled)
+    with pytest.raises(CacheError, match=r"does not give back what was written, for WalkLeft/v_WalkLeft_g02"):
+        fill.open_cache(tmp_path, clips, Encoder("tiny"), 32, flip=False)
 
 
 @pytest.mark.parametrize("cache", ["disk", "off"])

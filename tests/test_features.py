@@ -15,7 +15,7 @@ import test as test_script
 import train
 from conftest import Script
 from dataset import ClipBatches, EmbeddingClips, FrameClips, Sampling
-from features import fill
+from features import fill, pipeline
 from features.cache import RESIZE, CacheError, CacheKey, EmbeddingCache
 from features.encoder import Encoder
 from features.fill import open_cache
@@ -385,3 +385,30 @@ def test_one_ahead_takes_the_next_item_only_when_told():
     with pytest.raises(ValueError, match="broke off"):
         next(reader)
     assert list(OneAhead(range(2))) == [0, 1]
+
+
+def test_an_accelerator_gets_the_next_batch_before_the_rows_of_the_last_are_given_out(small, monkeypatch):
+    """By order alone, on a CPU: which batches are begun, and when their rows come."""
+    encoder, events = Encoder("tiny"), []
+    videos = [clip.video for clip in clips_of(small)]
+    plain = list(embed_ahead(encoder, read_ahead(videos, 32, 1, 2, torch.device("cpu")), flip=True))
+    monkeypatch.setattr(pipeline, "_overlaps", lambda device: True)
+    encode = pipeline._encode
+
+    def noted(encoder, batch, flip):
+        events.append(("begun", batch.data_ptr()))
+        return encode(encoder, batch, flip)
+
+    monkeypatch.setattr(pipeline, "_encode", noted)
+    overlapped = []
+    for item in embed_ahead(encoder, read_ahead(videos, 32, 1, 2, torch.device("cpu")), flip=True):
+        events.append(("rows", None))
+        overlapped.append(item)
+    assert [kind for kind, _ in events[:3]] == ["begun", "begun", "rows"]
+    buffers = [pointer for kind, pointer in events if kind == "begun"]
+    assert len(set(buffers)) == 2
+    assert all(one != other for one, other in itertools.pairwise(buffers)), "none is filled while it is read"
+    assert len(plain) == len(overlapped)
+    for (number, rows), (same_number, same_rows) in zip(plain, overlapped, strict=True):
+        assert number == same_number
+        assert np.array_equal(rows, same_rows) if isinstance(rows, np.ndarray) else rows is same_rows

@@ -180,8 +180,9 @@ def test_a_camera(trained, tmp_path):
 # The command with the tiny encoder at hand.
 RUN = """
 import sys
-import conftest, encoders, cli, test_on_video
-networks.ENCODERS["tiny"] = networks.EncoderSpec(conftest.build_tiny, 48)
+import conftest, test_on_video
+from utils import process
+conftest.add_tiny_encoder()
 process.run(test_on_video.main)
 """
 

@@ -182,3 +182,23 @@ def test_a_new_model_is_one_class_and_one_entry(call, small, train_flags, tmp_pa
     )
     assert shown.status == 0, shown.err
     assert (tmp_path / "out.mp4").stat().st_size > 1000
+
+
+def test_positions_of_actionbert_are_interpolated_only_where_the_length_differs():
+    torch.manual_seed(0)
+    head = MODELS["ActionBERT"](6, 3, latent_dim=16, sequence_length=12)
+    assert head._positions(12) is head.positions
+    for length in (1, 5, 30):
+        wanted = F.interpolate(head.positions.T[None], size=length, mode="linear", align_corners=True)[0].T
+        assert torch.allclose(head._positions(length), wanted, atol=1e-6)
+    names = set()
+
+    def walk(node):
+        if node is not None:
+            names.add(type(node).__name__)
+            for before, _ in node.next_functions:
+                walk(before)
+
+    # Its backward has no deterministic form on CUDA.
+    walk(head._positions(30).grad_fn)
+    assert not [name for name in names if "Upsample" in name]

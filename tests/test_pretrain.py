@@ -1,6 +1,7 @@
 """Masked-frame pretraining: what is hidden, that it is learned, and that a run may stop in it."""
 
 import csv
+import json
 import signal
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_run import same, stop_after, weights
 
+import pretrain
 import train
 from models import Classifier
 from training import masked as masked_module
@@ -134,3 +136,40 @@ def test_few_labels_are_spread_over_the_classes(toy):
     assert few == some_labels(clips, 0.25, seed=1) != some_labels(clips, 0.25, seed=2)
     assert some_labels(clips, 1.0, seed=1) == clips
     assert len(some_labels(clips, 0.001, seed=1)) == 8, "at least one of each class"
+
+
+def test_pretraining_by_itself_is_what_train_py_does_first(call, small, train_flags, tmp_path):
+    flags = [*train_flags(small), "--model", "ActionBERT", "--latent_dim", 16, "--batch_size", 2]
+    both = call(train, *flags, "--pretrain", 2, "--num_epochs", 1, "--output_path", tmp_path / "both")
+    assert both.status == 0, both.err
+    done = call(pretrain, *flags, "--num_epochs", 2, "--output_path", tmp_path / "before")
+    assert done.status == 0, done.err
+    path = tmp_path / "before/ActionBERT_2.pth"
+    assert f"--checkpoint_model {path}" in done.out
+    assert same(weights(path), weights(tmp_path / "both/pretrained/ActionBERT_2.pth"))
+    data = train_flags(small)
+    start = ["--checkpoint_model", path, "--batch_size", 2, "--num_epochs", 1]
+    after = call(train, *data, *start, "--output_path", tmp_path / "after")
+    assert after.status == 0, after.err
+    assert same(weights(tmp_path / "after/ActionBERT_1.pth"), weights(tmp_path / "both/ActionBERT_1.pth"))
+    report = json.loads(next(tmp_path.glob("runs/ActionBERT*/test/report.json")).read_text())
+    assert report["training"]["model"] == "ActionBERT"
+    again = call(pretrain, "--resume", "--output_path", tmp_path / "before")
+    assert (again.status, "all 2 epochs are trained already" in again.out) == (0, True)
+    assert call(pretrain, *flags, "--split_number", "all").status == 2
+
+
+def test_clips_of_one_frame_hide_none(call, small, train_flags):
+    done = call(train, *train_flags(small), "--sequence_length", 1, "--model", "ActionBERT", "--pretrain", 1)
+    assert done.status == 1
+    assert "--sequence_length 1" in done.one_line_error()
+
+
+def test_clips_per_second_are_of_clips(call, small, train_flags, tmp_path):
+    """Not of the hidden frames that the losses are counted by."""
+    done = call(train, *train_flags(small), *FLAGS, "--run_path", tmp_path / "run")
+    assert done.status == 0, done.err
+    for path in (tmp_path / "run/pretraining/history.csv", tmp_path / "run/history.csv"):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                assert float(row["clips_per_second"]) * float(row["seconds"]) == pytest.approx(4)

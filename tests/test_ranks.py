@@ -12,7 +12,11 @@ import test as test_script
 import train
 from conftest import ROOT
 from dataset import ClipBatches
+from models import Classifier
 from training.checkpoint import load_checkpoint
+from training.recipe import RECIPES, Learner
+from utils import ranks as ranks_module
+from utils.ranks import Ranks
 
 
 def torchrun(*command, processes=2, cwd=ROOT):
@@ -94,7 +98,7 @@ def test_training_on_two_processes_is_training_on_one(call, toy, tmp_path):
     encoder = ["--encoder", "efficientnet_lite0", "--img_dim", 32, "--precision", "fp32"]
     flags = [*data, *encoder, "--sequence_length", 8, "--latent_dim", 8, "--num_epochs", 2, "--batch_size", 7]
     # Dropout and mixup draw other numbers in each process.
-    flags += ["--recipe", "original", "--learning_rate", "5e-4", "--ema", 0.1, "--clip_norm", 1]
+    flags += ["--recipe", "original", "--learning_rate", "5e-4", "--clip_norm", 1]
 
     def figures(output):
         return [line for line in output.splitlines() if "nats" in line]
@@ -124,3 +128,82 @@ def test_training_on_two_processes_is_training_on_one(call, toy, tmp_path):
     alone = call(test_script, *testing).out
     together = torchrun("test.py", *testing)
     assert figures(alone) == figures(together) != []
+
+
+MASKED = dedent(
+    """
+    import sys
+    import torch
+    import conftest
+    from models import Classifier
+    from training import masked
+    from training.recipe import RECIPES
+    from utils.ranks import Ranks
+
+    conftest.add_tiny_encoder()
+    torch.manual_seed(0)
+    model = Classifier("ActionBERT", 3, encoder="tiny", latent_dim=16, sequence_length=6)
+    ranks = Ranks.from_environment(torch.device("cpu"))
+    embeddings, hidden = torch.randn(5, 6, 48), torch.rand(5, 6) < 0.4
+    hidden[:, 0], hidden[:, 3] = True, False
+    mine = slice(ranks.rank, None, ranks.size)
+    # Which frames are hidden is drawn by each process; here it is the same as on one.
+    masked.span_mask = lambda *_: hidden[mine]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) or hasattr(module, "dropout_p"):
+            module.p = 0.0
+    frames = masked.MaskedFrames(model, ranks)
+    learner = masked.MaskedLearner(model, frames, RECIPES["original"], 10, 0)
+    for _ in range(2):
+        # The second time as after pretraining: what was built for the first is gone.
+        forward = ranks.parallel(learner.trained, learner.forward, uses_all=False)
+        forward.eval()
+        for norm in frames.targets.values():
+            norm.train()
+        losses, found = forward(embeddings[mine], torch.zeros(len(embeddings[mine]), 6, dtype=torch.bool))
+        items = ranks.sum(torch.tensor([float(len(losses))])).item()
+        learner.optimizer.zero_grad()
+        (losses.sum() * ranks.size / items).backward()
+    total = ranks.sum(torch.stack([losses.sum().detach(), found.sum()]))
+    gradients = {name: tensor.grad for name, tensor in frames.named_parameters() if tensor.grad is not None}
+    torch.save((total, gradients), f"{sys.argv[1]}/{ranks.rank}of{ranks.size}.pt")
+    del forward
+    ranks.close()
+    """
+)
+
+
+def test_pretraining_on_two_processes_is_pretraining_on_one(tmp_path):
+    """A hidden frame is told from those of all processes, as many as one process would have."""
+    script = tmp_path / "masked.py"
+    script.write_text(f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n{MASKED}")
+    subprocess.run([sys.executable, script, tmp_path], check=True, timeout=120)
+    torchrun(script, tmp_path)
+    total, gradients = torch.load(tmp_path / "0of1.pt", weights_only=True)
+    assert len(gradients) > 10
+    for rank in range(2):
+        their_total, their_gradients = torch.load(tmp_path / f"{rank}of2.pt", weights_only=True)
+        assert torch.allclose(their_total, total, atol=1e-4)
+        assert gradients.keys() == their_gradients.keys()
+        for name, gradient in gradients.items():
+            assert torch.allclose(their_gradients[name], gradient, atol=1e-5), name
+
+
+def test_processes_wait_for_each_other_longer_than_a_cache_takes(monkeypatch):
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(ranks_module.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        ranks_module.dist, "init_process_group", lambda backend, timeout: given.update(t=timeout)
+    )
+    monkeypatch.setattr(ranks_module.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(ranks_module.dist, "get_world_size", lambda: 2)
+    assert ranks_module.Ranks.from_environment(torch.device("cpu")) == ranks_module.Ranks(1, 2)
+    assert given["t"].days >= 1
+
+
+def test_the_frozen_encoder_is_no_part_of_what_processes_share():
+    model = Classifier("MeanPool", 2, encoder="tiny")
+    learner = Learner(model, RECIPES["default"], 10)
+    shared = Ranks().parallel(learner.trained, learner.forward)
+    assert {id(one) for one in shared.parameters()} == {id(one) for one in model.heads.parameters()}

@@ -126,7 +126,17 @@ def test_every_dependency_has_its_line():
 @pytest.mark.parametrize(
     "script",
     [
-        *("train", "test", "test_on_video", "extract_frames", "features", "compare", "export", "demo"),
+        *(
+            "train",
+            "test",
+            "test_on_video",
+            "extract_frames",
+            "features.fill",
+            "pretrain",
+            "compare",
+            "export",
+            "demo",
+        ),
         "make_toy_actions",
     ],
 )

@@ -49,7 +49,7 @@ def test_only_the_head_is_trained_and_only_matrices_decay():
 
 def test_a_batch_draws_by_its_place_alone():
     embeddings, labels = torch.randn(4, 6, 8), torch.tensor([0, 1, 2, 0])
-    learner = learner_of(mixup=0.4, frame_dropout=0.5, seed=3)
+    learner = learner_of(mixup=0.4, seed=3)
 
     def drawn(*place):
         learner.begin_batch(*place)
@@ -74,17 +74,6 @@ def test_mixup_blends_clips_and_labels_alike(alpha, clips):
     assert torch.allclose(targets.sum(1), torch.ones(clips))
 
 
-def test_frame_dropout_leaves_whole_frames_out():
-    learner = learner_of(frame_dropout=0.25)
-    learner.begin_batch(1, 1, 0)
-    embeddings = torch.ones(50, 40, 3)
-    dropped, targets = learner.augment(embeddings, torch.zeros(50, dtype=torch.int64))
-    kept = dropped[..., 0]
-    assert torch.equal(dropped, kept[..., None].expand_as(dropped))
-    assert kept.mean().item() == pytest.approx(0.75, abs=0.04)
-    assert torch.equal(targets, torch.tensor([1.0, 0, 0]).expand(50, 3))
-
-
 def test_dropout_and_batchnorm_are_set_in_the_head_and_nowhere_else():
     model = small_model()
     model.encoder.feature_extractor.norm.momentum = 0.123
@@ -95,41 +84,12 @@ def test_dropout_and_batchnorm_are_set_in_the_head_and_nowhere_else():
     assert model.encoder.feature_extractor.norm.momentum == 0.123
 
 
-def test_batchnorm_stands_still_after_its_share_of_the_steps():
-    learner = learner_of(steps=4, norm_momentum=0.5, norm_freeze=0.5)
-    norm, means = learner.model.head("rgb").output_layers[1], []
-    for number in range(4):
-        one_step(learner, number)
-        means.append(norm.running_mean.clone())
-    assert not torch.equal(means[0], means[1])
-    assert torch.equal(means[1], means[2])
-    assert torch.equal(means[2], means[3])
-    assert not learner.model.encoder.feature_extractor.norm.training
-
-
 def one_step(learner, number):
     learner.model.train()
     learner.begin_batch(1, number, 0)
     embeddings = torch.randn(4, 6, 48)
     inputs, targets = learner.augment(embeddings, torch.tensor([0, 1, 2, 0]))
     learner.step(learner.loss(learner.model.classify(inputs), targets))
-
-
-def test_the_average_follows_the_weights_and_is_lent_to_the_model():
-    learner = learner_of(steps=20, ema=0.2, learning_rate=0.1)
-    seen = []
-    for number in range(20):
-        one_step(learner, number)
-        seen.append(learner.model.head("rgb").lstm.weight_ih_l0.detach().clone())
-    with learner.averaged():
-        average = learner.model.head("rgb").lstm.weight_ih_l0.detach().clone()
-    assert torch.equal(learner.model.head("rgb").lstm.weight_ih_l0, seen[-1])
-    expected = small_model().head("rgb").lstm.weight_ih_l0.detach()
-    for step, weights in enumerate(seen, 1):
-        decay = min(2.718281828 ** (-1 / 4), (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * weights
-    assert torch.allclose(average, expected, atol=1e-6)
-    assert not torch.allclose(average, seen[-1], atol=1e-3)
 
 
 def test_a_learner_goes_on_from_its_state():
@@ -145,9 +105,8 @@ def test_a_learner_goes_on_from_its_state():
     second.model.load_state_dict(first.model.state_dict())
     second.load_state_dict(first.state_dict())
     trained(second, range(3, 6))
-    with whole.averaged(), second.averaged():
-        for name, tensor in whole.model.state_dict().items():
-            assert torch.equal(tensor, second.model.state_dict()[name]), name
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
 
 
 def test_long_gradients_are_cut():
@@ -164,7 +123,7 @@ def test_recipes_and_their_flags(call, small, train_flags, tmp_path):
         return load_checkpoint(tmp_path / "model_checkpoints/ConvLSTM_1.pth").settings
 
     found = settings("--recipe", "original")
-    assert (found["learning_rate"], found["dropout"], found["ema"]) == (1e-5, 0, 0)
+    assert (found["learning_rate"], found["dropout"], found["optimizer"]) == (1e-5, 0, "adam")
     found = settings("--dropout", 0.1)
     assert found["dropout"] == 0.1
     assert found["learning_rate"] == RECIPES["default"].learning_rate

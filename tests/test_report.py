@@ -6,7 +6,6 @@ import json
 import cv2
 import numpy as np
 import pytest
-import report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
@@ -14,6 +13,7 @@ from sklearn import metrics
 import test as test_script
 import train
 from splits.split import Clip
+from training import report
 from video.reader import Video
 
 CLASSES = ["Archery", "Bowling", "Diving", "Fencing", "Lunges", "Mixing", "Rowing"]

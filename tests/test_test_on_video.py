@@ -3,7 +3,6 @@ from fractions import Fraction
 from itertools import islice
 
 import av
-import labels
 import numpy as np
 import pytest
 import torch
@@ -11,10 +10,13 @@ from PIL import Image
 
 import test_on_video
 import train
+from annotation import labels
+from annotation.annotate import Annotator, LabelSettings
 from annotation.overlay import draw_text, font_size
-from conftest import gray_frames, run_script
+from conftest import CLASSES, gray_frames, run_script
 from dataset import window_indices
-from training.checkpoint import load_checkpoint
+from models import Classifier
+from training.checkpoint import Checkpoint, load_checkpoint
 from video.frames import resize_frames
 from video.reader import Video
 from video.writer import write_video
@@ -201,3 +203,11 @@ def test_several_videos_and_a_broken_one(call, small, trained, tmp_path, gray_vi
     ):
         done = call(test_on_video, *flags[:-2], *wrong)
         assert reason in done.one_line_error()
+
+
+def test_windows_step_over_the_frames_that_the_model_was_trained_on(tmp_path):
+    model = Classifier("MeanPool", 2, encoder="tiny")
+    for stride in (1, 4):
+        trained = Checkpoint(model, CLASSES, 32, 8, None, 0, {"frame_stride": stride})
+        annotator = Annotator(LabelSettings(window_step=3), model, trained, "x.pth")
+        assert annotator.windows == (8, 3 * stride, 10)

@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import shutil
@@ -7,9 +8,11 @@ import pytest
 import torch
 from test_run import stop_after
 
+import test as test_script
 import train
 from features.encoder import Encoder
-from training.checkpoint import load_checkpoint
+from models import Classifier
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def losses(outcome):
@@ -190,3 +193,57 @@ def test_all_splits_go_on_where_they_stopped(call, toy, train_flags, tmp_path, m
     assert done.out.splitlines()[-1] == whole.out.splitlines()[-1]
     done = call(train, "--resume", "--split_number", "all", "--output_path", "gone")
     assert (done.status, "no run to go on with" in done.one_line_error()) == (1, True)
+
+
+def test_the_model_of_a_checkpoint_holds_and_the_report_says_so(call, small, train_flags, tmp_path):
+    model = ["--model", "ActionBERT", "--latent_dim", 16, "--streams", "rgb,diff", "--frame_stride", 2]
+    flags = [*train_flags(small), "--num_epochs", 1]
+    assert call(train, *flags, *model, "--output_path", "first").status == 0
+    start = ["--checkpoint_model", "first/ActionBERT_1.pth", "--num_epochs", 1, "--precision", "fp32"]
+    data = train_flags(small)[:4]
+    done = call(train, *data, *start, "--output_path", "second", "--run_path", "run")
+    assert done.status == 0, done.err
+    report = json.loads((tmp_path / "run/test/report.json").read_text())
+    for name, value in {
+        "encoder": "tiny", "model": "ActionBERT", "streams": "rgb,diff", "latent_dim": 16, "img_dim": 32,
+        "sequence_length": 8, "frame_stride": 2,
+    }.items():  # fmt: skip
+        assert report["training"][name] == value, name
+    assert (report["sequence_length"], report["frame_stride"]) == (8, 2)
+    done = call(train, *data, *start, "--sequence_length", 5, "--output_path", "third", "--run_path", "run3")
+    assert done.status == 0, done.err
+    assert load_checkpoint(tmp_path / "third/ActionBERT_1.pth").sequence_length == 5
+    for flag, value in (("--model", "MeanPool"), ("--encoder", "resnet18"), ("--streams", "rgb")):
+        done = call(train, *data, *start, flag, value)
+        assert done.status == 1
+        assert f"{flag} {value} is not what this checkpoint was trained with" in done.one_line_error()
+    done = call(train, "--resume", "--output_path", "second")
+    assert (done.status, "all 1 epochs are trained already" in done.out) == (0, True), done.err
+
+
+def test_a_checkpoint_with_sorted_classes_is_trained_and_tested_on_its_own_labels(
+    call, small, train_flags, tmp_path
+):
+    """As the original's first layout has them, whose labels are another order than classInd.txt's."""
+    lists = small / "ucfTrainTestlist"
+    (lists / "classInd.txt").write_text("1 WalkRight\n2 WalkLeft\n")
+    for path in lists.glob("trainlist*"):
+        lines = path.read_text().split("\n")
+        labels = {"WalkRight": 1, "WalkLeft": 2}
+        path.write_text(
+            "\n".join(f"{line.split()[0]} {labels[line.split('/')[0]]}" for line in lines if line)
+        )
+    model = Classifier("MeanPool", 2, encoder="tiny")
+    save_checkpoint(tmp_path / "old.pth", Checkpoint(model, ["WalkLeft", "WalkRight"], 32, 8, None, 0))
+    done = call(train, *train_flags(small)[:4], "--checkpoint_model", "old.pth", "--num_epochs", 30,
+                "--learning_rate", 1e-2, "--run_path", "run", "--precision", "fp32")  # fmt: skip
+    assert done.status == 0, done.err
+    assert load_checkpoint(tmp_path / "model_checkpoints/MeanPool_30.pth").classes == [
+        "WalkLeft",
+        "WalkRight",
+    ]
+    done = call(test_script, *train_flags(small)[:4], "--checkpoint_model", "old.pth", "--run_path", "tested")
+    assert done.status == 0, done.err
+    with (tmp_path / "tested/predictions.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            assert row["clip"].startswith(row["label"] + "/")

@@ -121,7 +121,7 @@ class Run:
             num_epochs: of the whole training
             title: what stands before the number of an epoch
 
-        Raises: UserError for other clips than it was trained on; CheckpointError if it cannot go on from there.
+        Raises: UserError for other clips than it was trained on; CheckpointError if it cannot go on.
         """
         training, last = loaded.training, self.folder / LAST
         if training is None:
@@ -133,8 +133,8 @@ class Run:
             )
         if loaded.settings.get("clips") != self.checkpoint.settings["clips"]:
             raise UserError(
-                f"{self.checkpoint.settings['dataset_path']}: not the clips that {last} was trained on; put them "
-                "back, or begin again without --resume"
+                f"{self.checkpoint.settings['dataset_path']}: not the clips that {last} was trained on; "
+                "put them back, or begin again without --resume"
             )
         try:
             self.learner.load_state_dict(training["learner"])

@@ -48,7 +48,7 @@ class ModelSettings:
         "ConvLSTM",
         "what names the action; ConvLSTM (default) is the original's, ActionBERT a Transformer, "
         "ConvClassifier and MeanPool are baselines that do not see the order of frames",
-        choices=tuple(MODELS),
+        choices=MODELS,
     )
     latent_dim: int = setting(512, "width that embeddings are projected to; 512 as the original", COUNT)
     sequence_length: int = setting(

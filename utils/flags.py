@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
 
@@ -81,7 +81,7 @@ def setting(
     help: str,
     type: Callable[[str], Any] | None = None,
     *,
-    choices: Sequence[Any] | None = None,
+    choices: Collection[Any] | None = None,
     flags: Sequence[str] = (),
 ) -> Any:
     """A field of a settings dataclass that is a flag of its name.

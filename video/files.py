@@ -62,7 +62,7 @@ def find_videos(names: Iterable[str | Path]) -> list[Path]:
             # Path.glob takes no pattern that begins at the root.
             some = sorted(map(Path, glob.glob(str(name), recursive=True)))  # noqa: PTH207
         if not some:
-            raise MissingFileError(f"{name}: no video ({', '.join(VIDEO_SUFFIXES)}) there")
+            raise MissingFileError(f"{name}: no videos there, which end in {', '.join(VIDEO_SUFFIXES)}")
         found.update(dict.fromkeys(some))
     return list(found)
 
