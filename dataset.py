@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,12 +39,7 @@ Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 
 def clip_indices(
-    num_frames: int,
-    length: int,
-    *,
-    rng: np.random.Generator | None = None,
-    view: int = 0,
-    views: int = 1,
+    num_frames: int, length: int, *, rng: np.random.Generator | None = None, view: int = 0, views: int = 1
 ) -> np.ndarray:
     """Frame numbers of one clip of `length` frames.
 
@@ -234,15 +230,10 @@ def frame_loader(
     clips: FrameClips, batches: ClipBatches, *, workers: int, pin_memory: bool = False
 ) -> DataLoader:
     """Batches of what `clips` gives, decoded in `workers` processes: (B, T, ...), (B, T) and labels (B,)."""
-    return DataLoader(
-        clips,
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_start_worker,
-        multiprocessing_context=worker_context() if workers else None,
-        pin_memory=pin_memory,
-    )
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+    if workers:
+        options |= {"persistent_workers": True, "multiprocessing_context": worker_context()}
+    return DataLoader(clips, batch_sampler=batches, worker_init_fn=_start_worker, **options)
 
 
 class EncodedClips:
@@ -347,14 +338,11 @@ def main(argv: list[str] | None = None) -> int:
                 f"{folder}: the embeddings of {len(damaged):,} clips are damaged, the first {damaged[0]}; "
                 "delete the folder, it is made again"
             )
-    for line in report.remarks:
-        print(f"remark: {line}")
-    for line in report.faults:
-        print(f"fault: {line}")
-    print(
-        f"{report.clips:,} clips, {report.frames:,} frames decoded; {len(report.faults):,} faults, "
-        f"{len(report.remarks):,} remarks"
-    )
+    for kind, lines in (("remark", report.remarks), ("fault", report.faults)):
+        for line in lines:
+            print(f"{kind}: {line}")
+    counts = f"{len(report.faults):,} faults, {len(report.remarks):,} remarks"
+    print(f"{report.clips:,} clips, {report.frames:,} frames decoded; {counts}")
     return 1 if report.faults else 0
 
 

@@ -42,8 +42,9 @@ def _projection(width: int, latent_dim: int) -> nn.Sequential:
 class Head(nn.Module):
     """Embeddings of a clip's frames -> logits.
 
-    A subclass takes `width` (D), `num_classes` (C) and, by keyword with a default for each, `latent_dim`,
-    `sequence_length` and sizes of its own.
+    A subclass takes `width` (D), `num_classes` (C) and, by keyword with a default for each, `latent_dim` (the
+    width that embeddings are projected to), `sequence_length` (of the clips that are trained on) and sizes of
+    its own.
 
     Attributes:
         hidden_dim: H, the width of what `read` gives; 0 where no frame sees another, and `read` is not there
@@ -73,15 +74,10 @@ class Head(nn.Module):
 class ConvLSTM(Head):
     """A bi-directional LSTM over frame embeddings, pooled over time by attention.
 
-    After the original Action-Recognition repository (E. Linder-Noren, 2019); the three ways of pooling are
-    those of its three generations of checkpoints. Nothing is remembered from one call to the next. It reads
-    padding as the frames that stand there, as the original did.
+    After the original repository (E. Linder-Noren, 2019); the ways of pooling are those of its three
+    generations of checkpoints. It reads padding as the frames that stand there, as the original did.
 
     Args:
-        width: D
-        num_classes: C
-        latent_dim: width that embeddings are projected to
-        sequence_length: of no consequence here
         hidden_dim: width of the LSTM in each direction
         lstm_layers: layers of the LSTM
         bidirectional: read the clip backwards too
@@ -90,8 +86,6 @@ class ConvLSTM(Head):
 
     Raises: UserError for an unknown pooling.
     """
-
-    POOLINGS = ("attention", "last", "average")
 
     def __init__(
         self,
@@ -106,8 +100,8 @@ class ConvLSTM(Head):
         pooling: str = "attention",
     ) -> None:
         super().__init__()
-        if pooling not in self.POOLINGS:
-            raise UserError(f"unknown pooling {pooling!r}; choose one of {', '.join(self.POOLINGS)}")
+        if pooling not in ("attention", "last", "average"):
+            raise UserError(f"unknown pooling {pooling!r}; choose attention, last or average")
         self.pooling = pooling
         self.hidden_dim = 2 * hidden_dim if bidirectional else hidden_dim
         self.projection = _projection(width, latent_dim)
@@ -162,19 +156,14 @@ def sinusoids(length: int, width: int) -> Tensor:
 class ActionBERT(Head):
     """A Transformer over frame embeddings, read off at a [CLS] token.
 
-    BERT's layout (Devlin et al., NAACL 2019) on frames instead of words: learned positions, [CLS] in front,
-    GELU, weights from a truncated normal distribution of 0.02. Positions begin as sinusoids: beginning as
-    small as BERT's, they are lost beside the embeddings of frames, which are much alike. LayerNorm stands
-    before each layer, not behind it, so that training needs no long warm-up (Xiong et al., ICML 2020).
-    Padding is masked.
+    BERT's layout (Devlin et al., NAACL 2019) on frames instead of words, with padding masked. Positions begin
+    as sinusoids: as small as BERT's, they are lost beside the embeddings of frames, which are much alike.
+    LayerNorm stands before each layer, so that training needs no long warm-up (Xiong et al., ICML 2020).
 
     Args:
-        width: D
-        num_classes: C
-        latent_dim: width that embeddings are projected to, and of the Transformer
         sequence_length: positions that are learned; for clips of another length they are interpolated, as
             in ViT at another image size (Dosovitskiy et al., ICLR 2021, section 3.2)
-        layers: of the Transformer
+        layers: of the Transformer, whose width is `latent_dim`
         attention_heads: in each layer
     """
 
@@ -198,18 +187,9 @@ class ActionBERT(Head):
         self.projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, latent_dim))
         self.cls = nn.Parameter(torch.empty(latent_dim))
         self.positions = nn.Parameter(torch.empty(sequence_length, latent_dim))
-        layer = nn.TransformerEncoderLayer(
-            latent_dim,
-            attention_heads,
-            4 * latent_dim,
-            dropout=0.1,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.transformer = nn.TransformerEncoder(
-            layer, layers, norm=nn.LayerNorm(latent_dim), enable_nested_tensor=False
-        )
+        kind: dict[str, Any] = {"activation": "gelu", "batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(latent_dim, attention_heads, 4 * latent_dim, 0.1, **kind)
+        self.transformer = nn.TransformerEncoder(layer, layers, nn.LayerNorm(latent_dim), False)
         self.output = nn.Linear(latent_dim, num_classes)
         # PyTorch copies one layer's weights into all.
         for parameter in self.parameters():
@@ -238,23 +218,13 @@ class ActionBERT(Head):
         batch, length = embeddings.shape[:2]
         tokens = self.projection(embeddings) + self._positions(length)
         tokens = torch.cat([self.cls.expand(batch, 1, -1), tokens], dim=1)
-        if padding is not None:
-            padding = F.pad(padding, (1, 0), value=False)
-        read = self.transformer(tokens, src_key_padding_mask=padding)
+        mask = None if padding is None else F.pad(padding, (1, 0), value=False)
+        read = self.transformer(tokens, src_key_padding_mask=mask)
         return read[:, 0], read[:, 1:]
 
 
 class ConvClassifier(Head):
-    """Each frame is classified by itself, and the probabilities are averaged.
-
-    The per-frame baseline of the original repository (E. Linder-Noren, 2019), with a hidden layer.
-
-    Args:
-        width: D
-        num_classes: C
-        latent_dim: width of the hidden layer
-        sequence_length: of no consequence here
-    """
+    """Each frame is classified by itself, and probabilities are averaged: the original's baseline."""
 
     def __init__(
         self, width: int, num_classes: int, *, latent_dim: int = 512, sequence_length: int = 40
@@ -276,11 +246,6 @@ class MeanPool(Head):
 
     The mean is standardised by a BatchNorm without parameters, as in the linear probes of MAE (He et al.,
     CVPR 2022, appendix A.1), so that one learning rate fits all encoders.
-
-    Args:
-        width: D
-        num_classes: C
-        latent_dim, sequence_length: of no consequence here
     """
 
     def __init__(
@@ -310,14 +275,12 @@ class Classifier(nn.Module):
 
     Args:
         name: a key of `MODELS`
-        num_classes: C
         encoder: as `networks.encoder_spec` takes it
         streams: what a frame is seen as, keys of `frames.STREAMS`
         pretrained, state: as in `Encoder`
         sizes: what the head takes by keyword
 
     Attributes:
-        name: the same
         width: S * D
         config: all that is needed to build this model again, besides its name
 
@@ -348,12 +311,8 @@ class Classifier(nn.Module):
         sizes = {key: given.arguments[key] for key in given.arguments if key not in ("width", "num_classes")}
         self.heads = nn.ModuleDict({stream: build(width, num_classes, **sizes) for stream in streams})
         self.width = len(self.streams) * width
-        self.config: dict[str, Any] = {
-            "num_classes": num_classes,
-            "encoder": encoder,
-            "streams": list(streams),
-            **sizes,
-        }
+        self.config: dict[str, Any] = {"num_classes": num_classes, "encoder": encoder}
+        self.config |= {"streams": list(streams), **sizes}
 
     def head(self, stream: str) -> Head:
         """The head of a stream."""
