@@ -1,0 +1,161 @@
+import csv
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
+
+from annotation import labels as labels_module
+from annotation.labels import label_frames, read_and_resize, segments, write_tables
+from video.frames import StreamReader
+
+CLASSES = 3
+
+
+class Counting:
+    """A model whose probabilities tell which frames a window holds, and which of them are padding."""
+
+    streams = ("rgb",)
+    width = 1
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def embed(self, images):
+        # A frame's two pixels are its number.
+        high, low = images[:, 0, 0, 0].float(), images[:, 0, 0, 1].float()
+        return (256 * high + low)[:, None]
+
+    def classify(self, embeddings, padding=None):
+        weights = torch.rand(embeddings.shape[1], CLASSES, generator=torch.Generator().manual_seed(0))
+        return 3 * torch.sin((embeddings[..., 0] / 20 - padding.float()) @ (1 + weights))
+
+
+def numbered(first, count):
+    """Frames `first` to `first + count - 1`, as they are and as `Counting` reads them."""
+    numbers = np.arange(first, first + count)
+    images = torch.zeros(count, 3, 1, 2, dtype=torch.uint8)
+    images[:, :, 0] = torch.from_numpy(np.stack([numbers // 256, numbers % 256], 1))[:, None]
+    return [np.array([number]) for number in numbers], images
+
+
+def window_of(frame, count, length, step):
+    """The numbers of the frames that label one frame of a video of `count`."""
+    if count < length:
+        return [max(place - (length - count), 0) for place in range(length)]
+    step = min(step, count // length)
+    span = step * (length - 1)
+    start = min(max(frame - span // 2, 0), count - 1 - span)
+    return [start + step * place for place in range(length)]
+
+
+def labels_of(windows):
+    padding = [[one == two for one, two in zip(row, [*row[1:], -1], strict=True)] for row in windows]
+    embeddings = torch.tensor(windows, dtype=torch.float32)[..., None]
+    return Counting().classify(embeddings, torch.tensor(padding)).softmax(dim=-1)
+
+
+@given(
+    cuts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    length=st.integers(1, 9),
+    step=st.integers(1, 5),
+    every=st.integers(1, 9),
+)
+def test_frames_that_come_in_pieces_get_the_labels_of_the_whole_video(cuts, length, step, every):
+    count = sum(cuts)
+    pieces = [numbered(sum(cuts[:place]), cut) for place, cut in enumerate(cuts)]
+    found = list(label_frames(Counting(), pieces, length, step, every))
+    assert [frame.item() for part in found for frame in part.frames] == list(range(count))
+    middles = [min(frame // every * every + every // 2, count - 1) for frame in range(count)]
+    expected = labels_of([window_of(middle, count, length, step) for middle in middles])
+    assert torch.allclose(torch.cat([part.probabilities for part in found]), expected, atol=1e-3)
+
+
+class Rows(TorchFunctionMode):
+    """Counts the rows of the largest table of embeddings that is made."""
+
+    most = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float32 and made.shape[1:] == (1,):
+            self.most = max(self.most, len(made))
+        return made
+
+
+@pytest.mark.parametrize("every", [1, 4, 10])
+@pytest.mark.parametrize(("length", "step"), [(1, 3), (2, 1), (5, 1), (6, 1), (8, 2), (7, 3), (4, 5)])
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_a_frame_is_given_out_with_its_window_and_no_more_than_a_window_is_held(length, step, every, chunk):
+    span = step * (length - 1)
+    given, late = 0, []
+
+    def pieces():
+        for read in range(0, 600, chunk):
+            # Labelled are all groups of frames that were read whole, with the window of their middle frame.
+            whole = range(read // every if read >= step * length else 0)
+            ready = sum(every * group + every // 2 - span // 2 + span < read for group in whole)
+            if given != every * ready:
+                late.append((read, given, every * ready))
+            yield numbered(read, chunk)
+
+    with Rows() as rows:
+        for part in label_frames(Counting(), pieces(), length, step, every):
+            given += len(part.frames)
+    assert not late
+    # A window, and what comes until the next group of frames has one; a short video is known at its end.
+    assert rows.most <= span + max(every + 1, step) + chunk
+
+
+class Drawn:
+    """A video of frames that are at hand."""
+
+    def __init__(self, frames):
+        self._frames = frames
+
+    def frames(self):
+        return iter(self._frames)
+
+
+def test_so_many_frames_are_read_at_once_as_fit_into_memory(monkeypatch):
+    frames = [np.full((4, 6, 3), number, np.uint8) for number in range(130)]
+
+    def sizes():
+        batches = list(read_and_resize(Drawn(frames), 2, StreamReader(("rgb", "diff"))))
+        given = [frame for some, _ in batches for frame in some]
+        assert all(one is other for one, other in zip(given, frames, strict=True))
+        images = torch.cat([resized for _, resized in batches])
+        assert (images[:, :3] == torch.arange(130)[:, None, None, None]).all()
+        assert (images[1:, 3:] == 128 + 2).all(), "what comes in pieces is compared across them"
+        return [len(some) for some, _ in batches]
+
+    monkeypatch.setattr(labels_module, "READ_FRAMES", 100)
+    assert sizes() == [100, 30]
+    monkeypatch.setattr(labels_module, "READ_BYTES", 50 * 4 * 6 * 3)
+    assert sizes() == [50, 50, 30]
+    monkeypatch.setattr(labels_module, "READ_BYTES", 10)
+    assert sizes() == [1] * 130
+
+
+def test_tables_are_rounded_where_nobody_looks_any_closer(tmp_path):
+    probabilities = np.array([[2 / 3, 1 / 3], [2 / 3, 1 / 3], [1 / 7, 6 / 7], [0, 1]])
+    files = write_tables(tmp_path / "x", probabilities, segments(probabilities), ["a", "b"], Fraction(30), {})
+    first, second = json.loads(files[0].read_text())["segments"]
+    assert first == {
+        "action": "a",
+        "start_seconds": 0,
+        "end_seconds": 0.0667,
+        "first_frame": 0,
+        "last_frame": 1,
+        "mean_probability": 0.666667,
+    }
+    assert (second["start_seconds"], second["end_seconds"]) == (0.0667, 0.1333)
+    assert (second["first_frame"], second["last_frame"]) == (2, 3)
+    assert second["mean_probability"] == 0.928571
+    with files[1].open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["frame", "second", "action", "a", "b"]
+    assert rows[2] == ["1", "0.0333", "a", "0.666667", "0.333333"]
