@@ -198,7 +198,7 @@ def train_all(
 ) -> dict[str, Training]:
     """`train_once` with the flags of each job, in a folder of its name."""
     threads = max(1, available_cores() // side_by_side)
-    found: dict[str, Training] = {}
+    results: dict[str, Training] = {}
     with ThreadPoolExecutor(side_by_side) as pool:
         futures = {
             name: pool.submit(train_once, flags, folder / name, threads, others)
@@ -206,11 +206,11 @@ def train_all(
         }
         try:
             for name, future in tqdm(futures.items(), unit="training", dynamic_ncols=True):
-                found[name] = future.result()
+                results[name] = future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return found
+    return results
 
 
 HEAD = (
@@ -243,17 +243,17 @@ def row(name: str, trainings: Sequence[Training]) -> list[str]:
     ]
 
 
-def picture(found: dict[str, list[Training]], title: str) -> bytes:
+def picture(results: dict[str, list[Training]], title: str) -> bytes:
     """Top-1 of each model, every seed a dot, as the bytes of a PNG file."""
-    figure = Figure((8, 0.5 * len(found) + 1.6), layout="constrained")
+    figure = Figure((8, 0.5 * len(results) + 1.6), layout="constrained")
     axes = figure.add_subplot()
-    for place, (name, trainings) in enumerate(reversed(found.items())):
+    for place, (name, trainings) in enumerate(reversed(results.items())):
         top1 = [training.test.report["figures"]["top1_percent"] for training in trainings]
         axes.plot(top1, [place] * len(top1), "o", color="#4878a8", alpha=0.5, markersize=6)
         axes.plot(statistics.mean(top1), place, "|", color="#c8553d", markersize=18, markeredgewidth=2)
         axes.text(1.01, place, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.set_yticks([])
-    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_ylim(-0.6, len(results) - 0.4)
     axes.set_xlabel("top-1 on the test clips, %: each seed, and the mean")
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
@@ -284,8 +284,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(f"{len(jobs)} trainings into {folder}", flush=True)
     trained = train_all(jobs, folder, args.jobs)
-    found = {entry: [trained[run_name(entry, seed)] for seed in seeds] for entry in args.models}
-    rows = [list(HEAD), *(row(entry, trainings) for entry, trainings in found.items())]
+    results = {entry: [trained[run_name(entry, seed)] for seed in seeds] for entry in args.models}
+    rows = [list(HEAD), *(row(entry, trainings) for entry, trainings in results.items())]
     first = trained[next(iter(jobs))].test.report
     title = (
         f"{first['encoder']} at {first['img_dim']} px, split {first['split_number']}, "
@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
     table = markdown(rows)
     write_whole(folder / "compare.md", f"{title}\n\n{table}\n\n`{command}`\n".encode())
     write_whole(folder / "compare.csv", csv_bytes(rows))
-    write_whole(folder / "compare.png", picture(found, title))
+    write_whole(folder / "compare.png", picture(results, title))
     print(f"{title}\n\n{table}\n\nwritten to {folder}")
     return 0
 

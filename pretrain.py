@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         seed_everything(settings.loop.seed)
         split = choose_split(settings.data, settings.clips.split_number, settings.loop.seed)
         model = build_model(settings, len(split.classes))
-        setup = Setup.of(settings, split, model, device, ranks)
+        setup = Setup.build(settings, split, model, device, ranks)
         if not args.resume:
             folder = args.run_path or Path("runs") / f"{setup.name}-pretraining-seed{settings.loop.seed}"
             setup = setup.change("output", run_path=unused(folder))

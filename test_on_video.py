@@ -59,14 +59,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def tell(source: str | Path, output: Path, found: Annotated) -> None:
+def tell(source: str | Path, output: Path, annotated: Annotated) -> None:
     """Print what a video shows, and what was written."""
-    frames, segments = len(found.probabilities), len(found.segments)
-    print(f"{source}: {found.classes[found.label]}, mean probability {100 * found.probability:.1f} %")
+    frames, segments = len(annotated.probabilities), len(annotated.segments)
     print(
-        f"wrote {output}: {frames} frames at {float(found.fps):.2f} frames/s, "
-        f"{segments} segment{'s'[: segments != 1]} in {found.tables[0].name}, "
-        f"frames in {found.tables[1].name}"
+        f"{source}: {annotated.classes[annotated.label]}, mean probability {100 * annotated.probability:.1f} %"
+    )
+    print(
+        f"wrote {output}: {frames} frames at {float(annotated.fps):.2f} frames/s, "
+        f"{segments} segment{'s'[: segments != 1]} in {annotated.tables[0].name}, "
+        f"frames in {annotated.tables[1].name}"
     )
 
 
@@ -78,8 +80,8 @@ def annotate_file(annotator: Annotator, path: Path, output: Path) -> None:
             bar.total = stated or None
             bar.update()
 
-        found = annotator.annotate(path, output, progress=progress)
-    tell(path, output, found)
+        annotated = annotator.annotate(path, output, progress=progress)
+    tell(path, output, annotated)
 
 
 def show(name: str, frames: Iterator[np.ndarray]) -> None:

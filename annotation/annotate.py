@@ -119,7 +119,7 @@ def open_model(
 
 @dataclass(frozen=True)
 class Annotated:
-    """What was found in a video.
+    """The labels of a video, and what was written about it.
 
     Attributes:
         classes: class names, by label
@@ -243,17 +243,17 @@ class Annotator:
         """
         classes = self.trained.classes
         mean = probabilities.mean(axis=0, dtype=np.float64)
-        label, found = int(mean.argmax()), segments(probabilities)
+        label, runs = int(mean.argmax()), segments(probabilities)
         about = {
             "video": source,
             "checkpoint": self.name,
             "action": classes[label],
             "mean_probability": round(float(mean[label]), 6),
         }
-        tables = write_tables(output, probabilities, found, classes, fps, about, times)
+        tables = write_tables(output, probabilities, runs, classes, fps, about, times)
         second = partial(shown_at, fps=fps, times=times)
         return Annotated(
-            classes, probabilities, fps, found, label, float(mean[label]), tables, overlay.color, second
+            classes, probabilities, fps, runs, label, float(mean[label]), tables, overlay.color, second
         )
 
 

@@ -198,7 +198,7 @@ def shown_at(frame: int, fps: Fraction, times: Sequence[Fraction] | None = None)
 def write_tables(
     path: Path,
     probabilities: np.ndarray,
-    found: Sequence[Segment],
+    runs: Sequence[Segment],
     classes: Sequence[str],
     fps: Fraction,
     about: dict[str, object],
@@ -209,7 +209,7 @@ def write_tables(
     Args:
         path: without suffix
         probabilities: (frames, C)
-        found: the `segments` of them
+        runs: the `segments` of them
         about: more for the JSON file
         times: when each frame is shown, in seconds; None at a steady `fps`
 
@@ -229,7 +229,7 @@ def write_tables(
             "last_frame": segment.last,
             "mean_probability": round(segment.probability, 6),
         }
-        for segment in found
+        for segment in runs
     ]
     whole = {**about, "frames": len(probabilities), "fps": str(fps), "segments": listed}
     head = ["frame", "second", "action", *classes]

@@ -75,20 +75,22 @@ def find_examples(folder: Path) -> list[Path]:
     return list(first.values())[:EXAMPLES]
 
 
-def curves(found: Annotated) -> tuple[list[dict[str, object]], dict[str, str]]:
+def curves(annotated: Annotated) -> tuple[list[dict[str, object]], dict[str, str]]:
     """Rows of second, action and probability for the most probable actions, and the colour of each."""
-    shown = np.argsort(-found.probabilities.mean(axis=0), kind="stable")[:CURVES].tolist()
-    places = np.unique(np.linspace(0, len(found.probabilities) - 1, POINTS).round().astype(int))
+    shown = np.argsort(-annotated.probabilities.mean(axis=0), kind="stable")[:CURVES].tolist()
+    places = np.unique(np.linspace(0, len(annotated.probabilities) - 1, POINTS).round().astype(int))
     rows = [
         {
-            "second": round(found.second(place), 3),
-            "action": found.classes[label],
-            "probability": round(float(found.probabilities[place, label]), 4),
+            "second": round(annotated.second(place), 3),
+            "action": annotated.classes[label],
+            "probability": round(float(annotated.probabilities[place, label]), 4),
         }
         for label in shown
         for place in places.tolist()
     ]
-    return rows, {found.classes[label]: "#{:02x}{:02x}{:02x}".format(*found.color(label)) for label in shown}
+    return rows, {
+        annotated.classes[label]: "#{:02x}{:02x}{:02x}".format(*annotated.color(label)) for label in shown
+    }
 
 
 class Page:
@@ -124,10 +126,10 @@ class Page:
         import gradio
         import pandas
 
-        mine = self.annotator
-        settings = replace(mine.settings, overlay=overlay, smooth=smooth)
+        general = self.annotator
+        settings = replace(general.settings, overlay=overlay, smooth=smooth)
         # Nobody needs to know where things are on this machine.
-        annotator = Annotator(settings, mine.model, mine.trained, Path(mine.name).name)
+        annotator = Annotator(settings, general.model, general.trained, Path(general.name).name)
         output = self.results / secrets.token_hex(8) / f"{path.stem}.mp4"
 
         def tell(done: int, stated: int) -> None:
@@ -138,28 +140,28 @@ class Page:
 
         try:
             limit = check_video(path, self.settings.max_seconds)
-            found = annotator.annotate(path, output, name=path.name, progress=tell, max_frames=limit)
+            annotated = annotator.annotate(path, output, name=path.name, progress=tell, max_frames=limit)
         except (UserError, OSError) as error:
             shutil.rmtree(output.parent, ignore_errors=True)
             message = str(error).replace(str(path), path.name)
             raise gradio.Error(message, duration=None, print_exception=False) from error
-        rows, colors = curves(found)
-        mean = found.probabilities.mean(axis=0, dtype=np.float64)
+        rows, colors = curves(annotated)
+        mean = annotated.probabilities.mean(axis=0, dtype=np.float64)
         segments = [
             [
-                found.classes[segment.label],
-                round(found.second(segment.first), 2),
-                round(found.second(segment.last + 1), 2),
+                annotated.classes[segment.label],
+                round(annotated.second(segment.first), 2),
+                round(annotated.second(segment.last + 1), 2),
                 round(100 * segment.probability, 1),
             ]
-            for segment in found.segments
+            for segment in annotated.segments
         ]
         return (
-            {name: float(share) for name, share in zip(found.classes, mean, strict=True)},
+            {name: float(share) for name, share in zip(annotated.classes, mean, strict=True)},
             str(output),
             gradio.LinePlot(pandas.DataFrame(rows), color_map=colors),
             segments,
-            [str(table) for table in found.tables],
+            [str(table) for table in annotated.tables],
         )
 
     def close(self) -> None:

@@ -124,7 +124,7 @@ def fill(
     Raises: CacheError if the disk is too small, or gives back other bytes; VideoError, after all other
         clips, for those that cannot be read; OSError if the cache cannot be written.
     """
-    clips = shard.of(clips)
+    clips = shard.part(clips)
     if not cache.missing(clips):
         return
     # Held by the process, not by the file: a killed one holds it no longer.

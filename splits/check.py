@@ -19,7 +19,7 @@ from video.reader import Video
 
 @dataclass
 class Report:
-    """What a check found.
+    """The outcome of a check.
 
     Attributes:
         faults: lines about what would corrupt a result

@@ -81,12 +81,12 @@ class Split:
 
     def missing(self) -> str | None:
         """One line that counts what the lists name and is not there; None if all is."""
-        found = len(self.train) + len(self.test)
-        if found == self.listed:
+        present = len(self.train) + len(self.test)
+        if present == self.listed:
             return None
         labels = {clip.label for clip in self.train + self.test}
         return (
-            f"{found:,} of {self.listed:,} listed clips found, "
+            f"{present:,} of {self.listed:,} listed clips found, "
             f"{len(labels)} of {len(self.classes)} classes; going on with those"
         )
 
@@ -173,7 +173,7 @@ class Shard:
         """What the names of its files end in."""
         return "" if self.count == 1 else f"-{self.number}of{self.count}"
 
-    def of(self, clips: Sequence[Clip]) -> list[Clip]:
+    def part(self, clips: Sequence[Clip]) -> list[Clip]:
         """The clips that fall to it; depends on nothing but their names."""
         return sorted(clips, key=lambda clip: clip.name)[self.number - 1 :: self.count]
 

@@ -138,7 +138,7 @@ usage = namedtuple("usage", "total used free")
 def test_as_much_space_is_asked_for_as_the_rows_take(
     clips, encoder, tmp_path, monkeypatch, capsys, flip, stride, shard
 ):
-    mine = shard.of(clips)
+    mine = shard.part(clips)
     frames = sum(clip.video.stated_count() for clip in mine) / stride
     need = frames * (4 if flip else 2) * WIDTH * shard.count
     free = 1e8 + 1.05 * need

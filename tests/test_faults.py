@@ -175,7 +175,7 @@ def test_shards_are_read_as_one_and_miss_nothing(call, small, train_flags, tmp_p
 
 def test_shards_share_the_clips_whatever_their_order(small):
     clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
-    parts = [Shard(number, 3).of(order) for number in (1, 2, 3) for order in (clips, clips[::-1])]
+    parts = [Shard(number, 3).part(order) for number in (1, 2, 3) for order in (clips, clips[::-1])]
     assert parts[::2] == parts[1::2]
     assert sorted(clip.name for part in parts[::2] for clip in part) == sorted(clip.name for clip in clips)
 

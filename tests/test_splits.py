@@ -128,9 +128,9 @@ def test_parts_of_a_data_set():
     clips = clips_of(A=3)[::-1]
     names = sorted(one.name for one in clips)
     assert (WHOLE, WHOLE.suffix) == (Shard(1, 1), "")
-    assert [one.name for one in WHOLE.of(clips)] == names
-    assert [one.name for one in Shard(2, 4).of(clips)] == [names[1], names[5]]
-    assert [one.name for one in Shard(4, 4).of(clips)] == [names[3], names[7]]
+    assert [one.name for one in WHOLE.part(clips)] == names
+    assert [one.name for one in Shard(2, 4).part(clips)] == [names[1], names[5]]
+    assert [one.name for one in Shard(4, 4).part(clips)] == [names[3], names[7]]
     assert (Shard.parse("1/1"), Shard.parse("2/8"), Shard.parse("8/8")) == (WHOLE, Shard(2, 8), Shard(8, 8))
     assert (Shard(1, 2).suffix, Shard(2, 2).suffix) == ("-1of2", "-2of2")
     for wrong in ("0/1", "0/0", "2/1", "1", "1/", "/2", "-1/2", "1/2/3", "a/b", ""):

@@ -74,12 +74,18 @@ class History:
         loss, accuracy, rate = figure.subplots(1, 3)
         for axes, quantity, unit in ((loss, "loss", "nats"), (accuracy, "accuracy", "%")):
             for part, color in COLORS.items():
-                points = [(one["epoch"], one[key]) for one in epochs if (key := f"{part}_{quantity}") in one]
+                points = [
+                    (epoch["epoch"], epoch[key]) for epoch in epochs if (key := f"{part}_{quantity}") in epoch
+                ]
                 if points:
                     axes.plot(*zip(*points, strict=True), color=color, marker=".", label=part)
             axes.set_title(f"{quantity}, {unit}", fontsize=10)
             axes.legend(frameon=False, fontsize=8)
-        rate.plot([one["epoch"] for one in epochs], [one["learning_rate"] for one in epochs], color="#555555")
+        rate.plot(
+            [epoch["epoch"] for epoch in epochs],
+            [epoch["learning_rate"] for epoch in epochs],
+            color="#555555",
+        )
         rate.set_title("learning rate at the end of the epoch", fontsize=10)
         loss.set_ylim(bottom=0)
         accuracy.set_ylim(0, 101)

@@ -91,7 +91,7 @@ class MaskedFrames(nn.Module):
             embeddings: (B, T, S D)
             padding: (B, T) bool; padding is never hidden
         """
-        losses, found = [], []
+        losses, picked = [], []
         hidden = span_mask(len(padding), padding.shape[1], padding.device) & ~padding
         parts = embeddings.chunk(len(self.heads), dim=-1)
         for (stream, head), part in zip(self.heads.items(), parts, strict=True):
@@ -104,8 +104,8 @@ class MaskedFrames(nn.Module):
             similarity = F.normalize(predicted, dim=1) @ F.normalize(candidates, dim=1).T / TEMPERATURE
             right = first + torch.arange(len(targets), device=similarity.device)
             losses.append(regression + F.cross_entropy(similarity, right, reduction="none"))
-            found.append(similarity.argmax(dim=1) == right)
-        return torch.cat(losses), torch.cat(found)
+            picked.append(similarity.argmax(dim=1) == right)
+        return torch.cat(losses), torch.cat(picked)
 
 
 class MaskedLearner(Learner):
@@ -129,8 +129,8 @@ class MaskedLearner(Learner):
         self, forward: Callable[..., Any], embeddings: Tensor, padding: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, int]:
         """Sum of the losses of the hidden frames, how many are picked, and how many there are."""
-        losses, found = forward(embeddings, padding)
-        return losses.sum(), found.sum(), len(losses)
+        losses, picked = forward(embeddings, padding)
+        return losses.sum(), picked.sum(), len(losses)
 
     def state_dict(self) -> dict[str, Any]:
         """As `Learner.state_dict`, and what the model has no part in."""

@@ -31,11 +31,11 @@ OLD_NAMES = {
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """The tensors of a model without streams, under the names they have in one; the longest match holds."""
-    found = {}
+    tensors = {}
     for name, tensor in state.items():
         old = max((prefix for prefix in names if name.startswith(prefix)), key=len, default="")
-        found[f"heads.rgb.{names[old]}{name.removeprefix(old)}" if old else name] = tensor
-    return found
+        tensors[f"heads.rgb.{names[old]}{name.removeprefix(old)}" if old else name] = tensor
+    return tensors
 
 
 def read(state: Mapping[str, Tensor]) -> tuple[Classifier, list[str]]:

@@ -93,20 +93,20 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         help="default (recommended) is what benchmarks/accuracy.py found; original is Adam at 1e-5 without "
         "schedule, for comparison",
     )
-    for one in fields(Recipe):
-        if one.metadata:
-            values = ", ".join(f"{getattr(recipe, one.name)} in {key}" for key, recipe in RECIPES.items())
+    for entry in fields(Recipe):
+        if entry.metadata:
+            values = ", ".join(f"{getattr(recipe, entry.name)} in {key}" for key, recipe in RECIPES.items())
             group.add_argument(
-                f"--{one.name}",
-                type=one.metadata["type"],
-                choices=one.metadata["choices"],
-                help=f"{one.metadata['help']}; {values}",
+                f"--{entry.name}",
+                type=entry.metadata["type"],
+                choices=entry.metadata["choices"],
+                help=f"{entry.metadata['help']}; {values}",
             )
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe of --recipe, with what other flags say."""
-    given = {one.name: getattr(args, one.name, None) for one in fields(Recipe)}
+    given = {entry.name: getattr(args, entry.name, None) for entry in fields(Recipe)}
     return replace(
         RECIPES[args.recipe], **{name: value for name, value in given.items() if value is not None}
     )

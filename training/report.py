@@ -89,8 +89,8 @@ def predict_clips(
         description = "testing" if views == 1 else f"testing, clip {view + 1} of {views}"
         predicted = predict(model, part.batches, description=description, ranks=ranks)
         assert predicted is not None
-        mine = [index for batch in part.order for _, index in batch]
-        for indices, rows in ranks.gather((mine, predicted[0].double().softmax(1).numpy())):
+        own = [index for batch in part.order for _, index in batch]
+        for indices, rows in ranks.gather((own, predicted[0].double().softmax(1).numpy())):
             probabilities[indices] += rows / views
     return Predictions(classes, part.clips, probabilities)
 
@@ -103,11 +103,11 @@ def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] 
 
     Returns: lower and upper end; None where there are fewer than two groups to draw from.
     """
-    names, of = np.unique(groups, return_inverse=True)
+    names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         return None
-    right, size = np.bincount(of, correct), np.bincount(of)
-    found = scipy.stats.bootstrap(
+    right, size = np.bincount(group, correct), np.bincount(group)
+    bootstrap = scipy.stats.bootstrap(
         (right, size),
         lambda right, size, axis: 100 * right.sum(axis) / size.sum(axis),
         paired=True,
@@ -117,7 +117,7 @@ def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] 
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(bootstrap.confidence_interval.low), float(bootstrap.confidence_interval.high)
 
 
 def figures(predictions: Predictions) -> dict[str, Any]:
@@ -141,15 +141,15 @@ def figures(predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(values: dict[str, Any]) -> str:
     """The figures in a line."""
-    ends = found["top1_interval95_percent"]
+    ends = values["top1_interval95_percent"]
     return (
-        f"loss {found['loss_nats']:.3f} nats, accuracy {found['top1_percent']:.2f} % "
-        f"({found['correct']:,} of {found['clips']:,} clips"
+        f"loss {values['loss_nats']:.3f} nats, accuracy {values['top1_percent']:.2f} % "
+        f"({values['correct']:,} of {values['clips']:,} clips"
         + (f"; 95 % interval {ends[0]:.1f} to {ends[1]:.1f} %)" if ends else ")")
-        + (f", top-5 {found['top5_percent']:.2f} %" if found["top5_percent"] is not None else "")
-        + f", mean of the classes {found['mean_class_accuracy_percent']:.2f} %"
+        + (f", top-5 {values['top5_percent']:.2f} %" if values["top5_percent"] is not None else "")
+        + f", mean of the classes {values['mean_class_accuracy_percent']:.2f} %"
     )
 
 
@@ -161,12 +161,18 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def _per_class(predictions: Predictions) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for label in np.unique(predictions.labels).tolist():
-        mine = predictions.labels == label
-        wrong = predictions.predicted[mine & ~predictions.correct]
+        of_class = predictions.labels == label
+        wrong = predictions.predicted[of_class & ~predictions.correct]
         taken = predictions.classes[np.bincount(wrong).argmax()] if len(wrong) else ""
-        right = int(predictions.correct[mine].sum())
+        right = int(predictions.correct[of_class].sum())
         rows.append(
-            [predictions.classes[label], int(mine.sum()), right, f"{100 * right / mine.sum():.2f}", taken]
+            [
+                predictions.classes[label],
+                int(of_class.sum()),
+                right,
+                f"{100 * right / of_class.sum():.2f}",
+                taken,
+            ]
         )
     return rows
 
@@ -222,7 +228,7 @@ def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) 
     Raises: OSError if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = figures(predictions)
+    measured = figures(predictions)
     mistakes = [
         {
             "clip": predictions.clips[index].name,
@@ -232,12 +238,12 @@ def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) 
         for index in predictions.mistakes()
     ]
     report = {
-        "figures": found,
+        "figures": measured,
         **about,
         "test_clips_sha256": names_sha256(predictions.clips),
         "mistakes": mistakes,
     }
-    score = f"{found['top1_percent']:.2f} % of {found['clips']:,} clips"
+    score = f"{measured['top1_percent']:.2f} % of {measured['clips']:,} clips"
     title = f"{about['model']}, {about['encoder']}, split {about['split_number']}: {score}"
     rows = _per_class(predictions)
     head = ["class", "clips", "correct", "accuracy_percent", "taken_for"]

@@ -149,7 +149,7 @@ class Setup:
     name: str
 
     @classmethod
-    def of(
+    def build(
         cls, settings: TrainSettings, split: Split, model: Classifier, device: torch.device, ranks: Ranks
     ) -> Self:
         """As the settings say; fills the cache.

@@ -107,28 +107,28 @@ def add_flags(
     """
     title = re.sub(r"(?<!^)([A-Z])", r" \1", settings.__name__.removesuffix("Settings")).lower()
     group = parser.add_argument_group(title)
-    for one in fields(settings):
-        if one.name in without:
+    for entry in fields(settings):
+        if entry.name in without:
             continue
-        default = defaults.get(one.name, one.default)
-        names = one.metadata["flags"] or (f"--{one.name}",)
+        default = defaults.get(entry.name, entry.default)
+        names = entry.metadata["flags"] or (f"--{entry.name}",)
         if default is False:
-            group.add_argument(*names, action="store_true", help=one.metadata["help"])
+            group.add_argument(*names, action="store_true", help=entry.metadata["help"])
             continue
         group.add_argument(
             *names,
-            dest=one.name,
+            dest=entry.name,
             default=None if default is MISSING else default,
             required=default is MISSING,
-            type=one.metadata["type"],
-            choices=one.metadata["choices"],
-            help=one.metadata["help"],
+            type=entry.metadata["type"],
+            choices=entry.metadata["choices"],
+            help=entry.metadata["help"],
         )
 
 
 def read(settings: type[S], args: argparse.Namespace, **others: Any) -> S:
     """A settings dataclass out of the flags that `add_flags` added; `others` are fields of other values."""
-    names = {one.name for one in fields(settings)} - set(others)  # type: ignore[arg-type]
+    names = {entry.name for entry in fields(settings)} - set(others)  # type: ignore[arg-type]
     return settings(**{name: value for name, value in vars(args).items() if name in names}, **others)
 
 

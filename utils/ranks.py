@@ -87,7 +87,7 @@ class Ranks:
             return calls
         for name, module in list(trained.named_modules()):
             if isinstance(module, nn.BatchNorm1d):
-                trained.set_submodule(name, SharedBatchNorm.of(module))
+                trained.set_submodule(name, SharedBatchNorm.wrap(module))
         device = next(trained.parameters()).device
         # Running statistics are the same everywhere: each process computes them of all clips.
         return DistributedDataParallel(
@@ -148,7 +148,7 @@ class SharedBatchNorm(nn.BatchNorm1d):
     """BatchNorm1d over the rows of all processes; torch.nn.SyncBatchNorm does the same on CUDA only."""
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm1d) -> Self:
+    def wrap(cls, norm: nn.BatchNorm1d) -> Self:
         """One with the very parameters and statistics of `norm`."""
         shared = cls(norm.num_features, norm.eps, norm.momentum, norm.affine)
         shared._parameters, shared._buffers = norm._parameters, norm._buffers

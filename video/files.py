@@ -52,7 +52,7 @@ def find_videos(names: Iterable[str | Path]) -> list[Path]:
 
     A file that is named is taken as it is. Raises: MissingFileError if a folder or a pattern has none.
     """
-    found: dict[Path, None] = {}
+    videos: dict[Path, None] = {}
     for name in names:
         path = Path(name)
         some = [path]
@@ -63,8 +63,8 @@ def find_videos(names: Iterable[str | Path]) -> list[Path]:
             some = sorted(map(Path, glob.glob(str(name), recursive=True)))  # noqa: PTH207
         if not some:
             raise MissingFileError(f"{name}: no videos there, which end in {', '.join(VIDEO_SUFFIXES)}")
-        found.update(dict.fromkeys(some))
-    return list(found)
+        videos.update(dict.fromkeys(some))
+    return list(videos)
 
 
 def check_whole(path: Path) -> None:

@@ -98,14 +98,14 @@ class Video:
         try:
             with av.open(str(self.path)) as container:
                 stream = container.streams.video[0]
-                found = sorted(
+                stamps = sorted(
                     packet.pts * packet.time_base
                     for packet in container.demux(stream)
                     if packet.pts is not None and packet.time_base is not None and packet.size
                 )
         except (av.FFmpegError, IndexError):  # OpenCV reads it all the same, and knows no times
             return None
-        times = [time - found[0] for time in found]
+        times = [time - stamps[0] for time in stamps]
         steady = all(abs(time - number / fps) <= 1 / (2 * fps) for number, time in enumerate(times))
         # Two at one time cannot be shown.
         if steady or len(set(times)) < len(times):
