@@ -101,7 +101,7 @@ class ConvLSTM(Head):
     ) -> None:
         super().__init__()
         if pooling not in ("attention", "last", "average"):
-            raise UserError(f"unknown pooling {pooling!r}; choose attention, last or average")
+            raise UserError(f"unknown pooling {pooling!r}; choose one of attention, last, average")
         self.pooling = pooling
         self.hidden_dim = 2 * hidden_dim if bidirectional else hidden_dim
         self.projection = _projection(width, latent_dim)

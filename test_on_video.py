@@ -63,7 +63,8 @@ def tell(source: str | Path, output: Path, annotated: Annotated) -> None:
     """Print what a video shows, and what was written."""
     frames, segments = len(annotated.probabilities), len(annotated.segments)
     print(
-        f"{source}: {annotated.classes[annotated.label]}, mean probability {100 * annotated.probability:.1f} %"
+        f"{source}: {annotated.classes[annotated.label]}, mean probability "
+        f"{100 * annotated.probability:.1f} %"
     )
     print(
         f"wrote {output}: {frames} frames at {float(annotated.fps):.2f} frames/s, "
