@@ -7,6 +7,7 @@ A second process sends clips over the loopback interface, as MPEG-TS with H.264,
 drawn into each frame tells when it was sent.
 """
 
+import argparse
 import multiprocessing
 import statistics
 import tempfile
@@ -67,7 +68,7 @@ def send(address: str, videos: list[Path], frames: int, fps: int, ready: Connect
         container.mux(stream.encode(None))
 
 
-def main() -> None:
+def get_args() -> argparse.Namespace:
     flags = common.parser(__doc__.split("\n")[0])
     flags.add_argument("--encoder", default="efficientnet_lite0")
     flags.add_argument("--img_dim", type=int, default=224)
@@ -76,7 +77,11 @@ def main() -> None:
     flags.add_argument("--seconds", type=int, default=60)
     flags.add_argument("--label_every", type=int, default=10)
     flags.add_argument("--port", type=int, default=9177)
-    args = flags.parse_args()
+    return flags.parse_args()
+
+
+def main() -> None:
+    args = get_args()
     device = choose_device(args.device)
     model = Classifier(
         "ConvLSTM", 101, encoder=args.encoder, streams=tuple(args.streams.split(",")),
