@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dataset import padding_of, window_indices
 from utils.files import csv_bytes, json_bytes, write_whole
+from utils.process import UserError
 from video.frames import StreamReader, resize_frames
 from video.reader import Video
 
@@ -69,11 +70,19 @@ def read_and_resize(video: Video, img_dim: int, seen: StreamReader) -> Iterator[
 
 @torch.no_grad()
 def label_clips(model: FrameModel, embeddings: Tensor, padding: Tensor) -> Tensor:
-    """Class probabilities of clips: embeddings (B, T, S D) and padding (B, T) -> (B, C), on the CPU."""
+    """Class probabilities of clips: embeddings (B, T, S D) and padding (B, T) -> (B, C), on the CPU.
+
+    Raises: UserError if they are no numbers, as with a damaged checkpoint.
+    """
     # bf16 is more than twice as fast on a CPU too, and moves a probability by 2e-6.
     with torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
         logits = model.classify(embeddings, padding)
-    return logits.float().softmax(dim=-1).cpu()
+    probabilities = logits.float().softmax(dim=-1).cpu()
+    if not probabilities.isfinite().all():
+        raise UserError(
+            "the model's answers are no numbers: its checkpoint is damaged; copy or train it again"
+        )
+    return probabilities
 
 
 @torch.no_grad()

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import dataset
+import test as test_script
+import test_on_video
 import train
-from conftest import ROOT, Outcome, Script, run_script
+from conftest import ROOT, Outcome, Script, run_script, save_untrained
 from features import fill
 from features.cache import CacheError
 from features.encoder import Encoder
@@ -21,7 +23,7 @@ from features.shard_writer import ShardWriter
 from splits.split import Shard
 from splits.ucf101 import load_split
 from training import evaluate
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def limited(limit, script, *flags):
@@ -219,3 +221,21 @@ def test_an_embedding_index_that_lies_is_refused(small, tmp_path):
         with pytest.raises(CacheError, match="delete the folder"):
             fill.open_cache(folder, clips, encoder, 32, flip=False)
     assert np.load(cache.folder / "embeddings.npy").dtype == np.float16
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_whose_answers_are_no_numbers(call, small, train_flags, tmp_path, value):
+    """Damaged in a way that no file format shows."""
+    checkpoint = load_checkpoint(save_untrained(tmp_path / "x.pth", ("rgb",)))
+    with torch.no_grad():
+        for parameter in checkpoint.model.head("rgb").output_layers.parameters():
+            parameter.fill_(value)
+    save_checkpoint(tmp_path / "x.pth", checkpoint)
+    clip = small / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
+    done = call(test_on_video, "--video_path", clip, "--checkpoint_model", "x.pth", "--output", "x.mp4")
+    assert done.status == 1
+    assert "answers are no numbers" in done.one_line_error()
+    assert not (tmp_path / "x.mp4").exists()
+    done = call(test_script, *train_flags(small)[:4], "--checkpoint_model", "x.pth", "--run_path", "run")
+    assert done.status == 1
+    assert "answers are no numbers" in done.one_line_error()

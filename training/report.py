@@ -35,6 +35,7 @@ from training.loop import Part
 from training.pictures import class_bars, confusion_matrix
 from training.setup import ClipSource
 from utils.files import csv_bytes, json_bytes, write_whole
+from utils.process import UserError
 from utils.ranks import ALONE, Ranks
 
 RESAMPLES = 10_000
@@ -82,6 +83,8 @@ def predict_clips(
 
     Args:
         views: passes over the clips, whose probabilities are averaged; the epoch of the order tells which
+
+    Raises: UserError if the model's answers are no numbers, as with a damaged checkpoint.
     """
     probabilities = np.zeros((len(part.clips), len(classes)))
     for view in range(views):
@@ -92,6 +95,10 @@ def predict_clips(
         own = [index for batch in part.order for _, index in batch]
         for indices, rows in ranks.gather((own, predicted[0].double().softmax(1).numpy())):
             probabilities[indices] += rows / views
+    if not np.isfinite(probabilities).all():
+        raise UserError(
+            "the model's answers are no numbers: its checkpoint is damaged; copy or train it again"
+        )
     return Predictions(classes, part.clips, probabilities)
 
 
