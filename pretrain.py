@@ -15,13 +15,13 @@ from pathlib import Path
 from splits.ucf101 import ALL
 from training.checkpoint import load_checkpoint
 from training.loop import Plan, fit
-from training.masked import MaskedFrames, MaskedLearner
+from training.masked import MaskedFrames, MaskedLearner, check_pretraining
 from training.run import Run, hold_folder
 from training.settings import LAST, TrainSettings, add_train_flags, with_earlier_settings
 from training.setup import Setup, build_model, choose_split, number_of_parameters
 from utils.device import choose_device, seed_everything
 from utils.files import make_writable_folder, unused
-from utils.process import MissingFileError, UserError, run, say
+from utils.process import MissingFileError, run, say
 from utils.ranks import Ranks
 
 # Before the number of an epoch.
@@ -44,14 +44,10 @@ def pretrain(setup: Setup, *, resume: bool) -> Path:
     """Pretrain the model of a setup, from the beginning or on from last.pth where that is there.
 
     Returns: the file of the last epoch, for --checkpoint_model; the model has its weights.
-    Raises: UserError for clips too short to hide a frame of; as `MaskedFrames`, `Run.go_on` and `fit`.
+    Raises: as `hold_folder`, `Run.go_on` and `fit`.
     """
     settings, ranks, model = setup.settings, setup.ranks, setup.source.model
     loop, output = settings.loop, settings.output
-    if settings.model.sequence_length < 2:
-        raise UserError(
-            "--sequence_length 1 leaves no frame to tell a hidden one from; pretrain with 2 or more"
-        )
     assert output.run_path is not None
     masked = MaskedFrames(model, ranks)
     part = setup.part(setup.unlabelled, training=True)
@@ -59,6 +55,8 @@ def pretrain(setup: Setup, *, resume: bool) -> Path:
     progress = Run(
         output.output_path, setup.checkpoint(), learner, output.save_seconds, writes=ranks.rank == 0
     )
+    make_writable_folder(output.output_path)
+    lock = hold_folder(output.output_path) if ranks.rank == 0 else None
     last = output.output_path / LAST
     goes_on = resume and last.is_file()
     # All have looked before the first one writes.
@@ -68,7 +66,6 @@ def pretrain(setup: Setup, *, resume: bool) -> Path:
         model.heads.load_state_dict(loaded.model.heads.state_dict())
         progress.go_on(loaded, loop.num_epochs, TITLE)
     else:
-        make_writable_folder(output.output_path)
         progress.make_room()
         progress.save_last()
     say(
@@ -79,6 +76,8 @@ def pretrain(setup: Setup, *, resume: bool) -> Path:
     history = setup.history(output.run_path, progress.history, f"{setup.name}, pretraining")
     with contextlib.closing(history) if history else contextlib.nullcontext():
         fit(progress, plan, ranks, history)
+    if lock is not None:
+        lock.release()
     return progress.path_of(loop.num_epochs)
 
 
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.split_number == ALL:
         parser.error("--split_number all: pretrain on one split at a time, since each tests on other clips")
     device = choose_device(args.device)
-    with contextlib.closing(Ranks.from_environment(device)) as ranks, contextlib.ExitStack() as held:
+    with contextlib.closing(Ranks.from_environment(device)) as ranks:
         if args.resume:
             last = args.output_path / LAST
             if not last.is_file():
@@ -98,9 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = TrainSettings.read(args)
         if problem := settings.problem(ranks.size):
             parser.error(problem)
-        if ranks.rank == 0:
-            make_writable_folder(settings.output.output_path)
-            held.enter_context(hold_folder(settings.output.output_path))
+        check_pretraining(settings.model.model, settings.model.sequence_length)
         seed_everything(settings.loop.seed)
         split = choose_split(settings.data, settings.clips.split_number, settings.loop.seed)
         model = build_model(settings, len(split.classes))

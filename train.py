@@ -26,10 +26,11 @@ from splits.split import RANDOM
 from splits.ucf101 import ALL, SPLIT_NUMBERS
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.loop import Plan, fit
+from training.masked import check_pretraining
 from training.recipe import Learner
 from training.report import about, markdown, predict_clips, summary, write_report
 from training.run import BEST, Run, hold_folder
-from training.settings import LAST, TrainSettings, add_train_flags, with_earlier_settings
+from training.settings import LAST, SIZES, TrainSettings, add_train_flags, with_earlier_settings
 from training.setup import Setup, build_model, choose_split, number_of_parameters
 from utils.device import choose_device, seed_everything
 from utils.files import make_writable_folder, unused
@@ -54,8 +55,13 @@ def set_up(settings: TrainSettings, device: torch.device, ranks: Ranks, start: C
     model = start.model if start else build_model(settings, len(split.classes))
     if model.num_classes != len(split.classes):
         raise UserError(
-            f"{settings.model.checkpoint_model}: {model.num_classes} classes, and the lists name "
-            f"{len(split.classes)}; name the lists that it was trained with"
+            f"{settings.model.checkpoint_model or settings.output.output_path / LAST}: {model.num_classes} "
+            f"classes, and the lists name {len(split.classes)}; name the lists that it was trained with"
+        )
+    if start and start.split_number not in (None, settings.clips.split_number):
+        say(
+            f"warning: {settings.model.checkpoint_model} was trained on split {start.split_number}, and "
+            f"has seen most of the test clips of split {settings.clips.split_number}"
         )
     if start and sorted(start.classes) == sorted(split.classes):
         split = split.relabelled(start.classes)
@@ -191,14 +197,20 @@ def main(argv: list[str] | None = None) -> int:
         reports = []
         for flags in splits:
             start: Checkpoint | None = None
+            earlier: dict[str, Any] = {}
             if args.resume:
                 flags, start = earlier_flags(parser, argv, flags, splits[0].output_path / LAST)
+                earlier = {name: getattr(flags, name) for name in SIZES}
+                # All have looked before the first one writes.
+                ranks.wait()
             settings = TrainSettings.read(flags)
             if start is None and settings.model.checkpoint_model:
                 start = load_checkpoint(settings.model.checkpoint_model)
-                settings = settings.starting_from(start, typed(parser, argv, args))
+                settings = settings.starting_from(start, typed(parser, argv, args) | earlier)
             if problem := settings.problem(ranks.size):
                 parser.error(problem)
+            if settings.loop.pretrain:
+                check_pretraining(settings.model.model, settings.model.sequence_length)
             with contextlib.ExitStack() as held:
                 if ranks.rank == 0:
                     make_writable_folder(settings.output.output_path)

@@ -243,12 +243,9 @@ class EmbeddingCache:
 
     def damaged(self, clips: Sequence[Clip] | None = None) -> list[str]:
         """Names of the clips, all by default, whose rows are not those that were written; reads them all."""
-        names = None if clips is None else {clip.name for clip in clips}
-        return sorted(
-            name
-            for (name, *_), (shard, entry) in self._places.items()
-            if (names is None or name in names) and shard.damaged(entry)
-        )
+        places = self._places
+        keys = places if clips is None else [(clip.name, *file_stamp(clip.video)) for clip in clips]
+        return sorted({key[0] for key in keys if key in places and places[key][0].damaged(places[key][1])})
 
 
 def check_caches(path: Path) -> Iterator[tuple[Path, int, list[str]]]:

@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         self.feature_extractor.requires_grad_(False).eval()
         self.register_buffer("mean", 255 * torch.tensor(self.spec.mean), persistent=False)
         self.register_buffer("scale", 1 / (255 * torch.tensor(self.spec.std)), persistent=False)
-        self.register_load_state_dict_post_hook(lambda *_: setattr(self, "_sha256", None))
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_sha256", None))
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode."""
@@ -193,7 +193,8 @@ class Encoder(nn.Module):
         frames are taken as normalised already. Where an accelerator's memory is too small for a batch, it is
         halved for good.
 
-        Raises: UserError if the network takes frames of one size only, and these have another.
+        Raises: UserError if the network takes frames of one size only, and these have another, or if memory
+            is too small for a single frame.
         """
         size = self.spec.input_size
         if self.spec.fixed_size and frames.shape[-2:] != (size, size):
@@ -206,9 +207,12 @@ class Encoder(nn.Module):
                 embeddings.append(self._embed_batch(batch))
                 done += len(batch)
                 continue
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
-                    raise
+                    raise UserError(
+                        f"the accelerator's memory is too small for {self.name} on a frame of "
+                        f"{batch.shape[-1]} pixels; lower --img_dim"
+                    ) from error
             # Outside of `except`, where the error's traceback would hold on to the memory.
             self._batch_limit = len(batch) // 2
             if self.device.type != "cpu":

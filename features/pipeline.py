@@ -211,7 +211,7 @@ def embed_ahead(
     """Embeddings of what `read_ahead` gives, in batches across the borders of clips.
 
     Every batch has the same size, the last one filled up: compiled networks and autotuned kernels want it,
-    and an embedding cannot depend on where a run was interrupted. An accelerator computes the next batch
+    and an embedding does not depend on where a run was interrupted. An accelerator computes the next batch
     while the rows of the last one are given out.
 
     Yields: as `read_ahead`, with float32 (n, views, D) in place of frames; view 1 is of the mirrored frames.

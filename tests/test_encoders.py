@@ -12,6 +12,7 @@ from features import networks
 from features.encoder import Encoder, computation, fold_batchnorm
 from features.networks import ENCODERS, encoder_spec
 from features.weights import WeightsError, read_weights
+from utils.process import UserError
 
 
 @pytest.fixture
@@ -258,7 +259,7 @@ def test_batches_are_halved_where_memory_is_too_small(monkeypatch):
     assert encoder.batch_size == 8
     assert set(seen[3:]) <= {8, 6}
     monkeypatch.setattr(encoder, "_fast", lambda batch: small_memory(frames))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UserError, match=r"a frame of 16 pixels; lower --img_dim"):
         encoder.embed(frames)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 from dataclasses import replace
 
@@ -15,8 +16,10 @@ import pretrain
 import train
 from models import Classifier
 from training import masked as masked_module
+from training.evaluate import Tally
 from training.masked import MaskedFrames, MaskedLearner, span_mask
 from training.recipe import RECIPES
+from training.run import Run, hold_folder
 
 
 @given(batch=st.integers(1, 20), length=st.integers(2, 60), seed=st.integers(0, 2**31))
@@ -173,3 +176,48 @@ def test_clips_per_second_are_of_clips(call, small, train_flags, tmp_path):
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 assert float(row["clips_per_second"]) * float(row["seconds"]) == pytest.approx(4)
+
+
+def test_what_cannot_be_pretrained_is_told_before_anything_is_written(call, small, train_flags, tmp_path):
+    for wrong in (["--model", "MeanPool"], ["--model", "ActionBERT", "--sequence_length", 1]):
+        for command in ([train, "--pretrain", 1], [pretrain]):
+            done = call(command[0], *train_flags(small), *wrong, *command[1:])
+            assert done.status == 1
+            done.one_line_error()
+    assert not list(tmp_path.glob("model_checkpoints/**/*.pth"))
+    assert not (small / "UCF-101-embeddings").exists()
+
+
+def test_two_pretrainings_do_not_write_to_one_folder(call, small, train_flags, tmp_path):
+    flags = [*train_flags(small), "--model", "ActionBERT", "--latent_dim", 16]
+    (tmp_path / "out/pretrained").mkdir(parents=True)
+    lock = hold_folder(tmp_path / "out/pretrained")
+    for done in (
+        call(train, *flags, "--pretrain", 1, "--output_path", tmp_path / "out"),
+        call(pretrain, *flags, "--output_path", tmp_path / "out/pretrained"),
+    ):
+        assert done.status == 1
+        assert "another training writes there" in done.one_line_error()
+    lock.release()
+
+
+def test_a_signal_at_the_end_of_pretraining_is_heard(call, small, train_flags, tmp_path, monkeypatch):
+    flags = [*train_flags(small), *FLAGS, "--run_path", tmp_path / "run"]
+    save_epoch, sent = Run.save_epoch, []
+
+    def signalled(self, **options):
+        save_epoch(self, **options)
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    monkeypatch.setattr(Run, "save_epoch", signalled)
+    done = call(train, *flags, "--output_path", tmp_path / "out")
+    assert done.status == 128 + signal.SIGTERM
+    assert "stopped in pretraining" in done.out
+    assert not list((tmp_path / "out").glob("ActionBERT_*.pth"))
+    done = call(train, "--resume", "--output_path", tmp_path / "out")
+    assert done.status == 0, done.err
+
+
+def test_batches_in_which_nothing_is_hidden_do_no_harm():
+    assert Tally(unit="hidden frames").loss == Tally().accuracy == 0

@@ -126,3 +126,18 @@ def test_what_is_not_deterministic_is_said_once(capsys, monkeypatch):
         warnings.warn("something else", stacklevel=1)
     assert shown == ["something else"]
     assert capsys.readouterr().out.count("upsample_backward gives other roundings") == 1
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise IndexError("a bug in the data set")
+
+
+def test_a_bug_in_a_data_worker_keeps_its_traceback(call):
+    module = ModuleType("command")
+    module.main = lambda: list(torch.utils.data.DataLoader(Broken(), num_workers=1))
+    with pytest.raises(IndexError, match="a bug in the data set"):
+        call(module)

@@ -219,6 +219,49 @@ def test_the_model_of_a_checkpoint_holds_and_the_report_says_so(call, small, tra
         assert f"{flag} {value} is not what this checkpoint was trained with" in done.one_line_error()
     done = call(train, "--resume", "--output_path", "second")
     assert (done.status, "all 1 epochs are trained already" in done.out) == (0, True), done.err
+    # All splits, with a size of their own; the second has not had its turn.
+    every = ["--split_number", "all", "--output_path", "every"]
+    done = call(train, *data, *start, *every, "--sequence_length", 4)
+    assert done.status == 0, done.err
+    assert "warning: first/ActionBERT_1.pth was trained on split 1, and has seen most" in done.out
+    for number in (2, 3):
+        shutil.rmtree(tmp_path / f"every/split{number}")
+    done = call(train, "--resume", *every)
+    assert done.status == 0, done.err
+    for number in (1, 2, 3):
+        assert load_checkpoint(tmp_path / f"every/split{number}/ActionBERT_1.pth").sequence_length == 4
+
+
+def test_mirroring_is_that_of_the_checkpoint(call, small, train_flags, tmp_path):
+    flags = [*train_flags(small), "--num_epochs", 1]
+    assert call(train, *flags, "--no_flip", "--output_path", "first").status == 0
+    data = [*train_flags(small)[:4], "--precision", "fp32", "--num_epochs", 1]
+    done = call(train, *data, "--checkpoint_model", "first/ConvLSTM_1.pth", "--output_path", "second")
+    assert done.status == 0, done.err
+    assert load_checkpoint(tmp_path / "second/ConvLSTM_1.pth").settings["no_flip"] is True
+    assert "encoding" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("optimizer", "adam"), ("norm_momentum", 0.5), ("ema", 0.1), ("norm_freeze", 0.4)]
+)
+def test_a_run_with_settings_that_are_gone_does_not_go_on(call, small, train_flags, tmp_path, setting, value):
+    assert call(train, *train_flags(small), "--num_epochs", 1).status == 0
+    last = tmp_path / "model_checkpoints/last.pth"
+    contents = torch.load(last, weights_only=True)
+    contents["settings"][setting] = value
+    torch.save(contents, last)
+    done = call(train, "--resume")
+    assert done.status == 1
+    assert f"--{setting}" in done.one_line_error()
+
+
+def test_other_lists_are_told_when_a_run_goes_on(call, small, train_flags, toy):
+    assert call(train, *train_flags(small), "--num_epochs", 1).status == 0
+    other = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]
+    done = call(train, "--resume", *other)
+    assert done.status == 1
+    assert "model_checkpoints/last.pth: 2 classes" in done.one_line_error()
 
 
 def test_a_checkpoint_with_sorted_classes_is_trained_and_tested_on_its_own_labels(

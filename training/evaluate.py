@@ -36,12 +36,12 @@ class Tally:
     @property
     def loss(self) -> float:
         """Mean cross-entropy of a clip, in nats."""
-        return self.loss_sum / self.clips
+        return self.loss_sum / max(1, self.clips)
 
     @property
     def accuracy(self) -> float:
         """Top-1 accuracy in percent."""
-        return 100 * self.correct / self.clips
+        return 100 * self.correct / max(1, self.clips)
 
     def add(self, loss_sum: float, correct: float, clips: float) -> None:
         """Count a batch."""

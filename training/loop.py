@@ -85,6 +85,9 @@ def fit(run: Run, plan: Plan, ranks: Ranks, history: History | None) -> None:
             if history is not None:
                 history.write(run.history)
         run.save_last()
+        # One that came after the last batch.
+        if ranks.sum(torch.tensor([float(signals.signum or 0)], device=learner.model.device)).item():
+            raise stopped(run, signals, f"{plan.title}epoch {run.epoch}")
 
 
 def train_epoch(

@@ -46,6 +46,24 @@ def span_mask(batch: int, length: int, device: torch.device) -> Tensor:
     return masked.to(device)
 
 
+def check_pretraining(model: str, sequence_length: int) -> None:
+    """Refuse to pretrain where nothing can be learned.
+
+    Raises: UserError if no frame sees another in the model's heads, or clips are of a single frame.
+    """
+    able = [name for name, head in MODELS.items() if head.read is not Head.read]
+    if model not in able:
+        raise UserError(
+            f"{model} sees each frame by itself and cannot tell one from the others; --pretrain is for "
+            f"{', '.join(able)}"
+        )
+    if sequence_length < 2:
+        raise UserError(
+            f"--sequence_length {sequence_length} leaves no frame to tell a hidden one from; pretrain with 2 "
+            "or more"
+        )
+
+
 class MaskedFrames(nn.Module):
     """What is trained in pretraining: the heads, a vector that stands for a hidden frame, and predictors.
 
@@ -53,18 +71,11 @@ class MaskedFrames(nn.Module):
         model: on its device
         ranks: whose hidden frames a frame is told from
 
-    Raises: UserError if no frame sees another in the model's heads.
     """
 
     def __init__(self, model: Classifier, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self._ranks = ranks
-        able = [name for name, head in MODELS.items() if head.read is not Head.read]
-        if model.name not in able:
-            raise UserError(
-                f"{model.name} sees each frame by itself and cannot tell one from the others; --pretrain is "
-                f"for {', '.join(able)}"
-            )
         width = model.encoder.width
         self.heads = model.heads
         # Standardised, all dimensions of an embedding count alike.

@@ -146,7 +146,7 @@ class Run:
             ) from error
         if self.epoch > num_epochs:
             say(f"{last}: all {num_epochs} epochs are trained already")
-        else:
+        elif self.begun:
             say(f"going on in {title}epoch {self.epoch} after {self.tally.batches} batches")
 
     def path_of(self, epoch: int) -> Path:

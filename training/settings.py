@@ -13,7 +13,7 @@ from models import MODELS
 from splits.split import RANDOM
 from splits.ucf101 import ALL, SPLIT_NUMBERS, DataSettings, split_number
 from training.checkpoint import Checkpoint
-from training.recipe import Recipe, add_recipe_flags, read_recipe
+from training.recipe import RECIPES, Recipe, add_recipe_flags, read_recipe
 from utils.device import DeviceSettings
 from utils.flags import (
     COUNT,
@@ -36,7 +36,9 @@ FREE = (
     *("cache_path", "device", "num_workers", "channels", "output_path", "checkpoint_interval", "keep"),
     *("save_seconds", "resume"),
 )
-# Settings of earlier versions that this one has not, and their value where they were not used.
+# What holds of a checkpoint that training starts from, where no flag says otherwise.
+SIZES = ("img_dim", "sequence_length", "frame_stride", "no_flip")
+# Settings of earlier versions that are gone, and their value where they were not used.
 GONE = {"ema": 0.0, "norm_freeze": 1.0, "frame_dropout": 0.0}
 
 
@@ -199,7 +201,7 @@ class TrainSettings:
         """The settings of a training that begins with the model of --checkpoint_model.
 
         Args:
-            start: what that file holds; its encoder, model, streams and sizes hold
+            start: what that file holds; its encoder, model, streams, sizes and --no_flip hold
             given: values of the flags that were typed, by name; of sizes of clips these hold
 
         Raises: UserError if a typed flag asks for another model than the file has.
@@ -222,10 +224,10 @@ class TrainSettings:
         sizes = {"img_dim": start.img_dim, "sequence_length": start.sequence_length}
         sizes["frame_stride"] = start.frame_stride
         values = theirs | {name: given.get(name) or size for name, size in sizes.items()}
+        values["no_flip"] = given.get("no_flip", start.settings.get("no_flip", False))
         changed = self
         for group in ("encoder", "model", "cache"):
             own = {name: value for name, value in values.items() if hasattr(getattr(self, group), name)}
-            # The model settings have a field of the name of the group.
             changed = changed.change(group, **own)
         return changed
 
@@ -264,6 +266,10 @@ def with_earlier_settings(
     decisive = [name for name in vars(args) if name not in (*FREE, *PATHS)]
     missing = [name for name in decisive if name not in before]
     unknown = [name for name, unused in GONE.items() if before.get(name, unused) != unused]
+    recipe = RECIPES.get(before.get("recipe", ""))
+    for name in ("optimizer", "norm_momentum"):
+        if name in before and before[name] != getattr(recipe, name, None):
+            unknown.append(name)
     if missing or unknown:
         raise UserError(
             f"{last}: of a version with other settings (--{[*missing, *unknown][0]}); begin again without "

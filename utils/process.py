@@ -78,7 +78,7 @@ def _explain(error: Exception) -> str | None:
     """An error in one line that says what to do; None for a bug."""
     if isinstance(error, torch.OutOfMemoryError):
         reason = str(error).split(".", 1)[0]
-        return f"the accelerator's memory is full ({reason}); lower --batch_size, or --img_dim"
+        return f"the accelerator's memory is full ({reason}); lower --batch_size"
     # The system's own errors (a full disk, no permission) have a number.
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
         # An error out of a data worker carries the worker's traceback; its last line is the message.
@@ -86,7 +86,8 @@ def _explain(error: Exception) -> str | None:
         head, _, rest = line.partition(": ")
         is_type = rest and head.rsplit(".", 1)[-1].endswith("Error") and " " not in head
         return rest if is_type else line
-    if "DataLoader worker" in str(error):
+    # Of a worker that was killed; an error in one says "in DataLoader worker process".
+    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
         return (
             "a process that decodes video died, perhaps for lack of memory; lower --num_workers, or encode "
             "once with --cache disk"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Callable
@@ -89,13 +90,12 @@ class Ranks:
             if isinstance(module, nn.BatchNorm1d):
                 trained.set_submodule(name, SharedBatchNorm.wrap(module))
         device = next(trained.parameters()).device
-        # Running statistics are the same everywhere: each process computes them of all clips.
-        return DistributedDataParallel(
-            calls,
-            [device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-            find_unused_parameters=not uses_all,
-        )
+        # Running statistics are the same everywhere: each process computes them of all clips. The option has
+        # another name from PyTorch 2.14 on.
+        new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(calls, devices, find_unused_parameters=not uses_all, **options)
 
     def close(self) -> None:
         """Part from the others."""
