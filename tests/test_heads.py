@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from models import MODELS, Classifier, ConvLSTM, sinusoids
@@ -147,3 +148,11 @@ def test_one_direction_has_half_the_width():
         pooled, hidden = head(torch.randn(2, 5, 48)), head.read(torch.randn(2, 5, 48))
         assert pooled.shape == (2, 3)
         assert (hidden[0].shape, hidden[1].shape) == ((2, width), (2, 5, width))
+
+
+def test_the_transformer_drops_a_tenth_in_training():
+    head = MODELS["ActionBERT"](6, 3, latent_dim=16, sequence_length=12)
+    inside = [module.p for module in head.transformer.modules() if isinstance(module, nn.Dropout)]
+    attention = [m.dropout for m in head.transformer.modules() if isinstance(m, nn.MultiheadAttention)]
+    assert set(inside) == set(attention) == {0.1}
+    assert len(attention) == 2

@@ -47,11 +47,12 @@ def test_smoothing_looks_back_only_and_not_at_how_frames_come_in(probabilities, 
         assert np.allclose(found[:half], smoothed(probabilities[:half], 0.5), atol=1e-6)
 
 
-def test_a_new_action_has_63_percent_of_the_weight_after_the_time_constant():
+@pytest.mark.parametrize("seconds", [0.4, 1.0, 2.0])
+def test_a_new_action_has_63_percent_of_the_weight_after_the_time_constant(seconds):
     probabilities = np.repeat([[1.0, 0.0], [0.0, 1.0]], 50, axis=0)
-    found = smoothed(probabilities, 1.0)
+    found = smoothed(probabilities, seconds)
     assert found[49, 1] == 0
-    assert found[50 + 24, 1] == pytest.approx(1 - np.exp(-1), abs=0.01)
+    assert found[49 + round(25 * seconds), 1] == pytest.approx(1 - np.exp(-1), abs=0.01)
 
 
 def test_tables_say_what_happens_when(tmp_path):

@@ -160,3 +160,20 @@ def test_flags_that_are_given_win_over_the_recipe():
     found = recipe("--dropout", "0", "--schedule", "constant", "--clip_norm", "0")
     expected = {**vars(RECIPES["default"]), "dropout": 0.0, "schedule": "constant", "clip_norm": 0.0}
     assert vars(found) == expected
+
+
+def test_the_recipes_are_those_that_the_tables_were_measured_with():
+    assert vars(RECIPES["default"]) == {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "learning_rate": 3e-4,
+        "warmup": 0.1,
+        "weight_decay": 0.01,
+        "label_smoothing": 0.1,
+        "dropout": 0.5,
+        "mixup": 0.0,
+        "clip_norm": 1.0,
+        "norm_momentum": 0.1,
+    }
+    plain = {"optimizer": "adam", "schedule": "constant", "learning_rate": 1e-5, "norm_momentum": 0.01}
+    assert vars(RECIPES["original"]) == {**dict.fromkeys(vars(RECIPES["default"]), 0.0), **plain}
