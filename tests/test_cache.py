@@ -313,3 +313,12 @@ def test_a_folder_of_frames_is_known_by_its_time_alone(encoder, tmp_path):
     assert (entry["size"], entry["mtime_ns"], entry["frames"]) == (0, folder.stat().st_mtime_ns, 3)
     os.utime(folder, (1, 1))
     assert cache.missing(clips) == clips
+
+
+def test_a_bar_counts_clips_and_frames(clips, encoder, tmp_path, capsys, monkeypatch):
+    cache_of(tmp_path)[1](clips, encoder, threads=1)
+    assert re.search(r"encoding: 100%.* 6/6 .*, [1-9]\d* frames/s", capsys.readouterr().err)
+    # Of several processes one shows it.
+    monkeypatch.setenv("RANK", "1")
+    cache_of(tmp_path / "other")[1](clips, encoder, threads=1)
+    assert capsys.readouterr() == ("", "")

@@ -141,3 +141,12 @@ def test_of_a_mismatch_only_the_beginning_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="do not fit together") as caught:
         load_checkpoint(path)
     assert len(str(caught.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize(
+    "contents", [{"weight": torch.zeros(3)}, {"format": "action-recognition 3"}, torch.zeros(3), [1, 2], "x"]
+)
+def test_what_is_no_checkpoint_of_either_kind(tmp_path, contents):
+    torch.save(contents, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x.pth: not a checkpoint of this project nor of the original"):
+        load_checkpoint(tmp_path / "x.pth")

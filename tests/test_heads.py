@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import MODELS, Classifier, ConvLSTM, sinusoids
+from features.encoder import Encoder
+from models import MODELS, Classifier, sinusoids
 
 
 def waves(*shape, phase=0.0):
@@ -27,17 +28,17 @@ def filled(name, **sizes):
 
 # Logits of two clips; the first one's two frames in front are padding.
 KNOWN = [
-    ("ConvLSTM", {}, [[1.6119, 1.1223, 1.2539], [1.605, 1.0277, 1.181]]),
+    ("ConvLSTM", {}, [[1.61192, 1.12228, 1.25393], [1.60497, 1.02766, 1.18104]]),
     (
         "ConvLSTM",
         {"pooling": "last", "bidirectional": False, "lstm_layers": 2},
-        [[1.5562, 0.6928, -1.8654], [1.518, 0.7512, -1.8746]],
+        [[1.55617, 0.69282, -1.86541], [1.51799, 0.75122, -1.87457]],
     ),
-    ("ConvLSTM", {"pooling": "average"}, [[-0.5445, -0.9257, -3.7453], [-0.6579, -0.7951, -3.4887]]),
-    ("ActionBERT", {}, [[2.2449, -0.5478, 0.0049], [2.1301, -0.5102, 0.0459]]),
-    ("ConvClassifier", {}, [[-0.9796, -1.8646, -0.7559], [-1.1648, -1.9385, -0.6086]]),
-    ("MeanPool", {}, [[6.9478, 0.1313, -8.1193], [5.7177, -2.4918, -2.5956]]),
-    ("MeanPool", {"streams": ("rgb", "diff")}, [[4.665, 0.1818, -3.656], [7.785, -0.5932, -1.6073]]),
+    ("ConvLSTM", {"pooling": "average"}, [[-0.54451, -0.92572, -3.7453], [-0.65793, -0.7951, -3.48866]]),
+    ("ActionBERT", {}, [[2.24486, -0.54785, 0.00494], [2.13009, -0.51022, 0.04588]]),
+    ("ConvClassifier", {}, [[-0.97961, -1.86459, -0.75591], [-1.16484, -1.93851, -0.6086]]),
+    ("MeanPool", {}, [[6.94776, 0.13132, -8.11933], [5.7177, -2.49182, -2.59558]]),
+    ("MeanPool", {"streams": ("rgb", "diff")}, [[4.66502, 0.18178, -3.65596], [7.78504, -0.59316, -1.60729]]),
 ]
 
 
@@ -64,8 +65,19 @@ def test_sizes_that_no_flag_gives_are_those_of_earlier_checkpoints():
         "bidirectional": True,
         "pooling": "attention",
     }
-    config = Classifier("ActionBERT", 2, encoder="tiny").config
-    assert (config["layers"], config["attention_heads"]) == (2, 8)
+    for name in MODELS:
+        config = Classifier(name, 2, encoder="tiny").config
+        assert (config["latent_dim"], config["sequence_length"]) == (512, 40)
+        if name == "ActionBERT":
+            assert (config["layers"], config["attention_heads"]) == (2, 8)
+
+
+def test_the_encoder_has_the_weights_of_its_name_unless_told_otherwise():
+    frames = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    known = Classifier("MeanPool", 2, encoder="tiny")
+    assert known.encoder.pretrained
+    assert torch.equal(known.embed(frames), Encoder("tiny").embed(frames))
+    assert not Classifier("MeanPool", 2, encoder="tiny", pretrained=False).encoder.pretrained
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -141,13 +153,32 @@ def test_dropout_takes_from_what_the_last_layer_sees(name):
     assert not torch.allclose(before[0], before[1], atol=1e-3)
 
 
-def test_one_direction_has_half_the_width():
-    for bidirectional, width in ((True, 14), (False, 7)):
-        head = ConvLSTM(48, 3, latent_dim=4, hidden_dim=7, bidirectional=bidirectional)
-        assert head.hidden_dim == width
-        pooled, hidden = head(torch.randn(2, 5, 48)), head.read(torch.randn(2, 5, 48))
-        assert pooled.shape == (2, 3)
-        assert (hidden[0].shape, hidden[1].shape) == ((2, width), (2, 5, width))
+@pytest.mark.parametrize("pooling", ["attention", "last", "average"])
+@pytest.mark.parametrize(("bidirectional", "width"), [(True, 14), (False, 7)])
+def test_what_pretraining_reads_of_an_lstm(pooling, bidirectional, width):
+    head = filled("ConvLSTM", pooling=pooling, bidirectional=bidirectional).head("rgb")
+    pooled, frames = head.read(waves(2, 5, 48))
+    assert (head.hidden_dim, pooled.shape, frames.shape) == (width, (2, width), (2, 5, width))
+    if pooling == "attention":
+        weights = head.attention_layer(frames).softmax(dim=1)
+        assert torch.allclose(pooled, (weights * frames).sum(dim=1), atol=1e-6)
+    else:
+        assert torch.allclose(pooled, frames[:, -1] if pooling == "last" else frames.mean(dim=1), atol=1e-6)
+
+
+def test_what_pretraining_reads_of_a_transformer():
+    head, embeddings = filled("ActionBERT").head("rgb"), waves(2, 5, 48)
+    pooled, frames = head.read(embeddings)
+    assert (head.hidden_dim, pooled.shape, frames.shape) == (8, (2, 8), (2, 5, 8))
+    assert torch.allclose(head(embeddings), head.output(pooled), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ConvClassifier", "MeanPool"])
+def test_where_no_frame_sees_another_there_is_nothing_to_read(name):
+    head = filled(name).head("rgb")
+    assert head.hidden_dim == 0
+    with pytest.raises(NotImplementedError):
+        head.read(waves(2, 5, 48))
 
 
 def test_the_transformer_drops_a_tenth_in_training():

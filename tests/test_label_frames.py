@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
 from annotation import labels as labels_module
-from annotation.labels import label_frames, read_and_resize, segments, write_tables
+from annotation.labels import Labelled, Smoother, label_frames, read_and_resize, segments, write_tables
 from video.frames import StreamReader
 
 CLASSES = 3
@@ -58,6 +59,13 @@ def labels_of(windows):
     return Counting().classify(embeddings, torch.tensor(padding)).softmax(dim=-1)
 
 
+def check_labels(found, count, length, step, every):
+    """Each frame has what the window around the middle one of its group says."""
+    middles = [min(frame // every * every + every // 2, count - 1) for frame in range(count)]
+    expected = labels_of([window_of(middle, count, length, step) for middle in middles])
+    assert torch.allclose(torch.cat([part.probabilities for part in found]), expected, atol=1e-3)
+
+
 @given(
     cuts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
     length=st.integers(1, 9),
@@ -68,10 +76,9 @@ def test_frames_that_come_in_pieces_get_the_labels_of_the_whole_video(cuts, leng
     count = sum(cuts)
     pieces = [numbered(sum(cuts[:place]), cut) for place, cut in enumerate(cuts)]
     found = list(label_frames(Counting(), pieces, length, step, every))
+    assert all(part.frames for part in found)
     assert [frame.item() for part in found for frame in part.frames] == list(range(count))
-    middles = [min(frame // every * every + every // 2, count - 1) for frame in range(count)]
-    expected = labels_of([window_of(middle, count, length, step) for middle in middles])
-    assert torch.allclose(torch.cat([part.probabilities for part in found]), expected, atol=1e-3)
+    check_labels(found, count, length, step, every)
 
 
 class Rows(TorchFunctionMode):
@@ -87,14 +94,14 @@ class Rows(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("every", [1, 4, 10])
-@pytest.mark.parametrize(("length", "step"), [(1, 3), (2, 1), (5, 1), (6, 1), (8, 2), (7, 3), (4, 5)])
-@pytest.mark.parametrize("chunk", [1, 16])
+@pytest.mark.parametrize(("length", "step"), [(1, 3), (2, 1), (3, 1), (6, 1), (8, 2), (7, 3), (4, 5)])
+@pytest.mark.parametrize("chunk", [1, 16, 19])
 def test_a_frame_is_given_out_with_its_window_and_no_more_than_a_window_is_held(length, step, every, chunk):
     span = step * (length - 1)
-    given, late = 0, []
+    given, late, found = 0, [], []
 
     def pieces():
-        for read in range(0, 600, chunk):
+        for read in range(0, 20 * chunk + 200, chunk):
             # Labelled are all groups of frames that were read whole, with the window of their middle frame.
             whole = range(read // every if read >= step * length else 0)
             ready = sum(every * group + every // 2 - span // 2 + span < read for group in whole)
@@ -105,9 +112,20 @@ def test_a_frame_is_given_out_with_its_window_and_no_more_than_a_window_is_held(
     with Rows() as rows:
         for part in label_frames(Counting(), pieces(), length, step, every):
             given += len(part.frames)
+            found.append(part)
     assert not late
-    # A window, and what comes until the next group of frames has one; a short video is known at its end.
-    assert rows.most <= span + max(every + 1, step) + chunk
+    check_labels(found, given, length, step, every)
+    # Nothing goes before the first window is whole, nor between two groups of frames.
+    window, between = max(span + 1, span // 2 + every - every // 2), chunk * -(-every // chunk)
+    assert rows.most <= max(span + step - 1 + chunk, window + between)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 3.0])
+def test_what_is_new_gains_weight_by_the_time_constant(seconds):
+    switched = Labelled([], torch.tensor([[1.0, 0.0]] * 10 + [[0.0, 1.0]] * 40))
+    (found,) = Smoother(seconds).smooth([switched], Fraction(25))
+    expected = [0.0] * 10 + [1 - math.exp(-frame / 25 / seconds) for frame in range(1, 41)]
+    assert found.probabilities[:, 1].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 class Drawn:
@@ -128,6 +146,7 @@ def test_so_many_frames_are_read_at_once_as_fit_into_memory(monkeypatch):
         given = [frame for some, _ in batches for frame in some]
         assert all(one is other for one, other in zip(given, frames, strict=True))
         images = torch.cat([resized for _, resized in batches])
+        assert images.shape == (130, 6, 2, 2)
         assert (images[:, :3] == torch.arange(130)[:, None, None, None]).all()
         assert (images[1:, 3:] == 128 + 2).all(), "what comes in pieces is compared across them"
         return [len(some) for some, _ in batches]

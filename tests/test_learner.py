@@ -16,6 +16,18 @@ from training.recipe import (
 )
 
 PLAIN = RECIPES["original"]
+MEASURED = {
+    "default": {
+        **{"optimizer": "adamw", "schedule": "cosine", "learning_rate": 3e-4, "warmup": 0.1},
+        **{"weight_decay": 0.01, "label_smoothing": 0.1, "dropout": 0.5, "mixup": 0.0},
+        **{"clip_norm": 1.0, "norm_momentum": 0.1},
+    },
+    "original": {
+        **{"optimizer": "adam", "schedule": "constant", "learning_rate": 1e-5, "warmup": 0.0},
+        **{"weight_decay": 0.0, "label_smoothing": 0.0, "dropout": 0.0, "mixup": 0.0},
+        **{"clip_norm": 0.0, "norm_momentum": 0.01},
+    },
+}
 
 
 def learner_of(steps=10, **changes):
@@ -162,18 +174,10 @@ def test_flags_that_are_given_win_over_the_recipe():
     assert vars(found) == expected
 
 
-def test_the_recipes_are_those_that_the_tables_were_measured_with():
-    assert vars(RECIPES["default"]) == {
-        "optimizer": "adamw",
-        "schedule": "cosine",
-        "learning_rate": 3e-4,
-        "warmup": 0.1,
-        "weight_decay": 0.01,
-        "label_smoothing": 0.1,
-        "dropout": 0.5,
-        "mixup": 0.0,
-        "clip_norm": 1.0,
-        "norm_momentum": 0.1,
+def test_recipes_are_those_that_were_measured():
+    """Another value makes the figures of the README untrue: measure anew, and change it here too."""
+    found = {
+        name: {key: value for key, value in vars(recipe).items() if key in MEASURED["default"]}
+        for name, recipe in RECIPES.items()
     }
-    plain = {"optimizer": "adam", "schedule": "constant", "learning_rate": 1e-5, "norm_momentum": 0.01}
-    assert vars(RECIPES["original"]) == {**dict.fromkeys(vars(RECIPES["default"]), 0.0), **plain}
+    assert found == MEASURED

@@ -12,7 +12,11 @@ import test as test_script
 import train
 from conftest import ROOT
 from dataset import ClipBatches
+from features.cache import CacheError
+from features.encoder import Encoder
+from features.fill import open_cache
 from models import Classifier
+from splits.ucf101 import load_split
 from training.checkpoint import load_checkpoint
 from training.recipe import RECIPES, Learner
 from utils import ranks as ranks_module
@@ -207,3 +211,15 @@ def test_the_frozen_encoder_is_no_part_of_what_processes_share():
     learner = Learner(model, RECIPES["default"], 10)
     shared = Ranks().parallel(learner.trained, learner.forward)
     assert {id(one) for one in shared.parameters()} == {id(one) for one in model.heads.parameters()}
+
+
+def test_clips_that_another_machine_encoded_elsewhere_are_missed(small, tmp_path):
+    """Two processes that do not see one folder: each lacks what the other has."""
+    split = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1)
+
+    class Second(Ranks):
+        def wait(self):
+            pass
+
+    with pytest.raises(CacheError, match="2 clips that other processes encoded are not there"):
+        open_cache(tmp_path, split.train, Encoder("tiny"), 32, flip=False, ranks=Second(1, 2))

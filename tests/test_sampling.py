@@ -17,7 +17,7 @@ from dataset import (
 )
 from splits.split import Clip
 from video.files import VideoError
-from video.frames import parse_streams, resize_frames, stream_images
+from video.frames import StreamReader, parse_streams, resize_frames, stream_images
 from video.reader import check_length
 
 
@@ -164,6 +164,20 @@ def test_a_difference_reaches_from_black_to_white():
     before = torch.full((1, 3, 1, 8), 128, dtype=torch.uint8)
     images = stream_images(frames.expand(1, 3, 1, 8), before, ("diff",))
     assert images[0, 0, 0].tolist() == [0, 0, 0, 2, 128, 254, 255, 255]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5])
+def test_a_stream_of_frames_is_compared_with_what_came_before(stride):
+    values = [10, 20, 15, 40, 100, 90, 91]
+    frames = torch.tensor(values, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 2, 2)
+    reader = StreamReader(("rgb", "diff"), stride)
+    images = torch.cat([reader.read(part) for part in frames.split([1, 3, 2, 1])])
+    assert images.shape == (7, 6, 2, 2)
+    assert torch.equal(images[:, :3], frames)
+    before = [values[max(0, number - stride)] for number in range(7)]
+    change = [min(255, 128 + 2 * (now - then)) for now, then in zip(values, before, strict=True)]
+    assert images[:, 3, 0, 0].tolist() == change
+    assert torch.equal(StreamReader(("rgb",), stride).read(frames), frames)
 
 
 def test_streams_out_of_words():

@@ -93,21 +93,22 @@ SWAPS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change: of the module `file`, the characters [start, end) become `new`."""
+    """A change: in the module `file`, whose text is `before`, the characters [start, end) become `new`."""
 
     file: str
+    before: str
     start: int
     end: int
     new: str
 
-    def applied(self, text: str) -> str:
-        return text[: self.start] + self.new + text[self.end :]
+    @property
+    def after(self) -> str:
+        return self.before[: self.start] + self.new + self.before[self.end :]
 
     def __str__(self) -> str:
         """Where it is, and its line before and after."""
-        text = (ROOT / self.file).read_text()
-        number = text.count("\n", 0, self.start)
-        before, after = (source.splitlines()[number].strip() for source in (text, self.applied(text)))
+        number = self.before.count("\n", 0, self.start)
+        before, after = (text.splitlines()[number].strip() for text in (self.before, self.after))
         return f"{self.file}:{number + 1}:  {before}  ->  {after}"
 
 
@@ -159,17 +160,17 @@ def mutants(file: str, rng: random.Random) -> list[Mutant]:
                 operands = [first, second]
             case ast.UnaryOp(op=ast.Not()):
                 start, _ = span(node)
-                found.append(Mutant(file, start, start + len("not "), ""))
+                found.append(Mutant(file, text, start, start + len("not "), ""))
             case ast.Constant(value=bool() as value):
-                found.append(Mutant(file, *span(node), str(not value)))
+                found.append(Mutant(file, text, *span(node), str(not value)))
             case ast.Constant(value=int() as value):
-                found.append(Mutant(file, *span(node), str(value + rng.choice((1, -1)))))
+                found.append(Mutant(file, text, *span(node), str(value + rng.choice((1, -1)))))
             case ast.Constant(value=float() as value):
-                found.append(Mutant(file, *span(node), str(2 * value or 1.0)))
+                found.append(Mutant(file, text, *span(node), str(2 * value or 1.0)))
         for (_, left), (right, _) in itertools.pairwise(map(span, operands)):
             operator = [word for word in words if left <= word[0] and word[1] <= right]
             if new := SWAPS.get(" ".join(string for *_, string in operator)):
-                found.append(Mutant(file, operator[0][0], operator[-1][1], new))
+                found.append(Mutant(file, text, operator[0][0], operator[-1][1], new))
     return found
 
 
@@ -235,10 +236,9 @@ def main() -> int:
                 return 1
             print(f"{file}: its tests pass in {time.monotonic() - started:.0f} s", flush=True)
         for mutant in chosen:
-            text = (copy / mutant.file).read_text()
-            (copy / mutant.file).write_text(mutant.applied(text))
+            (copy / mutant.file).write_text(mutant.after)
             survived[mutant] = passes(copy, mutant.file)
-            (copy / mutant.file).write_text(text)
+            (copy / mutant.file).write_text(mutant.before)
             print(f"{len(survived):4} {'SURVIVED' if survived[mutant] else 'noticed '} {mutant}", flush=True)
     print("\nsurvivors", *(mutant for mutant in chosen if survived[mutant]), "\nnoticed of all", sep="\n")
     for file in (*files, ""):
