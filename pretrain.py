@@ -20,7 +20,7 @@ from training.run import Run, hold_folder
 from training.settings import LAST, TrainSettings, add_train_flags, with_earlier_settings
 from training.setup import Setup, build_model, choose_split, number_of_parameters
 from utils.device import choose_device, seed_everything
-from utils.files import make_writable_folder, unused
+from utils.files import unused
 from utils.process import MissingFileError, run, say
 from utils.ranks import Ranks
 
@@ -55,29 +55,26 @@ def pretrain(setup: Setup, *, resume: bool) -> Path:
     progress = Run(
         output.output_path, setup.checkpoint(), learner, output.save_seconds, writes=ranks.rank == 0
     )
-    make_writable_folder(output.output_path)
-    lock = hold_folder(output.output_path) if ranks.rank == 0 else None
-    last = output.output_path / LAST
-    goes_on = resume and last.is_file()
-    # All have looked before the first one writes.
-    ranks.wait()
-    if goes_on:
-        loaded = load_checkpoint(last)
-        model.heads.load_state_dict(loaded.model.heads.state_dict())
-        progress.go_on(loaded, loop.num_epochs, TITLE)
-    else:
-        progress.make_room()
-        progress.save_last()
-    say(
-        f"pretraining {progress.name} ({number_of_parameters(learner.trained):,} parameters) on "
-        f"{len(setup.unlabelled):,} clips without labels"
-    )
-    plan = Plan(part, loop.num_epochs, TITLE, interval=output.checkpoint_interval, keep=output.keep)
-    history = setup.history(output.run_path, progress.history, f"{setup.name}, pretraining")
-    with contextlib.closing(history) if history else contextlib.nullcontext():
-        fit(progress, plan, ranks, history)
-    if lock is not None:
-        lock.release()
+    with hold_folder(output.output_path, writes=ranks.rank == 0):
+        last = output.output_path / LAST
+        goes_on = resume and last.is_file()
+        # All have looked before the first one writes.
+        ranks.wait()
+        if goes_on:
+            loaded = load_checkpoint(last)
+            model.heads.load_state_dict(loaded.model.heads.state_dict())
+            progress.go_on(loaded, loop.num_epochs, TITLE)
+        else:
+            progress.make_room()
+            progress.save_last()
+        say(
+            f"pretraining {progress.name} ({number_of_parameters(learner.trained):,} parameters) on "
+            f"{len(setup.unlabelled):,} clips without labels"
+        )
+        plan = Plan(part, loop.num_epochs, TITLE, interval=output.checkpoint_interval, keep=output.keep)
+        history = setup.history(output.run_path, progress.history, f"{setup.name}, pretraining")
+        with contextlib.closing(history) if history else contextlib.nullcontext():
+            fit(progress, plan, ranks, history)
     return progress.path_of(loop.num_epochs)
 
 

@@ -25,7 +25,7 @@ from pretrain import pretrain
 from splits.split import RANDOM
 from splits.ucf101 import ALL, SPLIT_NUMBERS
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.loop import Plan, fit
+from training.loop import Part, Plan, fit
 from training.masked import check_pretraining
 from training.recipe import Learner
 from training.report import about, markdown, predict_clips, summary, write_report
@@ -33,7 +33,7 @@ from training.run import BEST, Run, hold_folder
 from training.settings import LAST, SIZES, TrainSettings, add_train_flags, with_earlier_settings
 from training.setup import Setup, build_model, choose_split, number_of_parameters
 from utils.device import choose_device, seed_everything
-from utils.files import make_writable_folder, unused
+from utils.files import unused
 from utils.flags import typed
 from utils.process import MissingFileError, UserError, run, say
 from utils.ranks import Ranks
@@ -109,11 +109,15 @@ def train(setup: Setup, start: Checkpoint | None) -> dict[str, Any]:
         }
         pretrain(before.change("output", **folders), resume=start is not None)
         progress.save_last()
-    tests = {"val": setup.held_out, "test": setup.split.test}
+    tests = {
+        name: setup.part(clips, training=False)
+        for name, clips in (("val", setup.held_out), ("test", setup.split.test))
+        if clips
+    }
     plan = Plan(
         training,
         loop.num_epochs,
-        tests={name: setup.part(clips, training=False) for name, clips in tests.items() if clips},
+        tests=tests,
         interval=output.checkpoint_interval,
         patience=loop.patience,
         keep=output.keep,
@@ -124,7 +128,7 @@ def train(setup: Setup, start: Checkpoint | None) -> dict[str, Any]:
         fit(progress, plan, ranks, history)
     if progress.epoch <= loop.num_epochs:
         say(f"ended after epoch {progress.epoch - 1}: no better one in {loop.patience} epochs")
-    return test_best(progress, setup)
+    return test_best(progress, setup, tests["test"])
 
 
 def leak_note(settings: TrainSettings) -> str:
@@ -132,12 +136,15 @@ def leak_note(settings: TrainSettings) -> str:
     return ", on a split that leaks" if settings.clips.split_number == RANDOM else ""
 
 
-def test_best(progress: Run, setup: Setup) -> dict[str, Any]:
+def test_best(progress: Run, setup: Setup, part: Part) -> dict[str, Any]:
     """Test the file that the run recommends, on all processes, and write the report.
+
+    Args:
+        part: the test clips
 
     Returns: the report, in the first process; nothing in the others.
     """
-    settings, split, ranks = setup.settings, setup.split, setup.ranks
+    settings, ranks = setup.settings, setup.ranks
     path = progress.folder / BEST if progress.best else progress.path_of(progress.epoch - 1)
     checkpoint = load_checkpoint(path) if ranks.rank == 0 else None
     model = setup.source.model
@@ -145,7 +152,7 @@ def test_best(progress: Run, setup: Setup) -> dict[str, Any]:
     heads = ranks.gather(checkpoint.model.heads.state_dict() if checkpoint else None)[0]
     assert heads is not None
     model.heads.load_state_dict(heads)
-    predictions = predict_clips(model, setup.part(split.test, training=False), split.classes, ranks=ranks)
+    predictions = predict_clips(model, part, setup.split.classes, ranks=ranks)
     if checkpoint is None:
         return {}
     assert settings.output.run_path is not None
@@ -211,10 +218,7 @@ def main(argv: list[str] | None = None) -> int:
                 parser.error(problem)
             if settings.loop.pretrain:
                 check_pretraining(settings.model.model, settings.model.sequence_length)
-            with contextlib.ExitStack() as held:
-                if ranks.rank == 0:
-                    make_writable_folder(settings.output.output_path)
-                    held.enter_context(hold_folder(settings.output.output_path))
+            with hold_folder(settings.output.output_path, writes=ranks.rank == 0):
                 seed_everything(settings.loop.seed)
                 setup = set_up(settings, device, ranks, start)
                 reports.append(train(setup, start if settings.output.resume else None))

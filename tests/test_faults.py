@@ -151,6 +151,22 @@ def test_a_clip_that_goes_while_training(call, small, train_flags, tmp_path, mon
         assert load_checkpoint(tmp_path / "model_checkpoints/last.pth").training is not None
 
 
+def test_a_test_clip_that_goes_while_training_is_not_needed_either(
+    call, small, train_flags, tmp_path, monkeypatch
+):
+    clip = small / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
+    add = evaluate.Tally.add
+
+    def removing(self, *figures):
+        add(self, *figures)
+        clip.unlink(missing_ok=True)
+
+    monkeypatch.setattr(evaluate.Tally, "add", removing)
+    done = call(train, *train_flags(small), *TRAIN, "--num_epochs", 2)
+    assert done.status == 0, done.err
+    assert "of 2 clips" in done.out
+
+
 def test_shards_are_read_as_one_and_miss_nothing(call, small, train_flags, tmp_path, monkeypatch):
     data = train_flags(small)[:4]
     encoder = ["--encoder", "tiny", "--img_dim", 32, "--precision", "fp32"]

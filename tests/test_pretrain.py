@@ -190,15 +190,15 @@ def test_what_cannot_be_pretrained_is_told_before_anything_is_written(call, smal
 
 def test_two_pretrainings_do_not_write_to_one_folder(call, small, train_flags, tmp_path):
     flags = [*train_flags(small), "--model", "ActionBERT", "--latent_dim", 16]
-    (tmp_path / "out/pretrained").mkdir(parents=True)
-    lock = hold_folder(tmp_path / "out/pretrained")
-    for done in (
-        call(train, *flags, "--pretrain", 1, "--output_path", tmp_path / "out"),
-        call(pretrain, *flags, "--output_path", tmp_path / "out/pretrained"),
-    ):
-        assert done.status == 1
-        assert "another training writes there" in done.one_line_error()
-    lock.release()
+    with hold_folder(tmp_path / "out/pretrained"):
+        for done in (
+            call(train, *flags, "--pretrain", 1, "--output_path", tmp_path / "out"),
+            call(pretrain, *flags, "--output_path", tmp_path / "out/pretrained"),
+        ):
+            assert done.status == 1
+            assert "another training writes there" in done.one_line_error()
+    with hold_folder(tmp_path / "out/pretrained"):
+        pass  # it is let go of
 
 
 def test_a_signal_at_the_end_of_pretraining_is_heard(call, small, train_flags, tmp_path, monkeypatch):

@@ -7,8 +7,10 @@ last.pth                where the run stands, with all that it takes to go on
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,23 +20,31 @@ from training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from training.evaluate import Tally
 from training.recipe import Learner
 from training.settings import LAST
-from utils.files import unused
+from utils.files import make_writable_folder, unused
 from utils.process import UserError, say
 
 BEST = "best.pth"
 
 
-def hold_folder(folder: Path) -> filelock.FileLock:
-    """Hold the output folder of a training, until the lock is released.
+@contextlib.contextmanager
+def hold_folder(folder: Path, *, writes: bool = True) -> Iterator[None]:
+    """Make the output folder of a training, and keep others out of it.
 
-    Raises: UserError if another training runs there.
+    Args:
+        writes: whether this process does so; one of several does
+
+    Raises: UserError if the folder cannot be written, or another training runs there.
     """
-    lock = filelock.FileLock(folder / ".lock")
+    if not writes:
+        yield
+        return
+    make_writable_folder(folder)
     try:
-        lock.acquire(blocking=False)
+        held = filelock.FileLock(folder / ".lock").acquire(blocking=False)
     except filelock.Timeout:
         raise UserError(f"{folder}: another training writes there; choose another --output_path") from None
-    return lock
+    with held:
+        yield
 
 
 class Run:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dataset import Batches, ClipBatches, EmbeddingClips, EncodedClips, FrameClips, Sampling, frame_loader
-from features.cache import EmbeddingCache
+from features.cache import CachedClips
 from features.fill import CacheSettings, cache_folder, open_cache
 from models import Classifier
 from splits.split import RANDOM, Clip, Split, hold_out, names_sha256, siblings, some_labels
@@ -32,15 +32,13 @@ class ClipSource:
     Args:
         model: on its device, its encoder prepared
         img_dim: height and width of the frames in pixels
-        caches: hold the embeddings of all clips, one for each stream; none decodes and encodes clips when
-            they are asked for
+        kept: the embeddings of all clips, for each stream; none decodes and encodes clips when they are
+            asked for
         workers: processes that decode where there is no cache
     """
 
-    def __init__(
-        self, model: Classifier, img_dim: int, caches: Sequence[EmbeddingCache], workers: int
-    ) -> None:
-        self.model, self.img_dim, self.caches, self.workers = model, img_dim, caches, workers
+    def __init__(self, model: Classifier, img_dim: int, kept: Sequence[CachedClips], workers: int) -> None:
+        self.model, self.img_dim, self.kept, self.workers = model, img_dim, kept, workers
 
     @classmethod
     def open(
@@ -56,25 +54,23 @@ class ClipSource:
         ranks: Ranks = ALONE,
     ) -> Self:
         """As the settings ask for; fills the cache with `clips`. Raises: as `open_cache`."""
-        caches: list[EmbeddingCache] = []
+        kept: list[CachedClips] = []
         if cache.cache == "disk":
             folder = cache_folder(cache.cache_path, dataset_path)
-            caches = [
+            kept = [
                 open_cache(
                     folder, clips, model.encoder, img_dim, flip=flip, stream=stream,
                     frame_stride=cache.frame_stride, threads=max(1, workers), ranks=ranks,
-                )
+                ).view(clips)
                 for stream in model.streams
             ]  # fmt: skip
-        return cls(model, img_dim, caches, workers)
+        return cls(model, img_dim, kept, workers)
 
     def batches(self, clips: Sequence[Clip], sampling: Sampling, order: ClipBatches) -> Batches:
         """Embeddings of what `order` names of `clips`."""
         device = self.model.device
-        if self.caches:
-            return EmbeddingClips(
-                [cache.view(clips) for cache in self.caches], clips, sampling, order, device
-            )
+        if self.kept:
+            return EmbeddingClips(self.kept, clips, sampling, order, device)
         frames = FrameClips(clips, sampling, self.img_dim, self.model.streams)
         loader = frame_loader(frames, order, workers=self.workers, pin_memory=device.type == "cuda")
         return EncodedClips(loader, self.model)
