@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dataset import padding_of, window_indices
+from training.checkpoint import check_answers
 from utils.files import csv_bytes, json_bytes, write_whole
-from utils.process import UserError
 from video.frames import StreamReader, resize_frames
 from video.reader import Video
 
@@ -72,16 +72,13 @@ def read_and_resize(video: Video, img_dim: int, seen: StreamReader) -> Iterator[
 def label_clips(model: FrameModel, embeddings: Tensor, padding: Tensor) -> Tensor:
     """Class probabilities of clips: embeddings (B, T, S D) and padding (B, T) -> (B, C), on the CPU.
 
-    Raises: UserError if they are no numbers, as with a damaged checkpoint.
+    Raises: CheckpointError if they are no numbers, as with a damaged checkpoint.
     """
     # bf16 is more than twice as fast on a CPU too, and moves a probability by 2e-6.
     with torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32):
         logits = model.classify(embeddings, padding)
     probabilities = logits.float().softmax(dim=-1).cpu()
-    if not probabilities.isfinite().all():
-        raise UserError(
-            "the model's answers are no numbers: its checkpoint is damaged; copy or train it again"
-        )
+    check_answers(bool(probabilities.isfinite().all()))
     return probabilities
 
 

@@ -3,6 +3,7 @@
 Our own file is a dictionary of tensors and plain values (`FORMAT`). It holds the trained parameters; the
 frozen encoder stands in it by name and SHA-256, and with its weights only where they are not those that the
 table of encoders gives.
+
 Nothing is loaded that could run code: `weights_only=True` everywhere.
 """
 
@@ -30,6 +31,17 @@ FORMAT_1 = "action-recognition 1"
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+def check_answers(finite: bool) -> None:
+    """Refuse a model whose answers are not all `finite`: a damage that no file format shows.
+
+    Raises: CheckpointError if they are not.
+    """
+    if not finite:
+        raise CheckpointError(
+            "the model's answers are no numbers: its checkpoint is damaged; copy or train it again"
+        )
 
 
 @dataclass

@@ -70,7 +70,6 @@ class MaskedFrames(nn.Module):
     Args:
         model: on its device
         ranks: whose hidden frames a frame is told from
-
     """
 
     def __init__(self, model: Classifier, ranks: Ranks = ALONE) -> None:

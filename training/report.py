@@ -23,19 +23,17 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
-import torch
 from sklearn import metrics
 
 from dataset import Sampling
 from models import Classifier
 from splits.split import Clip, names_sha256
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, check_answers
 from training.evaluate import predict
 from training.loop import Part
 from training.pictures import class_bars, confusion_matrix
-from training.setup import ClipSource
+from training.setup import ClipSource, number_of_parameters
 from utils.files import csv_bytes, json_bytes, write_whole
-from utils.process import UserError
 from utils.ranks import ALONE, Ranks
 
 RESAMPLES = 10_000
@@ -84,7 +82,7 @@ def predict_clips(
     Args:
         views: passes over the clips, whose probabilities are averaged; the epoch of the order tells which
 
-    Raises: UserError if the model's answers are no numbers, as with a damaged checkpoint.
+    Raises: CheckpointError if the model's answers are no numbers, as with a damaged checkpoint.
     """
     probabilities = np.zeros((len(part.clips), len(classes)))
     for view in range(views):
@@ -95,10 +93,7 @@ def predict_clips(
         own = [index for batch in part.order for _, index in batch]
         for indices, rows in ranks.gather((own, predicted[0].double().softmax(1).numpy())):
             probabilities[indices] += rows / views
-    if not np.isfinite(probabilities).all():
-        raise UserError(
-            "the model's answers are no numbers: its checkpoint is damaged; copy or train it again"
-        )
+    check_answers(bool(np.isfinite(probabilities).all()))
     return Predictions(classes, part.clips, probabilities)
 
 
@@ -202,7 +197,7 @@ def about(
     return {
         "model": checkpoint.model.name,
         "streams": list(checkpoint.model.streams),
-        "trained_parameters": sum(map(torch.Tensor.numel, checkpoint.model.heads.parameters())),
+        "trained_parameters": number_of_parameters(checkpoint.model.heads),
         "checkpoint": str(path),
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "epoch": checkpoint.epoch,

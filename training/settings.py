@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -267,9 +267,9 @@ def with_earlier_settings(
     missing = [name for name in decisive if name not in before]
     unknown = [name for name, unused in GONE.items() if before.get(name, unused) != unused]
     recipe = RECIPES.get(before.get("recipe", ""))
-    for name in ("optimizer", "norm_momentum"):
-        if name in before and before[name] != getattr(recipe, name, None):
-            unknown.append(name)
+    # What has no flag is as the recipe says; once it had one.
+    flagless = [entry.name for entry in fields(Recipe) if not entry.metadata]
+    unknown += [name for name in flagless if name in before and before[name] != getattr(recipe, name, None)]
     if missing or unknown:
         raise UserError(
             f"{last}: of a version with other settings (--{[*missing, *unknown][0]}); begin again without "

@@ -126,10 +126,10 @@ def add_flags(
         )
 
 
-def read(settings: type[S], args: argparse.Namespace, **others: Any) -> S:
-    """A settings dataclass out of the flags that `add_flags` added; `others` are fields of other values."""
-    names = {entry.name for entry in fields(settings)} - set(others)  # type: ignore[arg-type]
-    return settings(**{name: value for name, value in vars(args).items() if name in names}, **others)
+def read(settings: type[S], args: argparse.Namespace) -> S:
+    """A settings dataclass out of the flags that `add_flags` added."""
+    names = {entry.name for entry in fields(settings)}  # type: ignore[arg-type]
+    return settings(**{name: value for name, value in vars(args).items() if name in names})
 
 
 def typed(

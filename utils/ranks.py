@@ -60,9 +60,11 @@ class Ranks:
 
         No gradient goes through them.
         """
-        counts = self.gather(len(rows))
         if self.size == 1:
             return rows.detach(), 0
+        sizes = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
+        sizes[self.rank] = len(rows)
+        counts = self.sum(sizes).tolist()
         padded = rows.new_zeros(max(counts), rows.shape[1])
         padded[: len(rows)] = rows.detach()
         parts = [torch.empty_like(padded) for _ in counts]
