@@ -28,7 +28,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from models import MODELS
@@ -245,6 +244,8 @@ def row(name: str, trainings: Sequence[Training]) -> list[str]:
 
 def picture(results: dict[str, list[Training]], title: str) -> bytes:
     """Top-1 of each model, every seed a dot, as the bytes of a PNG file."""
+    from matplotlib.figure import Figure
+
     figure = Figure((8, 0.5 * len(results) + 1.6), layout="constrained")
     axes = figure.add_subplot()
     for place, (name, trainings) in enumerate(reversed(results.items())):

@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
-import torchvision
 from torch import nn
 
 from features.weights import State, WeightsError, first_line, load_weights
@@ -44,6 +43,8 @@ class _ImagenetResNet:
     name: str
 
     def __call__(self, *, pretrained: bool, state: State | None = None) -> nn.Module:
+        import torchvision
+
         network = torchvision.models.get_model(self.name)
         if state is not None:
             load_weights(network, state, self.name)
@@ -52,6 +53,8 @@ class _ImagenetResNet:
         return nn.Sequential(*list(network.children())[:-1], nn.Flatten(1))
 
     def _download(self, network: nn.Module) -> None:
+        import torchvision
+
         weights = torchvision.models.get_model_weights(self.name)["IMAGENET1K_V1"]
         file = weights.url.rsplit("/", 1)[-1]
         folder = torch.hub.get_dir() + "/checkpoints"

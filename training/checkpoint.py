@@ -12,11 +12,11 @@ from __future__ import annotations
 import io
 import pickle
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor
 
 from models import FROZEN, MODELS, Classifier
@@ -102,7 +102,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
         "epoch": checkpoint.epoch,
         "settings": checkpoint.settings,
         "training": checkpoint.training,
-        "versions": {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)},
+        "versions": {name: version(name) for name in ("torch", "torchvision")},
     }
     # In memory first, so that the size is known if the disk is full.
     buffer = io.BytesIO()

@@ -12,10 +12,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from torch.utils.tensorboard import SummaryWriter
-
 from training.pictures import png
 from utils.files import write_whole
 
@@ -46,6 +42,8 @@ class History:
     """
 
     def __init__(self, folder: Path, epochs: Sequence[Epoch], title: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.title = folder, title
         # What an interrupted run showed of later epochs is not shown any more.
@@ -69,6 +67,9 @@ class History:
         write_whole(self.folder / "curves.png", self._curves(epochs))
 
     def _curves(self, epochs: Sequence[Epoch]) -> bytes:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
         figure = Figure((11, 3.4), layout="constrained")
         figure.suptitle(self.title, fontsize=10)
         loss, accuracy, rate = figure.subplots(1, 3)

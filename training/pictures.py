@@ -1,14 +1,18 @@
-"""Pictures of results, drawn without a display."""
+"""Pictures of results, drawn without a display.
+
+What draws and computes is imported where it is used: it takes seconds, which --help has no need of.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from sklearn import metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Classes up to which a picture has room for the numbers.
 NUMBERED_CLASSES = 20
@@ -23,6 +27,9 @@ def png(figure: Figure) -> bytes:
 
 def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.ndarray, title: str) -> bytes:
     """What is taken for what: labels and predicted labels (N,), as a PNG file."""
+    from matplotlib.figure import Figure
+    from sklearn import metrics
+
     shown = np.unique(np.concatenate([labels, predicted]))
     counts = metrics.confusion_matrix(labels, predicted, labels=shown)
     shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
@@ -47,6 +54,8 @@ def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.n
 
 def class_bars(rows: Sequence[Sequence[Any]], title: str) -> bytes:
     """Accuracy of each class, as a PNG file: rows of class, clips, correct, accuracy in percent."""
+    from matplotlib.figure import Figure
+
     rows = sorted(rows, key=lambda row: (float(row[3]), row[0]))
     figure = Figure((7, 0.22 * len(rows) + 1.5), layout="constrained")
     axes = figure.add_subplot()

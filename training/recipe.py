@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from models import Classifier, Head
 from utils.flags import NON_NEGATIVE, POSITIVE, SHARE_BELOW_1, setting
@@ -181,6 +180,8 @@ class Learner:
 
     def augment(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (B, T, S D) and labels (B,), made harder: embeddings, and probabilities (B, C)."""
+        from torchvision.transforms import v2
+
         num_classes = self.model.num_classes
         if not self.recipe.mixup:
             return embeddings, F.one_hot(labels, num_classes).float()

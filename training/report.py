@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
-from sklearn import metrics
 
 from dataset import Sampling
 from models import Classifier
@@ -105,6 +103,8 @@ def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] 
 
     Returns: lower and upper end; None where there are fewer than two groups to draw from.
     """
+    import scipy.stats
+
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         return None
@@ -124,6 +124,8 @@ def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] 
 
 def figures(predictions: Predictions) -> dict[str, Any]:
     """Clips, top-1, its interval, top-5, mean class accuracy in percent, and the loss in nats."""
+    from sklearn import metrics
+
     labels, probabilities = predictions.labels, predictions.probabilities
     every, present = np.arange(len(predictions.classes)), np.unique(labels)
     top5 = None

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
+from torch.nn import functional as F
 
 from utils.process import UserError
 
@@ -37,7 +36,7 @@ def resize_frames(frames: Sequence[np.ndarray], img_dim: int) -> Tensor:
     Bicubic with antialiasing, on uint8; the aspect ratio is not kept, as in the original.
     """
     stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-    return transforms.resize(stacked, [img_dim, img_dim], InterpolationMode.BICUBIC, antialias=True)
+    return F.interpolate(stacked, size=(img_dim, img_dim), mode="bicubic", antialias=True)
 
 
 def stream_images(frames: Tensor, before: Tensor, streams: Sequence[str]) -> Tensor:

@@ -29,7 +29,7 @@ def worker_context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["av", "cv2", "numpy", "torch", "torchvision.transforms.v2", "tqdm"])
+    context.set_forkserver_preload(["av", "cv2", "numpy", "torch", "tqdm"])
     return context
 
 
