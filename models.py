@@ -2,7 +2,7 @@
 
 A new approach is one class here, a `Head`, and one entry in `MODELS`.
 
-Shapes: B clips, T frames, S streams, D embedding width, H hidden width, C classes.
+Shapes: B clips, T embeddings along a video, D embedding width, H hidden width, C classes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features.encoder import Encoder
+from features.streams import Stream, embed_clips, further_encoders, open_streams, stream_key
 from features.weights import State
 from utils.process import UserError
 
 # An open forget gate remembers some ten frames from the start; PyTorch's half-open one remembers two
 # (Gers et al., 2000; Jozefowicz et al., ICML 2015).
 FORGET_BIAS = 2.0
-# What the names of the tensors that are never trained begin with, in a model.
-FROZEN = "encoder.feature_extractor."
+# What the names of the tensors that are never trained have in them, in a model.
+FROZEN = ".feature_extractor."
 
 
 def _mean_over_time(steps: Tensor, padding: Tensor | None) -> Tensor:
@@ -161,8 +162,7 @@ class ActionBERT(Head):
     LayerNorm stands before each layer, so that training needs no long warm-up (Xiong et al., ICML 2020).
 
     Args:
-        sequence_length: positions that are learned; for clips of another length they are interpolated, as
-            in ViT at another image size (Dosovitskiy et al., ICLR 2021, section 3.2)
+        sequence_length: positions that are learned; for other lengths interpolated (ViT, ICLR 2021, 3.2)
         layers: of the Transformer, whose width is `latent_dim`
         attention_heads: in each layer
     """
@@ -269,19 +269,19 @@ MODELS: dict[str, type[Head]] = {
 
 
 class Classifier(nn.Module):
-    """A frozen encoder, and a head for each stream of its embeddings, whose logits are averaged.
+    """Frozen encoders, and a head for each stream of embeddings, whose logits are averaged.
 
     Averaging at the end is the late fusion of the two-stream networks (Simonyan and Zisserman, NeurIPS 2014).
 
     Args:
         name: a key of `MODELS`
-        encoder: as `networks.encoder_spec` takes it
-        streams: what a frame is seen as, keys of `frames.STREAMS`
-        pretrained, state: as in `Encoder`
+        encoder, pretrained, state: as in `Encoder`
+        streams: what a head reads each, as `streams.parse_streams` gives them
         sizes: what the head takes by keyword
 
     Attributes:
-        width: S * D
+        widths, width: D of each stream, and their sum
+        further: the encoders of streams that have their own
         config: all that is needed to build this model again, besides its name
 
     Raises: UserError for an unknown name or a size that does not fit, otherwise as `Encoder`.
@@ -303,22 +303,19 @@ class Classifier(nn.Module):
             raise UserError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
         self.name, self.num_classes, self.streams = name, num_classes, tuple(streams)
         self.encoder = Encoder(encoder, pretrained=pretrained, state=state)
-        width = self.encoder.width
+        self.further = further_encoders(streams, pretrained=pretrained)
         build: Callable[..., Head] = MODELS[name]
         # With the defaults of today, which may be others tomorrow.
-        given = inspect.signature(build).bind(width, num_classes, **sizes)
+        given = inspect.signature(build).bind(0, num_classes, **sizes)
         given.apply_defaults()
         sizes = {key: given.arguments[key] for key in given.arguments if key not in ("width", "num_classes")}
-        self.heads = nn.ModuleDict({stream: build(width, num_classes, **sizes) for stream in streams})
-        self.width = len(self.streams) * width
-        self.config: dict[str, Any] = {"num_classes": num_classes, "encoder": encoder}
-        self.config |= {"streams": list(streams), **sizes}
-
-    def head(self, stream: str) -> Head:
-        """The head of a stream."""
-        head = self.heads[stream]
-        assert isinstance(head, Head)
-        return head
+        opened = self.open_streams()
+        self.widths = [stream.width for stream in opened]
+        self.width = sum(self.widths)
+        self.heads = nn.ModuleDict(
+            {stream_key(stream.name): build(stream.width, num_classes, **sizes) for stream in opened}
+        )
+        self.config = {"num_classes": num_classes, "encoder": encoder, "streams": list(streams), **sizes}
 
     @property
     def device(self) -> torch.device:
@@ -330,20 +327,24 @@ class Classifier(nn.Module):
         """What its encoder computes in."""
         return self.encoder.dtype
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Frozen embeddings of frames, three channels for each stream: (N, 3 S, H, W) -> (N, S D)."""
-        return torch.cat([self.encoder.embed(stream) for stream in images.split(3, dim=1)], dim=1)
+    def encoders(self) -> list[Encoder]:
+        """All its frozen encoders, the first one first."""
+        return [self.encoder, *(each for each in self.further.values() if isinstance(each, Encoder))]
+
+    def open_streams(self, img_dim: int | None = None) -> list[Stream]:
+        """What its heads read along a video, for frames of `img_dim` pixels, as `streams.open_streams`."""
+        return [stream for _, stream in open_streams(self.encoder, self.further, self.streams, img_dim)]
 
     def encode(self, clips: Tensor) -> Tensor:
-        """Frozen embeddings of clips: (B, T, 3 S, H, W) -> (B, T, S D); see `Encoder.embed` for dtypes."""
-        return self.embed(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+        """Embeddings of clips of consecutive frames: (B, frames, 3, H, W) -> (B, T, sum of D)."""
+        return embed_clips(self.open_streams(clips.shape[-1]), clips)
 
     def classify(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Logits of clips of embeddings: (B, T, S D) -> (B, C); `padding` as in `Head.forward`."""
-        parts = embeddings.split(self.encoder.width, dim=-1)
-        logits = [head(part, padding) for head, part in zip(self.heads.values(), parts, strict=True)]
+        """Logits of clips of embeddings: (B, T, sum of D) -> (B, C); `padding` as in `Head.forward`."""
+        parts = zip(self.heads.values(), embeddings.split(self.widths, dim=-1), strict=True)
+        logits = [head(part, padding) for head, part in parts]
         return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
 
     def forward(self, clips: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Logits of clips: (B, T, 3 S, H, W) -> (B, C)."""
+        """Logits of clips of consecutive frames: (B, frames, 3, H, W) -> (B, C)."""
         return self.classify(self.encode(clips), padding)

@@ -10,10 +10,11 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from dataset import ClipBatches, Sampling
-from features.fill import CacheSettings
+from dataset import Sampling
+from features.settings import CacheSettings
 from splits.split import RANDOM, Split
 from splits.ucf101 import SPLIT_NUMBERS, DataSettings, load_split, split_number
+from training.batches import ClipBatches
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.loop import Part
 from training.report import about, predict_clips, summary, write_report
@@ -34,8 +35,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
     )
     add_flags(parser, DataSettings)
-    # The checkpoint's holds.
-    add_flags(parser, CacheSettings, frame_stride=None)
+    add_flags(parser, CacheSettings)
     parser.add_argument(
         "--split_number",
         type=split_number,
@@ -67,7 +67,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "folder of its training, numbered if it is there",
     )
     parser.add_argument(
-        "--sequence_length", type=COUNT, help="frames of a clip; default (recommended): the checkpoint's"
+        "--sequence_length", type=COUNT, help="embeddings of a clip; default (recommended): the checkpoint's"
     )
     parser.add_argument(
         "--img_dim", type=COUNT, help="frame size in pixels; default (recommended): the checkpoint's"
@@ -131,14 +131,15 @@ def main(argv: list[str] | None = None) -> int:
         model = prepare(checkpoint.model, device_settings, device)
         cache = read(CacheSettings, args)
         # Of the training, so that its cache serves the test too.
-        cache = replace(cache, frame_stride=cache.frame_stride or checkpoint.frame_stride)
+        stride = cache.frame_stride or checkpoint.frame_stride
+        cache = replace(cache, frame_stride=stride)
         source = ClipSource.open(
             model, split.test, args.img_dim or checkpoint.img_dim, cache, data.dataset_path,
             device_settings.num_workers, flip=False, ranks=ranks,
         )  # fmt: skip
         sampling = Sampling(
             args.sequence_length or checkpoint.sequence_length,
-            frame_stride=cache.frame_stride,
+            frame_stride=stride,
             views=args.clips,
             shuffle=args.shuffle_frames,
         )

@@ -113,11 +113,11 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
     overlay = Overlay(trained.classes, 0, settings.overlay)
     if output:
         make_writable_folder(output.parent)
-    video = LiveVideo(name, trained.frame_stride)
+    labels = LiveLabels(annotator.model, annotator.streams, annotator.layout)
+    video = LiveVideo(name, labels.memory)
     with Deferred() as signals, tqdm(desc=name, unit="frame", dynamic_ncols=True) as bar:
 
         def shown() -> Iterator[np.ndarray]:
-            labels = LiveLabels(annotator.model, annotator.img_dim, *annotator.windows)
             until = lambda: signals.signum is not None  # noqa: E731
             for frame in watch(video, labels, Smoother(settings.smooth), overlay, log, until):
                 yield frame
@@ -133,6 +133,7 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
                 show(name, shown())
         finally:
             video.close()
+            labels.close()
     latency = 1000 * statistics.median(log.latencies or [0.0])
     print(
         f"{name}: {len(log.times)} frames shown in {float(log.times[-1]):.1f} s, {log.lost} lost, "

@@ -14,12 +14,13 @@ import torch
 
 from annotation.labels import (
     Batch,
+    ClipLayout,
     FrameModel,
     Labelled,
     Segment,
     Smoother,
     label_frames,
-    read_and_resize,
+    read_windows,
     segments,
     shown_at,
     write_tables,
@@ -27,6 +28,7 @@ from annotation.labels import (
 from annotation.onnx_model import OnnxModel
 from annotation.overlay import OVERLAYS, Overlay
 from features.pipeline import OneAhead, Prefetch
+from features.windows import joint_hop
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.setup import prepare
 from utils.device import DeviceSettings, choose_device
@@ -34,7 +36,6 @@ from utils.files import make_writable_folder
 from utils.flags import COUNT, NON_NEGATIVE, setting
 from utils.process import UserError
 from video.files import VideoError
-from video.frames import StreamReader
 from video.reader import MIN_FRAMES, Video, check_length
 from video.writer import write_video
 
@@ -64,19 +65,21 @@ class LabelSettings:
     )
     sequence_length: int | None = setting(
         None,
-        "frames of the window that decides a frame's label; default (recommended): the checkpoint's",
+        "embeddings of the clip that decides a frame's label; default (recommended): the checkpoint's",
         COUNT,
     )
-    window_step: int = setting(
-        2,
-        "frames from one of the window to the next, of those that the checkpoint was trained on: with its "
-        "--frame_stride 4, 2 is every 8th; 2 is the middle of what training draws on UCF-101",
+    window_step: int | None = setting(
+        None,
+        "embeddings from one of the clip to the next, of those that the checkpoint was trained on: with its "
+        "--frame_stride 4 and an encoder of photographs, 2 is every 8th frame; default (recommended): 2 for "
+        "those, the middle of what training draws on UCF-101, and 1 for encoders of videos",
         COUNT,
     )
     label_every: int = setting(
         10,
-        "frames that share a label, that of the window around their middle; 10, or 0.4 s at 25 fps, is as "
-        "often as one can read; 1 takes up to half as long again",
+        "frames that share a label, that of the clip around their middle, as nearly as embeddings that stand "
+        "for several frames allow; 10, or 0.4 s at 25 fps, is as often as one can read; 1 takes up to half "
+        "as long again",
         COUNT,
     )
     overlay: str = setting(
@@ -158,9 +161,14 @@ class Annotator:
     ) -> None:
         self.settings, self.model, self.trained, self.name = settings, model, trained, name
         self.img_dim = settings.img_dim or trained.img_dim
-        # Steps count among the frames that the model was trained on.
-        step = settings.window_step * trained.frame_stride
-        self.windows = (settings.sequence_length or trained.sequence_length, step, settings.label_every)
+        self.streams = model.open_streams(self.img_dim)
+        unit = trained.frame_stride * joint_hop([stream.windows for stream in self.streams])
+        self.layout = ClipLayout(
+            settings.sequence_length or trained.sequence_length,
+            settings.window_step or trained.window_step,
+            max(1, round(settings.label_every / unit)),
+            trained.frame_stride,
+        )
 
     def annotate(
         self,
@@ -188,17 +196,16 @@ class Annotator:
         fps, stated = video.fps(), video.stated_count()
         check_length(path, len(list(islice(video.frames(), MIN_FRAMES))))
         make_writable_folder(output.parent)
-        seen = StreamReader(model.streams, self.trained.frame_stride)
-        frames = read_and_resize(video, self.img_dim, seen)
+        frames = read_windows(video, self.streams, self.layout.stride)
         reader: OneAhead[Batch] | Prefetch[Batch]
         labels: Generator[Labelled] | Prefetch[Labelled]
         if model.device.type == "cpu":
             # The encoder needs all cores; drawing and writing leave one to read the next frames.
             reader = OneAhead(frames)
-            labels = _reading_meanwhile(label_frames(model, reader, *self.windows), reader)
+            labels = _reading_meanwhile(label_frames(model, self.streams, reader, self.layout), reader)
         else:
             reader = Prefetch(frames, 1)
-            labels = Prefetch(label_frames(model, reader, *self.windows), 1)
+            labels = Prefetch(label_frames(model, self.streams, reader, self.layout), 1)
         rows: list[np.ndarray] = []
         times = video.times()
         overlay = Overlay(self.trained.classes, stated, self.settings.overlay)

@@ -15,24 +15,35 @@ import torch
 from torch import Tensor
 
 from dataset import padding_of, window_indices
+from features.streams import Cutter, Joiner, Stream
+from features.windows import Cut
 from training.checkpoint import check_answers
 from utils.files import csv_bytes, json_bytes, write_whole
-from video.frames import StreamReader, resize_frames
 from video.reader import Video
 
-# Windows classified at once: with fewer the LSTM's weights are read too often, with more nothing is gained.
-WINDOW_BATCH = 16
+# Clips classified at once: with fewer the LSTM's weights are read too often, with more nothing is gained.
+CLIP_BATCH = 16
 # Frames read, encoded and labelled at once: enough for such a batch, and fewer where they are large.
 READ_FRAMES, READ_BYTES = 128, 2**27
 
-# Frames (H, W, 3) uint8 RGB, and the same as uint8 (n, 3 S, img_dim, img_dim).
-Batch = tuple[list[np.ndarray], Tensor]
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive frames of a video, (H, W, 3) uint8 RGB, and the windows that they complete.
+
+    Attributes:
+        cuts: windows of each stream
+        ended: there are no more
+    """
+
+    frames: list[np.ndarray]
+    cuts: list[list[Cut]]
+    ended: bool = False
 
 
 class FrameModel(Protocol):
     """What labels a video's frames: a `Classifier`, or an exported one."""
 
-    streams: tuple[str, ...]
     width: int
 
     @property
@@ -43,11 +54,28 @@ class FrameModel(Protocol):
     def dtype(self) -> torch.dtype:
         """What it computes in."""
 
-    def embed(self, images: Tensor) -> Tensor:
-        """As `Classifier.embed`."""
+    def open_streams(self, img_dim: int | None = None) -> list[Stream]:
+        """As `Classifier.open_streams`."""
 
     def classify(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """As `Classifier.classify`."""
+
+
+@dataclass(frozen=True)
+class ClipLayout:
+    """How the clips lie that label frames.
+
+    Attributes:
+        sequence_length: embeddings of a clip
+        step: embeddings from one of the clip to the next
+        every: embeddings that share a label, that of the clip around their middle one
+        stride: every N-th frame of the video is encoded
+    """
+
+    sequence_length: int
+    step: int = 1
+    every: int = 1
+    stride: int = 1
 
 
 @dataclass
@@ -58,14 +86,15 @@ class Labelled:
     probabilities: Tensor
 
 
-def read_and_resize(video: Video, img_dim: int, seen: StreamReader) -> Iterator[Batch]:
-    """Frames of a video, some at a time, as they are and as the encoder takes them."""
-    source = video.frames()
+def read_windows(video: Video, streams: Sequence[Stream], stride: int) -> Iterator[Batch]:
+    """Frames of a video, some at a time, and windows of every `stride`-th."""
+    source, cutter = video.frames(), Cutter([stream.view for stream in streams])
     first = next(source)
     source = chain([first], source)
-    size = max(1, min(READ_FRAMES, READ_BYTES // first.nbytes))
+    size = max(1, min(READ_FRAMES, READ_BYTES // first.nbytes) // stride) * stride
     while frames := list(islice(source, size)):
-        yield frames, seen.read(resize_frames(frames, img_dim))
+        yield Batch(frames, cutter.read(frames[::stride]))
+    yield Batch([], cutter.end(), ended=True)
 
 
 @torch.no_grad()
@@ -85,56 +114,58 @@ def label_clips(model: FrameModel, embeddings: Tensor, padding: Tensor) -> Tenso
 @torch.no_grad()
 def label_frames(
     model: FrameModel,
+    streams: Sequence[Stream],
     batches: Iterable[Batch],
-    sequence_length: int,
-    step: int,
-    every: int = 1,
+    layout: ClipLayout,
 ) -> Generator[Labelled]:
-    """Label frames by the windows around them, as `dataset.window_indices` lays windows, frames coming in.
+    """Label frames by the clips around them, as `dataset.window_indices` lays these, frames coming in.
 
-    Each frame is encoded once. A frame is given out as soon as its window is complete, so only a window's
-    worth of frames is held, however long the video. The numbers are those that the whole video would give.
+    Each frame is encoded once. A frame is given out as soon as its clip is complete, so only a clip's worth
+    of frames is held, however long the video. The numbers are those that the whole video would give.
 
     Args:
+        streams: of the model
         batches: frames in order, any number at a time
-        every: frames that share a label, that of the window around their middle one
     """
+    length, step, every = layout.sequence_length, layout.step, layout.every
     held: deque[np.ndarray] = deque()  # frames without a label yet
-    embeddings = torch.empty(0, model.width, device=model.device)  # of frames first to read - 1
-    first = done = read = 0  # frames, groups of frames, frames
+    joiner = Joiner(streams)
+    shared = every * joiner.hop * layout.stride  # frames with the same label
+    embeddings = torch.empty(0, model.width, device=model.device)  # first to read - 1
+    first = done = read = 0  # embeddings, groups of embeddings, embeddings
 
-    def labelled(windows: np.ndarray) -> Labelled:
+    def labelled(clips: np.ndarray) -> Labelled:
         nonlocal done
-        done += len(windows)
-        # At both ends, and all through a short video, windows are the same.
-        distinct, of_group = np.unique(windows - first, axis=0, return_inverse=True)
-        padding = torch.from_numpy(padding_of(distinct)).to(model.device).split(WINDOW_BATCH)
-        parts = torch.from_numpy(distinct).to(model.device).split(WINDOW_BATCH)
+        done += len(clips)
+        # At both ends, and all through a short video, clips are the same.
+        distinct, of_group = np.unique(clips - first, axis=0, return_inverse=True)
+        padding = torch.from_numpy(padding_of(distinct)).to(model.device).split(CLIP_BATCH)
+        parts = torch.from_numpy(distinct).to(model.device).split(CLIP_BATCH)
         probabilities = [
             label_clips(model, embeddings[part], pad) for part, pad in zip(parts, padding, strict=True)
         ]
-        frames = [held.popleft() for _ in range(min(len(held), every * len(windows)))]
-        of_frame = torch.from_numpy(of_group).view(-1).repeat_interleave(every)[: len(frames)]
+        frames = [held.popleft() for _ in range(min(len(held), shared * len(clips)))]
+        of_frame = torch.from_numpy(of_group).view(-1).repeat_interleave(shared)[: len(frames)]
         return Labelled(frames, torch.cat(probabilities)[of_frame])
 
-    span = step * (sequence_length - 1)
-    for frames, resized in batches:
-        held.extend(frames)
-        embeddings = torch.cat([embeddings, model.embed(resized.to(model.device))])
+    span = step * (length - 1)
+    for batch in batches:
+        held.extend(batch.frames)
+        embeddings = torch.cat([embeddings, joiner.add(batch.cuts, ended=batch.ended)])
         read = first + len(embeddings)
         # Shorter videos have a smaller step, which is known at their end only.
-        complete = read - span + span // 2 if read >= step * sequence_length else 0
+        complete = read - span + span // 2 if read >= step * length else 0
         groups = min(read, max(0, complete + every - 1 - every // 2)) // every
-        if groups > done:
+        if groups > done and not batch.ended:
             starts = np.maximum(every * np.arange(done, groups) + every // 2 - span // 2, 0)
-            yield labelled(starts[:, None] + step * np.arange(sequence_length))
-            # What comes needs nothing before its own window, or before the video's last one.
+            yield labelled(starts[:, None] + step * np.arange(length))
+            # What comes needs nothing before its own clip, or before the video's last one.
             drop = max(0, min(every * groups + every // 2 - span // 2, read - 1 - span) - first)
             embeddings, first = embeddings[drop:], first + drop
     if held:
         start = every * done
         middles = np.minimum(np.arange(start, read, every) + every // 2, read - 1)
-        yield labelled(window_indices(read, sequence_length, step=step, start=start)[middles - start])
+        yield labelled(window_indices(read, length, step=step, start=start)[middles - start])
 
 
 class Smoother:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -21,11 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from annotation.labels import FrameModel, Smoother, label_clips
+from annotation.labels import ClipLayout, FrameModel, Smoother, label_clips
 from annotation.overlay import Overlay
 from dataset import padding_of, window_indices
+from features.streams import Stream
+from features.windows import joint_hop
 from video.files import VideoError
-from video.frames import resize_frames, stream_images
+from video.frames import resize_frames
 from video.opencv import cv2
 
 SCHEMES = ("http", "https", "rtmp", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
@@ -53,13 +56,18 @@ class Shot:
         number: how many came before it, lost ones counted
         arrived: when it came, in seconds of `time.monotonic`
         image: (H, W, 3) uint8 RGB
-        before: the frame that motion is seen against, as `image`
+        recent: frames up to this one as OpenCV has them, (H, W, 3) uint8 BGR, lost ones too
     """
 
     number: int
     arrived: float
     image: np.ndarray
-    before: np.ndarray
+    recent: tuple[np.ndarray, ...]
+
+    def frames(self, count: int, stride: int) -> list[np.ndarray]:
+        """The last `count` of every `stride`-th frame up to this one, RGB; the oldest stands in for older."""
+        backs = [min(stride * back, len(self.recent) - 1) for back in reversed(range(count))]
+        return [cv2.cvtColor(self.recent[-1 - back], cv2.COLOR_BGR2RGB) for back in backs]
 
 
 class LiveVideo:
@@ -67,7 +75,7 @@ class LiveVideo:
 
     Args:
         name: the number of a camera, or the address of a stream
-        stride: how many frames before a frame the one stands that motion is seen against
+        memory: frames up to the newest one that are kept for what sees several at once
 
     Attributes:
         fps: frames per second, as the source states them, or `USUAL_FPS`
@@ -75,7 +83,7 @@ class LiveVideo:
     Raises: VideoError if there is no such camera, or no stream.
     """
 
-    def __init__(self, name: str, stride: int = 1) -> None:
+    def __init__(self, name: str, memory: int = 1) -> None:
         if name.isdecimal():
             system = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
             self._capture = cv2.VideoCapture(int(name), system)
@@ -95,7 +103,7 @@ class LiveVideo:
         # Recordings behind an address come as fast as the network brings them.
         self._recording = not name.isdecimal() and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
         self._came = threading.Condition()
-        self._recent: deque[np.ndarray] = deque(maxlen=stride + 1)
+        self._recent: deque[np.ndarray] = deque(maxlen=memory)
         self._number, self._arrived, self._taken = -1, 0.0, -1
         self._ended = self._stopped = False
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -136,9 +144,9 @@ class LiveVideo:
             if self._number == self._taken:
                 return None
             number, arrived = self._number, self._arrived
-            image, before = self._recent[-1], self._recent[0]
+            recent = tuple(self._recent)
             self._taken = number
-        return Shot(number, arrived, *(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB) for bgr in (image, before)))
+        return Shot(number, arrived, cv2.cvtColor(recent[-1], cv2.COLOR_BGR2RGB), recent)
 
     def ended(self) -> bool:
         """Whether nothing more comes, and nothing has come since the last frame that was taken."""
@@ -154,51 +162,88 @@ class LiveVideo:
 class LiveLabels:
     """What frames show by the frames up to them, whichever of them were lost.
 
-    A window is laid over frame numbers as in a file, and ends at the newest frame; where a frame was lost,
-    the one before it stands in. Only frames that windows need are encoded.
+    A clip is laid over the embeddings as in a file, and ends at the newest one; where a frame was lost, the
+    embedding before it stands in. Only windows that clips need are encoded. An encoder that sees many frames
+    at once takes longer than a frame lasts: it works beside, and until it has finished the label before
+    holds.
 
     Args:
         model: what labels frames
-        img_dim: frame size for the encoder in pixels
-        sequence_length: frames of a window
-        step: frames from one of the window to the next
-        every: frames that share a label, the first one's
+        streams: of the model
+        layout: how clips lie
     """
 
-    def __init__(self, model: FrameModel, img_dim: int, sequence_length: int, step: int, every: int) -> None:
-        self.model, self.img_dim, self.sequence_length = model, img_dim, sequence_length
-        self.step, self.every = step, every
-        # Of frames that were encoded, as far back as a window reaches.
+    def __init__(self, model: FrameModel, streams: Sequence[Stream], layout: ClipLayout) -> None:
+        self.model, self.streams, self.layout = model, streams, layout
+        # Frames to an embedding.
+        self._unit = layout.stride * joint_hop([stream.windows for stream in streams])
+        longest = max(stream.windows.context + stream.live_frames for stream in streams)
+        self.memory = layout.stride * (longest - 1) + 1
+        slow = any(stream.windows.frames > 1 for stream in streams)
+        self._beside = ThreadPoolExecutor(1) if slow else None
+        self._coming: Future[Tensor] | None = None
+        # Of windows that were encoded, as far back as a clip reaches, by the number of the last frame.
         self._numbers: deque[int] = deque()
         self._embeddings: deque[Tensor] = deque()
-        self._last: tuple[int, Tensor] | None = None
+        self._labelled = 0
+        self._last: Tensor | None = None
 
-    @torch.no_grad()
     def label(self, shot: Shot) -> Tensor:
         """Class probabilities (C,) of a frame, later than those before it."""
-        due = self._last is None or shot.number - self._last[0] >= self.every
-        if due or shot.number - self._numbers[-1] >= self.step:
-            self._encode(shot)
-        if due or self._last is None:
-            self._last = shot.number, self._classify(shot.number)
-        return self._last[1]
+        elapsed = shot.number - self._labelled
+        due = self._last is None or elapsed >= self.layout.every * self._unit
+        needed = not self._numbers or shot.number - self._numbers[-1] >= self.layout.step * self._unit
+        if self._beside is None:
+            if due or needed:
+                self._last = self._compute(shot, due)
+        elif self._coming is None and (due or needed):
+            self._coming = self._beside.submit(self._compute, shot, due)
+        if self._coming is not None and (self._last is None or self._coming.done()):
+            self._last, self._coming = self._coming.result(), None
+        assert self._last is not None
+        return self._last
+
+    def close(self) -> None:
+        """Wait for what is computed beside."""
+        if self._beside is not None:
+            self._beside.shutdown()
+
+    @torch.no_grad()
+    def _compute(self, shot: Shot, due: bool) -> Tensor:
+        """The label of a frame where it is due, otherwise the one before; encodes what the frame ends."""
+        self._encode(shot)
+        if not due and self._last is not None:
+            return self._last
+        self._labelled = shot.number
+        return self._classify(shot.number)
 
     def _encode(self, shot: Shot) -> None:
-        resized = resize_frames([shot.before, shot.image], self.img_dim)
-        images = stream_images(resized[1:], resized[:1], self.model.streams)
-        self._numbers.append(shot.number)
-        self._embeddings.append(self.model.embed(images.to(self.model.device))[0])
-        begin = shot.number - self.step * (self.sequence_length - 1)
+        # As many as are new, and no more than the windows give.
+        new = (shot.number - self._numbers[-1]) // self._unit if self._numbers else shot.number + 1
+        parts = []
+        for stream in self.streams:
+            frames = shot.frames(stream.windows.context + stream.live_frames, self.layout.stride)
+            resized = resize_frames(frames, stream.img_dim, stream.resize)
+            parts.append(stream.embed(resized[None].to(stream.device))[0])
+        new = max(1, min(new, max(len(part) for part in parts)))
+        # What sees one frame gives one, which stands for all of a longer window.
+        joined = torch.cat([part[-new:] if len(part) > 1 else part.expand(new, -1) for part in parts], dim=1)
+        for back, embedding in zip(reversed(range(new)), joined, strict=True):
+            self._numbers.append(shot.number - back * self._unit)
+            self._embeddings.append(embedding)
+        begin = shot.number - self.layout.step * self._unit * (self.layout.sequence_length - 1)
         while len(self._numbers) > 1 and self._numbers[1] <= begin:
             self._numbers.popleft()
             self._embeddings.popleft()
 
     def _classify(self, number: int) -> Tensor:
-        window = window_indices(number + 1, self.sequence_length, step=self.step, start=number)
-        held = np.searchsorted(np.array(self._numbers), window[0], side="right") - 1
-        clip = torch.stack([self._embeddings[place] for place in np.maximum(held, 0).tolist()])
-        padding = torch.from_numpy(padding_of(window)).to(self.model.device)
-        return label_clips(self.model, clip[None], padding)[0]
+        count = number // self._unit + 1
+        clip = window_indices(count, self.layout.sequence_length, step=self.layout.step, start=count - 1)
+        numbers = number - self._unit * (count - 1 - clip[0])
+        held = np.searchsorted(np.array(self._numbers), numbers, side="right") - 1
+        embeddings = torch.stack([self._embeddings[place] for place in np.maximum(held, 0).tolist()])
+        padding = torch.from_numpy(padding_of(clip)).to(self.model.device)
+        return label_clips(self.model, embeddings[None], padding)[0]
 
 
 @dataclass

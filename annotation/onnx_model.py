@@ -2,11 +2,14 @@
 
 A folder holds
 
-    encoder.onnx    frames (N, 3, img_dim, img_dim) uint8 RGB -> embeddings (N, D) float32
-    head.onnx       embeddings (B, T, S D) float32 and padding (B, T) bool -> logits (B, C) float32
-    model.json      class names, sizes and streams
+    encoder.onnx    windows (N, L, 3, img_dim, img_dim) uint8 RGB -> embeddings (N, K, D) float32, L as in
+                    model.json; each further encoder has a file of its own, encoder2.onnx and so on
+    head.onnx       embeddings (B, T, sum of D) float32 and padding (B, T) bool -> logits (B, C) float32
+    model.json      class names, and for each stream its encoder's file, its windows and its frames' size
 
-N, B and T are free. Packages: onnx and onnxscript write, onnxruntime runs (requirements-onnx.txt).
+N, B and T are free. An encoder of videos has windows of one length there: pooling in ONNX pads by constants,
+which would be wrong at another. Packages: onnx and onnxscript write, onnxruntime runs
+(requirements-onnx.txt).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import logging
 import tempfile
 import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +28,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from features.encoder import Encoder, fold_batchnorm
+from features.encoder import Encoder, difference_images, fold_batchnorm
+from features.streams import Stream, open_streams
+from features.windows import Windows
 from models import Classifier
 from training.checkpoint import Checkpoint
 from utils.files import json_bytes, write_whole
 from utils.process import MissingFileError, UserError
+from video.frames import Resize
 
-FORMAT = "action-recognition onnx 1"
+FORMAT = "action-recognition onnx 2"
 INSTALL = "run pip install -r requirements-onnx.txt"
-# Frames that go through the encoder at once.
-BATCH = 32
 # How far an exported model's numbers may be from PyTorch's.
 TOLERANCE = 1e-3
 
@@ -42,16 +47,20 @@ class OnnxError(UserError):
     """A model cannot be exported, or an exported one cannot be run; the message says what to do."""
 
 
-class _Frames(nn.Module):
+class _Windows(nn.Module):
     """Normalisation and the frozen network in one."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.network = fold_batchnorm(copy.deepcopy(encoder.feature_extractor))
-        self.mean, self.scale = encoder.mean.view(1, 3, 1, 1), encoder.scale.view(1, 3, 1, 1)
+        self.mean, self.scale = encoder.mean.view(1, 1, 3, 1, 1), encoder.scale.view(1, 1, 3, 1, 1)
+        self.video = encoder.spec.video
 
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.network((frames.float() - self.mean) * self.scale)
+    def forward(self, windows: Tensor) -> Tensor:
+        values = (windows.float() - self.mean) * self.scale
+        if self.video:
+            return self.network(values.transpose(1, 2))
+        return self.network(values[:, 0])[:, None]
 
 
 class _Clips(nn.Module):
@@ -66,10 +75,9 @@ class _Clips(nn.Module):
 
 
 def _write(
-    path: Path, module: nn.Module, inputs: dict[str, Tensor], output: str, dims: tuple[str, ...]
+    path: Path, module: nn.Module, inputs: dict[str, Tensor], output: str, free: dict[int, Any]
 ) -> None:
-    """Write a module; the first axes of all inputs, which `dims` names, may have any length."""
-    free = {axis: Dim(name, min=1, max=2**20) for axis, name in enumerate(dims)}
+    """Write a module; `free` says which axes of all inputs may have other lengths, and which."""
     # What it has to say is of its own inside.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -104,38 +112,63 @@ def export(checkpoint: Checkpoint, folder: Path) -> float:
     model, dim, length = checkpoint.model.cpu().eval(), checkpoint.img_dim, checkpoint.sequence_length
     folder.mkdir(parents=True)
     numbers = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (3, 3, dim, dim), dtype=torch.uint8, generator=numbers)
-    with torch.no_grad():
-        embeddings = model.encoder.embed(frames)
-        # As large as real ones, and of clips that differ.
-        clips = embeddings[torch.randint(3, (3, length), generator=numbers)].repeat(1, 1, len(model.streams))
-        padding = torch.zeros(3, length, dtype=torch.bool)
-        padding[0, : length // 3] = True
-        logits = model.classify(clips, padding)
-        _write(folder / "encoder.onnx", _Frames(model.encoder), {"frames": frames}, "embeddings", ("frames",))
-        inputs = {"embeddings": clips, "padding": padding}
-        _write(folder / "head.onnx", _Clips(model), inputs, "logits", ("clips", "time"))
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "model": model.name,
         "encoder": model.encoder.name,
         "encoder_sha256": model.encoder.sha256(),
-        "streams": list(model.streams),
         "width": model.width,
         "img_dim": dim,
         "sequence_length": length,
         "frame_stride": checkpoint.frame_stride,
+        "window_step": checkpoint.window_step,
         "classes": checkpoint.classes,
+        "streams": [],
     }
+    encoders, samples, parts = model.encoders(), [], []
+    with torch.no_grad():
+        for number, encoder in enumerate(encoders):
+            file = f"encoder{number + 1 if number else ''}.onnx"
+            size = dim if encoder is model.encoder else encoder.spec.input_size
+            samples.append((file, _export_encoder(folder / file, encoder, size, numbers)))
+        for encoder, stream in open_streams(model.encoder, model.further, model.streams, dim):
+            file, (_, embeddings) = samples[encoders.index(encoder)]
+            layout = replace(stream.windows, least=stream.windows.frames)
+            about["streams"].append(
+                {
+                    "name": stream.name, "file": file, "width": stream.width, "img_dim": stream.img_dim,
+                    "live_frames": layout.frames, "batch_size": encoder.spec.cpu_batch,
+                    "windows": asdict(layout), "resize": asdict(stream.resize),
+                }
+            )  # fmt: skip
+            # As large as real ones, and of clips that differ.
+            parts.append(embeddings.flatten(0, 1)[torch.randint(3, (3, length), generator=numbers)])
+        clips, padding = torch.cat(parts, dim=-1), torch.zeros(3, length, dtype=torch.bool)
+        padding[0, : length // 3] = True
+        logits = model.classify(clips, padding)
+        free = {axis: Dim(name, min=1, max=2**20) for axis, name in enumerate(("clips", "time"))}
+        _write(folder / "head.onnx", _Clips(model), {"embeddings": clips, "padding": padding}, "logits", free)
     write_whole(folder / "model.json", json_bytes(about))
     exported = OnnxModel(folder)
-    difference = max(
-        (exported.encode_frames(frames) - embeddings).abs().max().item(),
-        (exported.classify(clips, padding) - logits).abs().max().item(),
-    )
+    differences = [
+        exported.run_encoder(file, windows) - embeddings for file, (windows, embeddings) in samples
+    ]
+    differences.append(exported.classify(clips, padding) - logits)
+    difference = max(values.abs().max().item() for values in differences)
     if not difference <= TOLERANCE:
         raise OnnxError(f"{folder}: its numbers are {difference:.2g} from PyTorch's; do not use it")
     return difference
+
+
+def _export_encoder(
+    path: Path, encoder: Encoder, size: int, numbers: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Write an encoder; returns random windows, and what PyTorch makes of them."""
+    shape = (3, encoder.spec.windows.frames, 3, size, size)
+    windows = torch.randint(0, 256, shape, dtype=torch.uint8, generator=numbers)
+    free = {0: Dim("windows", min=1, max=2**20)}
+    _write(path, _Windows(encoder), {"windows": windows}, "embeddings", free)
+    return windows, encoder.embed(windows)
 
 
 class OnnxModel:
@@ -172,40 +205,51 @@ class OnnxModel:
             about: dict[str, Any] = json.loads((folder / "model.json").read_text())
             if about["format"] != FORMAT:
                 raise OnnxError(f"{folder}: of another version, {about['format']}; export it again")
-            self.classes, self.streams = list(about["classes"]), tuple(about["streams"])
+            self.classes = list(about["classes"])
             self.width, self.img_dim = int(about["width"]), int(about["img_dim"])
             self.sequence_length = int(about["sequence_length"])
-            self.frame_stride = int(about["frame_stride"])
-            self._encoder, self._head = (
-                onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
-                for name in ("encoder.onnx", "head.onnx")
-            )
+            self.frame_stride, self.window_step = int(about["frame_stride"]), int(about["window_step"])
+            self._streams = [self._stream(**entry) for entry in about["streams"]]
+            files = {"head.onnx", *(entry["file"] for entry in about["streams"])}
+            self._sessions = {
+                name: onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
+                for name in files
+            }
         except OnnxError:
             raise
         # A damaged file makes the readers fail in any way there is.
         except Exception as error:
             raise OnnxError(f"{folder}: damaged; export it again") from error
         # What the head has no use for is no input of it.
-        self._inputs = {entry.name for entry in self._head.get_inputs()}
+        self._inputs = {entry.name for entry in self._sessions["head.onnx"].get_inputs()}
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Embeddings of frames: (N, 3, img_dim, img_dim) uint8 -> (N, D) float32."""
-        parts = [self._encoder.run(None, {"frames": part.numpy()})[0] for part in frames.split(BATCH)]
-        return torch.from_numpy(np.concatenate(parts))
+    def _stream(self, *, file: str, batch_size: int, **entry: Any) -> Stream:
+        layout, resize = Windows(**entry.pop("windows")), entry.pop("resize")
+        size = resize.pop("size")
+        resize = Resize(size=size if isinstance(size, int) else tuple(size), **resize)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """As `Classifier.embed`.
+        def embed(windows: Tensor) -> Tensor:
+            images = difference_images(windows) if layout.context else windows
+            return torch.cat([self.run_encoder(file, part) for part in images.split(batch_size)])
+
+        return Stream(layout, resize, **entry, embed=embed, device=self.device, batch_size=batch_size)
+
+    def run_encoder(self, file: str, windows: Tensor) -> Tensor:
+        """Embeddings of windows: (N, L, 3, img_dim, img_dim) uint8 -> (N, K, D) float32."""
+        given = np.ascontiguousarray(windows.numpy())
+        return torch.from_numpy(self._sessions[file].run(None, {"windows": given})[0])
+
+    def open_streams(self, img_dim: int | None = None) -> list[Stream]:
+        """As `Classifier.open_streams`.
 
         Raises: UserError if the frames have another size than it was exported for.
         """
-        if images.shape[-2:] != (self.img_dim, self.img_dim):
+        if img_dim not in (None, self.img_dim):
             raise UserError(
                 f"the model was exported for frames of {self.img_dim} pixels; leave out --img_dim, or export "
                 "it again"
             )
-        return torch.cat(
-            [self.encode_frames(stream.contiguous()) for stream in images.split(3, dim=1)], dim=1
-        )
+        return self._streams
 
     def classify(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """As `Classifier.classify`."""
@@ -213,4 +257,4 @@ class OnnxModel:
             padding = torch.zeros(embeddings.shape[:2], dtype=torch.bool)
         inputs = {"embeddings": embeddings.numpy(), "padding": padding.numpy()}
         given = {name: value for name, value in inputs.items() if name in self._inputs}
-        return torch.from_numpy(self._head.run(None, given)[0])
+        return torch.from_numpy(self._sessions["head.onnx"].run(None, given)[0])

@@ -59,7 +59,7 @@ def mean_pooled(clips: list[Clip], caches: list[CachedClips]) -> np.ndarray:
         [
             np.stack(
                 [
-                    cache.gather([clip], np.arange(cache.frames(clip))[None], np.zeros(1, bool)).mean(1)[0]
+                    cache.gather([clip], np.arange(cache.count(clip))[None], np.zeros(1, bool)).mean(1)[0]
                     for clip in clips
                 ]
             )

@@ -15,18 +15,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from annotation.labels import FrameModel, label_frames, read_and_resize
+from annotation.labels import ClipLayout, FrameModel, label_frames, read_windows
 from annotation.onnx_model import OnnxModel, export
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
 from utils.device import available_cores, choose_dtype
-from video.frames import StreamReader
 from video.reader import Video
 
 
-def label(model: FrameModel, video: Video, img_dim: int, length: int) -> np.ndarray:
+def label(model: FrameModel, video: Video, trained: Checkpoint) -> np.ndarray:
     """Probabilities of each frame (frames, C)."""
-    batches = read_and_resize(video, img_dim, StreamReader(model.streams))
-    return torch.cat([part.probabilities for part in label_frames(model, batches, length, 2)]).numpy()
+    streams = model.open_streams(trained.img_dim)
+    layout = ClipLayout(trained.sequence_length, trained.window_step, stride=trained.frame_stride)
+    batches = read_windows(video, streams, layout.stride)
+    parts = label_frames(model, streams, batches, layout)
+    return torch.cat([part.probabilities for part in parts]).numpy()
 
 
 def main() -> None:
@@ -40,7 +42,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = load_checkpoint(args.checkpoint_model)
         difference = export(checkpoint, Path(folder) / "exported")
-        img_dim, length = checkpoint.img_dim, checkpoint.sequence_length
         models: dict[str, FrameModel] = {}
         for name, dtype in (
             ("PyTorch, fp32", torch.float32),
@@ -55,7 +56,7 @@ def main() -> None:
         for clip in tqdm(chosen, unit="clip"):
             for name in models:
                 started = time.perf_counter()
-                found[name].append(label(models[name], clip.video, img_dim, length))
+                found[name].append(label(models[name], clip.video, checkpoint))
                 rates[name].append(len(found[name][-1]) / (time.perf_counter() - started))
     print(common.machine(device))
     print(f"exported: numbers within {difference:.1g} of PyTorch's")

@@ -85,8 +85,14 @@ def raw_rate(encoder: Encoder, img_dim: int, device: torch.device, *, batches: i
 
     On all cores at once, and in the batch size that is best that way: what a bare loop would do.
     """
-    shape = (32 if device.type == "cpu" else encoder.batch_size, 3, img_dim, img_dim)
-    data = torch.randn(shape, device=device).to(encoder.dtype).contiguous(memory_format=torch.channels_last)
+    spec = encoder.spec
+    if spec.video:
+        shape: tuple[int, ...] = (encoder.batch_size, 3, spec.windows.frames, img_dim, img_dim)
+        layout = torch.channels_last_3d
+    else:
+        shape = (32 if device.type == "cpu" else encoder.batch_size, 3, img_dim, img_dim)
+        layout = torch.channels_last
+    data = torch.randn(shape, device=device).to(encoder.dtype).contiguous(memory_format=layout)
     assert encoder._fast is not None
     network = encoder._fast
     with torch.no_grad():
@@ -96,7 +102,7 @@ def raw_rate(encoder: Encoder, img_dim: int, device: torch.device, *, batches: i
             for _ in range(batches):
                 network(data)
 
-        return batches * len(data) / seconds(work, device)
+        return batches * shape[0] * (spec.windows.frames if spec.video else 1) / seconds(work, device)
 
 
 class Original(nn.Module):

@@ -18,7 +18,8 @@ from pathlib import Path
 sys.path.insert(0, "benchmarks")
 import common, torch
 from torch.nn import functional as F
-from dataset import ClipBatches, EmbeddingClips, Sampling
+from dataset import Sampling
+from training.batches import ClipBatches, EmbeddingClips
 from features.fill import open_cache
 data, encoder, img_dim, count, folder = sys.argv[1:]
 every = common.clips(Path(data))
@@ -29,13 +30,14 @@ start = time.perf_counter()
 cache = open_cache(Path(folder), chosen, model.encoder, int(img_dim), flip=False, threads=2)
 kept = cache.view(chosen)
 fill = time.perf_counter() - start
-frames = sum(kept.frames(clip) for clip in chosen)
+frames = sum(clip.video.count() for clip in chosen)
 size = sum(path.stat().st_size for path in cache.folder.iterdir())
 trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=5e-4)
 batches = ClipBatches(len(chosen), 16, shuffle=True)
 loader = EmbeddingClips(
-    [kept], chosen, Sampling(40, training=True, flip=False), batches, torch.device("cpu")
+    [kept], [model.encoder.spec.windows], chosen,
+    Sampling(model.encoder.spec.sequence_length, training=True, flip=False), batches, torch.device("cpu")
 )
 model.train()
 times = []

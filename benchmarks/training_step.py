@@ -13,8 +13,10 @@ import common
 import torch
 from torch.nn import functional as F
 
-from dataset import ClipBatches, EmbeddingClips, Sampling
+from dataset import Sampling
 from features.fill import open_cache
+from features.windows import PHOTOGRAPHS
+from training.batches import ClipBatches, EmbeddingClips
 from utils.device import choose_device
 
 BATCH, LENGTH = 16, 40
@@ -55,7 +57,7 @@ def main() -> None:
         )
         batches = ClipBatches(len(chosen), BATCH, shuffle=True)
         sampling = Sampling(LENGTH, training=True, frame_stride=4)
-        loader = EmbeddingClips([cache.view(chosen)], chosen, sampling, batches, device)
+        loader = EmbeddingClips([cache.view(chosen)], [PHOTOGRAPHS], chosen, sampling, batches, device)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in model.parameters() if parameter.requires_grad], lr=5e-4
         )

@@ -1,10 +1,10 @@
-"""Embeddings of frames on disk: what a cache consists of, and reading it; `fill` adds what is missing.
+"""Embeddings of videos on disk: what a cache consists of, and reading it; `fill` adds what is missing.
 
 A cache is a folder of plain files:
 
-    embeddings.npy   float16 (frames, views, D): all clips one after another. NumPy's own format, since any
-                     tool can map it into memory and read single rows. View 0 is the frame, view 1 its mirror
-                     image.
+    embeddings.npy   float16 (rows, views, D): all clips one after another. NumPy's own format, since any
+                     tool can map it into memory and read single rows. A row is an embedding, of a frame or
+                     of some, as its encoder sees; view 0 is of the video, view 1 of its mirror image.
     index.jsonl      one line per clip: its name, its rows, their CRC-32, and size and time of its file
     key.json         what the embeddings depend on, in words; the folder's name ends in a hash of it
 
@@ -29,12 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.encoder import DIFF_GAIN, GRAY
+from features.windows import PHOTOGRAPHS, Windows
 from splits.split import Clip
 from utils.process import UserError
-from video.frames import DIFF_GAIN, GRAY
+from video.frames import SQUEEZE
 from video.reader import Video
 
-RESIZE = "torchvision bicubic antialias uint8, squeezed to a square"
 # Bytes before the rows; NumPy pads the header of a .npy file to a multiple of 64, so that this one can grow.
 HEADER = 256
 
@@ -55,7 +56,8 @@ class CacheKey:
         flip: mirrored frames are kept too
         frame_stride: every N-th frame is kept
         resize: how frames came to their size
-        stream: what a frame was seen as, a key of `frames.STREAMS`
+        stream: what a frame was seen as, one of `encoder.STREAMS`
+        windows: how the encoder goes along a video
     """
 
     encoder: str
@@ -64,18 +66,22 @@ class CacheKey:
     dtype: str
     flip: bool = True
     frame_stride: int = 1
-    resize: str = RESIZE
+    resize: str = SQUEEZE.words
     stream: str = "rgb"
+    windows: Windows = PHOTOGRAPHS
 
     @property
     def views(self) -> int:
-        """Embeddings of each frame."""
+        """Kept side by side: what an encoder makes of a window, and of its mirror image."""
         return 2 if self.flip else 1
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The attributes by name; the stream rgb has no entry, as before there were others."""
+        """The attributes by name; what is as it was before there was another has no entry."""
         fields = asdict(self)
+        del fields["windows"]
+        if self.windows.frames > 1:
+            fields["windows"] = self.windows.words
         if self.stream == "rgb":
             del fields["stream"]
         else:
@@ -96,7 +102,10 @@ class CacheKey:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of an index: rows [row, row + frames) hold a clip, whose file had this size and time."""
+    """A line of an index: rows [row, row + frames) hold a clip, whose file had this size and time.
+
+    Its name is from when each row was of a frame.
+    """
 
     row: int
     frames: int
@@ -107,7 +116,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Shard:
-    """Rows (frames, views, D) of one file, mapped into memory."""
+    """Rows (rows, views, D) of one file, mapped into memory."""
 
     path: Path
     rows: np.ndarray
@@ -153,14 +162,14 @@ class CachedClips:
     def __init__(self, places: dict[str, tuple[_Shard, Entry]], width: int) -> None:
         self.width, self._places = width, places
 
-    def frames(self, clip: Clip) -> int:
-        """Number of frames of a clip that are kept."""
+    def count(self, clip: Clip) -> int:
+        """Number of embeddings of a clip."""
         return self._places[clip.name][1].frames
 
-    def gather(self, clips: Sequence[Clip], frames: np.ndarray, flipped: np.ndarray) -> Tensor:
-        """Embeddings (B, T, D) float16 of frames (B, T) of B clips, mirrored where `flipped` (B,) is true."""
+    def gather(self, clips: Sequence[Clip], indices: np.ndarray, flipped: np.ndarray) -> Tensor:
+        """Embeddings (B, T, D) float16 out of B clips, by number (B, T), mirrored where `flipped` (B,)."""
         places = [self._places[clip.name] for clip in clips]
-        numbers = np.array([entry.row for _, entry in places])[:, None] + frames
+        numbers = np.array([entry.row for _, entry in places])[:, None] + indices
         views = np.broadcast_to(flipped[:, None].astype(int), numbers.shape)
         embeddings = np.empty((*numbers.shape, self.width), np.float16)
         for shard in {shard.path: shard for shard, _ in places}.values():
@@ -174,7 +183,7 @@ class EmbeddingCache:
 
     Args:
         folder: of the files; there may be none yet
-        views: embeddings of each frame
+        views: 2 where mirrored frames are kept too
         width: D
 
     Raises: CacheError if the files do not fit together.
@@ -202,7 +211,7 @@ class EmbeddingCache:
 
     @property
     def row_bytes(self) -> int:
-        """Of one frame."""
+        """Of one embedding, with its views."""
         return 2 * self.views * self.width
 
     def _map(self, path: Path, rows: int) -> np.ndarray:

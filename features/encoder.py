@@ -1,6 +1,6 @@
-"""A frozen network made as fast as its device allows, and frames on their way through it.
+"""A frozen network made as fast as its device allows, and windows of frames on their way through it.
 
-Shapes: N frames, H x W pixels, D embedding width.
+Shapes: N windows, L frames of each, H x W pixels, K embeddings of each, D embedding width.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from features.networks import encoder_spec
 from features.weights import State
+from features.windows import CHANGES, Windows
 from utils.process import UserError
 
-# Frames that go through the encoder at once on a GPU: what keeps it busy.
-ACCELERATOR_BATCH = 256
+# What a frame may be seen as: itself, and what has changed since the frame before it.
+STREAMS = ("rgb", "diff")
+# Neighbouring frames differ little; the embeddings tell actions apart best so (see benchmarks/README.md).
+GRAY, DIFF_GAIN = 128, 2
+
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+BATCHNORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class _LayerTracer(fx.Tracer):
     """Sees a network as a graph of convolutions and BatchNorms, timm's own kinds included."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        layers = isinstance(m, (nn.Conv2d, nn.BatchNorm2d))
+        layers = isinstance(m, CONVOLUTIONS + BATCHNORMS)
         return layers or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -40,7 +46,7 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
     rounding (Jacob et al., CVPR 2018, section 3.2), and a pass over the activations is saved.
     """
     layers = dict(network.named_modules())
-    if not any(isinstance(layer, nn.BatchNorm2d) for layer in layers.values()):
+    if not any(isinstance(layer, BATCHNORMS) for layer in layers.values()):
         return network
     try:
         graph = _LayerTracer().trace(network)
@@ -49,13 +55,13 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
         return network
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(layers[node.target], nn.BatchNorm2d):
+        if node.op != "call_module" or not isinstance(layers[node.target], BATCHNORMS):
             continue
         source, norm = node.args[0], layers[node.target]
         # A layer that is called twice would be folded with the one, and used with the other.
         if (
             source.op == "call_module"
-            and isinstance(layers[source.target], nn.Conv2d)
+            and isinstance(layers[source.target], CONVOLUTIONS)
             and len(source.users) == 1
             and calls[source.target] == calls[node.target] == 1
         ):
@@ -63,6 +69,25 @@ def fold_batchnorm(network: nn.Module) -> nn.Module:
             # Timm's BatchNormAct2d holds the activation too.
             network.set_submodule(node.target, getattr(norm, "act", nn.Identity()))
     return network
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Lay the kernels out so that convolutions read them fastest, in place; returns the network."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for tensor in network.parameters():
+        if tensor.ndim in formats:
+            tensor.data = tensor.data.contiguous(memory_format=formats[tensor.ndim])
+    return network
+
+
+def difference_images(windows: Tensor) -> Tensor:
+    """What has changed from frame to frame, as images: (N, 2, ...) -> (N, 1, ...), values in [0, 255].
+
+    What moves is seen, as in the RGB differences of TSN (Wang et al., ECCV 2016), around the middle gray that
+    a network for photographs expects. Integers stay integers, so in float32 it is exact.
+    """
+    change = windows[:, 1:].float() - windows[:, :-1].float()
+    return change.mul_(DIFF_GAIN).add_(GRAY).clamp_(0, 255).to(windows.dtype)
 
 
 def keep_freed_memory() -> None:
@@ -95,14 +120,15 @@ def computation(dtype: torch.dtype, device_type: str, *, compile: bool) -> str:
 
 
 class Encoder(nn.Module):
-    """A frozen ImageNet network.
+    """A frozen network, pretrained on ImageNet or on videos.
 
     Frozen for good: no gradient reaches `feature_extractor`, and its BatchNorm layers stay in eval mode
     whatever `.train()` says.
 
     Args:
         name: as `encoder_spec` takes it
-        pretrained: load ImageNet weights; without, weights are random, to be loaded from a checkpoint
+        pretrained: load the weights that it is known for; without, they are random, to be loaded from a
+            checkpoint
         state: load these weights instead, named as the network's library names them
 
     Attributes:
@@ -127,12 +153,9 @@ class Encoder(nn.Module):
         self._fast: Callable[[Tensor], Tensor] | None = None
         self._compiled = False
         # Set where memory is too small for the batches that are fastest.
-        self._batch_limit = ACCELERATOR_BATCH
+        self._batch_limit = self.spec.accelerator_batch
         self._sha256: str | None = None
-        # Convolutions read channels_last faster on CPUs and on tensor cores.
-        self.feature_extractor = self.spec.build(pretrained=pretrained, state=state).to(
-            memory_format=torch.channels_last
-        )
+        self.feature_extractor = channels_last(self.spec.build(pretrained=pretrained, state=state))
         self.feature_extractor.requires_grad_(False).eval()
         self.register_buffer("mean", 255 * torch.tensor(self.spec.mean), persistent=False)
         self.register_buffer("scale", 1 / (255 * torch.tensor(self.spec.std)), persistent=False)
@@ -162,8 +185,8 @@ class Encoder(nn.Module):
 
     @property
     def batch_size(self) -> int:
-        """Frames that `embed` puts through the network at once."""
-        most = self.spec.cpu_batch if self.device.type == "cpu" else ACCELERATOR_BATCH
+        """Windows that `embed` puts through the network at once."""
+        most = self.spec.cpu_batch if self.device.type == "cpu" else self.spec.accelerator_batch
         return min(most, self._batch_limit)
 
     def prepare(self, dtype: torch.dtype, *, compile: bool = False) -> None:
@@ -174,7 +197,7 @@ class Encoder(nn.Module):
         or more.
         """
         network = fold_batchnorm(copy.deepcopy(self.feature_extractor))
-        network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = channels_last(network.to(dtype))
         if self.device.type == "cpu":
             keep_freed_memory()
         if self.device.type == "cuda":
@@ -185,33 +208,47 @@ class Encoder(nn.Module):
         fast = torch.compile(network, dynamic=False, options={"freezing": True}) if compile else network
         self._fast = lambda batch: fast(batch)
 
+    def windows(self, stream: str) -> Windows:
+        """How it goes along a video in a stream, one of `STREAMS`.
+
+        Raises: UserError for differences of frames, where the network sees more than one frame itself.
+        """
+        if stream == "rgb":
+            return self.spec.windows
+        if self.spec.video:
+            raise UserError(f"{self.name} sees how frames change by itself; use --streams rgb")
+        return CHANGES
+
     @torch.no_grad()
-    def embed(self, frames: Tensor) -> Tensor:
-        """Frozen embeddings of frames: (N, 3, H, W) -> (N, D) float32.
+    def embed(self, windows: Tensor, stream: str = "rgb") -> Tensor:
+        """Frozen embeddings of windows of frames: (N, L, 3, H, W) -> (N, K, D) float32.
 
         uint8 frames are RGB in [0, 255] and are normalised here, as the network was trained; floating-point
         frames are taken as normalised already. Where an accelerator's memory is too small for a batch, it is
         halved for good.
 
+        Args:
+            stream: "rgb", or "diff" for windows of a frame and the one before it
+
         Raises: UserError if the network takes frames of one size only, and these have another, or if memory
-            is too small for a single frame.
+            is too small for a single window.
         """
         size = self.spec.input_size
-        if self.spec.fixed_size and frames.shape[-2:] != (size, size):
+        if self.spec.fixed_size and windows.shape[-2:] != (size, size):
             raise UserError(f"{self.name} takes frames of {size} pixels only; use --img_dim {size}")
         embeddings: list[Tensor] = []
         done = 0
-        while done < len(frames):
-            batch = frames[done : done + self.batch_size]
+        while done < len(windows):
+            batch = windows[done : done + self.batch_size]
             try:
-                embeddings.append(self._embed_batch(batch))
+                embeddings.append(self._embed_batch(batch, stream))
                 done += len(batch)
                 continue
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
                     raise UserError(
-                        f"the accelerator's memory is too small for {self.name} on a frame of "
-                        f"{batch.shape[-1]} pixels; lower --img_dim"
+                        f"the accelerator's memory is too small for {self.name} on {windows.shape[1]} frames "
+                        f"of {batch.shape[-1]} pixels; lower --img_dim"
                     ) from error
             # Outside of `except`, where the error's traceback would hold on to the memory.
             self._batch_limit = len(batch) // 2
@@ -219,23 +256,29 @@ class Encoder(nn.Module):
                 torch.accelerator.empty_cache()
         return torch.cat(embeddings)
 
-    def _embed_batch(self, batch: Tensor) -> Tensor:
-        count, batch = len(batch), self._filled_up(batch).contiguous(memory_format=torch.channels_last)
+    def _embed_batch(self, batch: Tensor, stream: str) -> Tensor:
+        count, batch = len(batch), self._filled_up(batch)
         if batch.dtype == torch.uint8:
             # By rows of pixels: the three values of a pixel are too few for a CPU's vectors.
-            rows, width = batch.permute(0, 2, 3, 1).flatten(2).float(), batch.shape[-1]
+            rows, width = batch.permute(0, 1, 3, 4, 2).flatten(3).float(), batch.shape[-1]
+            if stream == "diff":
+                rows = difference_images(rows)
             rows.sub_(self.mean.repeat(width)).mul_(self.scale.repeat(width))
-            batch = rows.unflatten(-1, (width, 3)).permute(0, 3, 1, 2)
+            batch = rows.unflatten(-1, (width, 3)).permute(0, 1, 4, 2, 3)
         network = self._fast or self.feature_extractor
-        return network(batch.to(self.dtype)).float()[:count]
+        if self.spec.video:
+            clips = batch.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+            return network(clips.to(self.dtype)).float()[:count]
+        images = batch[:, -1].contiguous(memory_format=torch.channels_last)
+        return network(images.to(self.dtype)).float()[:count, None]
 
     def _filled_up(self, batch: Tensor) -> Tensor:
         """The batch, filled up to a power of two: at each new size cuDNN tunes, or a network is compiled."""
         if self.device.type == "cpu" and not self._compiled:
             return batch
         size = min(self.batch_size, 1 << (len(batch) - 1).bit_length())
-        return torch.cat([batch, batch[:1].expand(size - len(batch), -1, -1, -1)])
+        return torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def forward(self, windows: Tensor) -> Tensor:
         """As `embed`."""
-        return self.embed(frames)
+        return self.embed(windows)

@@ -1,4 +1,4 @@
-"""Each frame is encoded once and kept; training and testing start from its embedding. Fills the caches.
+"""Each video is encoded once and kept; training and testing start from its embeddings. Fills the caches.
 
     python3 features.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist     # fill it ahead
     python3 features.py --shard 1/8 ...                                # an eighth of it, on one machine of 8
@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -26,92 +26,25 @@ from tqdm import tqdm
 
 from features.cache import CacheError, CacheKey, EmbeddingCache, file_stamp
 from features.encoder import Encoder
-from features.networks import encoder_spec
 from features.pipeline import embed_ahead, read_ahead
+from features.settings import CacheSettings, EncoderSettings
 from features.shard_writer import ShardWriter
-from features.weights import State, read_weights
+from features.streams import Stream, encoder_stream, further_encoders, open_streams, parse_streams
 from splits.split import WHOLE, Clip, Shard
 from splits.ucf101 import DataSettings, load_split
 from utils.device import DeviceSettings, choose_device, choose_dtype, seed_everything
 from utils.files import beside, write_whole
-from utils.flags import COUNT, accepted_by, add_flags, checked, read, setting
+from utils.flags import add_flags, checked, read
 from utils.process import UserError, is_first, say
 from utils.ranks import ALONE, Ranks
 from video.files import VideoError
-from video.frames import parse_streams
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheSettings:
-    """Where embeddings are kept."""
-
-    cache: str = setting(
-        "disk",
-        "disk (default) encodes each frame once and trains from there; off encodes in every epoch anew",
-        choices=("disk", "off"),
-    )
-    cache_path: Path | None = setting(
-        None, "folder of the embeddings; default: <dataset_path>-embeddings; a local SSD is best", Path
-    )
-    frame_stride: int = setting(
-        1,
-        "use every N-th frame only; default: 1, which is best for UCF-101, or the checkpoint's; 2 halves "
-        "time and disk of the cache",
-        COUNT,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderSettings:
-    """What becomes of a frame."""
-
-    encoder: str = setting(
-        "resnet152",
-        "frozen network: resnet152 (default) is the original's, efficientnet_lite0 is over 10 times as fast "
-        "and works offline; also resnet18 to resnet101, and timm/<name> for any network of timm",
-        accepted_by(encoder_spec),
-    )
-    encoder_weights: Path | None = setting(
-        None,
-        "file with other weights for it, .safetensors or .pth, named as torchvision or timm names them; "
-        "default: those of ImageNet",
-        Path,
-    )
-    streams: str = setting(
-        "rgb",
-        "what a frame is seen as: rgb (default), diff (what changed since the frame before), or rgb,diff for "
-        "both, joined at the end; diff is another cache of the same size",
-        accepted_by(parse_streams),
-    )
-    img_dim: int | None = setting(
-        None,
-        "height and width of the frames in pixels; default: what the encoder was trained at, 224 for most, "
-        "which is the most accurate; 112 is 4 times as fast",
-        COUNT,
-    )
-    no_flip: bool = setting(
-        False,
-        "do not mirror training clips; for classes that differ in left and right, not for UCF-101; halves "
-        "the cache",
-    )
-
-    def state(self) -> State | None:
-        """The weights of --encoder_weights, whose SHA-256 is printed; None where the flag is not given.
-
-        Raises: MissingFileError if there is no such file, WeightsError if it holds no tensors.
-        """
-        if self.encoder_weights is None:
-            return None
-        state, digest = read_weights(self.encoder_weights)
-        say(f"weights of {self.encoder}: {self.encoder_weights}, SHA-256 {digest}")
-        return state
 
 
 def fill(
     cache: EmbeddingCache,
     key: CacheKey,
     clips: Sequence[Clip],
-    encoder: Encoder,
+    stream: Stream,
     *,
     threads: int = 1,
     shard: Shard = WHOLE,
@@ -144,7 +77,7 @@ def fill(
             cache.folder / "key.json", (json.dumps(key.fields, indent=1, sort_keys=True) + "\n").encode()
         )
         try:
-            _encode_clips(cache, key, missing, encoder, threads, shard)
+            _encode_clips(cache, key, missing, stream, threads, shard)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
@@ -177,7 +110,7 @@ def _check_space(cache: EmbeddingCache, key: CacheKey, clips: Sequence[Clip], sh
     share = sum(clip.video.size() for clip in clips) / max(1, sum(clip.video.size() for clip in some))
     frames = sum(map(_stated_count, some)) * share / key.frame_stride
     # The other shards are filled meanwhile, perhaps on the same disk.
-    need = frames * cache.row_bytes * shard.count
+    need = frames / key.windows.hop * cache.row_bytes * shard.count
     free = shutil.disk_usage(cache.folder).free
     say(
         f"encoding {len(clips):,} clips, about {frames:,.0f} frames, into {cache.folder}: "
@@ -193,7 +126,7 @@ def _check_space(cache: EmbeddingCache, key: CacheKey, clips: Sequence[Clip], sh
 
 
 def _encode_clips(
-    cache: EmbeddingCache, key: CacheKey, clips: Sequence[Clip], encoder: Encoder, threads: int, shard: Shard
+    cache: EmbeddingCache, key: CacheKey, clips: Sequence[Clip], stream: Stream, threads: int, shard: Shard
 ) -> None:
     videos = [clip.video for clip in clips]
     stamps = [file_stamp(video) for video in videos]
@@ -204,16 +137,14 @@ def _encode_clips(
         tqdm(
             total=len(clips), desc="encoding", unit="clip", dynamic_ncols=True, disable=not is_first()
         ) as bar,
-        contextlib.closing(
-            read_ahead(videos, key.img_dim, key.frame_stride, threads, encoder.device, key.stream)
-        ) as chunks,
+        contextlib.closing(read_ahead(videos, stream, key.frame_stride, threads)) as pieces,
     ):
-        for number, item in embed_ahead(encoder, chunks, flip=key.flip):
+        for number, item in embed_ahead(stream, pieces, flip=key.flip):
             if isinstance(item, np.ndarray):
                 if not (np.abs(item) <= np.finfo(np.float16).max).all():
                     raise CacheError(f"{videos[number].path}: an embedding does not fit into float16")
                 writer.add_rows(item)
-                encoded += len(item)
+                encoded += key.windows.hop * len(item)
                 continue
             bar.update()
             bar.set_postfix_str(f"{encoded / (time.monotonic() - started):.0f} frames/s")
@@ -251,9 +182,11 @@ def open_cache(
     Raises: as `EmbeddingCache` and `fill`; CacheError if the processes see different folders, UserError if
         the folder cannot be made.
     """
+    own = encoder_stream(encoder, stream, img_dim)
     key = CacheKey(
-        encoder.name, encoder.sha256(), img_dim, encoder.variant, True, frame_stride, stream=stream
-    )
+        encoder.name, encoder.sha256(), img_dim, encoder.variant, True, frame_stride,
+        own.resize.words, own.view_name, own.windows,
+    )  # fmt: skip
     if not flip and not (path / key.folder).is_dir():
         key = replace(key, flip=False)
     folder = path / key.folder
@@ -270,7 +203,7 @@ def open_cache(
     ranks.wait()
     if missing:
         share = shard or Shard(ranks.rank + 1, ranks.size)
-        fill(cache, key, clips, encoder, threads=threads, shard=share)
+        fill(cache, key, clips, own, threads=threads, shard=share)
     ranks.wait()
     if ranks.size > 1:
         cache.read()
@@ -319,18 +252,22 @@ def main(argv: list[str] | None = None) -> int:
         split = load_split(data.dataset_path, data.split_path, 1)
         if missing := split.missing():
             say(f"warning: {missing}")
-        encoder = Encoder(seen.encoder, state=seen.state()).to(device)
-        encoder.prepare(choose_dtype(device_settings.precision, device), compile=device_settings.compile)
+        names, dtype = parse_streams(seen.streams), choose_dtype(device_settings.precision, device)
+        encoder = Encoder(seen.encoder, state=seen.state())
+        further = further_encoders(names)
+        for each in (encoder, *further.values()):
+            assert isinstance(each, Encoder)
+            each.to(device).prepare(dtype, compile=device_settings.compile)
         clips = split.train + split.test
-        for stream in parse_streams(seen.streams):
+        for own, stream in open_streams(encoder, further, names, seen.img_dim):
             cache = open_cache(
                 cache_folder(kept.cache_path, data.dataset_path),
                 clips,
-                encoder,
-                seen.img_dim or encoder.spec.input_size,
-                flip=not seen.no_flip,
-                stream=stream,
-                frame_stride=kept.frame_stride,
+                own,
+                stream.img_dim,
+                flip=seen.mirrors(encoder.spec),
+                stream=stream.name,
+                frame_stride=kept.frame_stride or encoder.spec.frame_stride,
                 threads=max(1, device_settings.num_workers),
                 ranks=ranks,
                 shard=args.shard,

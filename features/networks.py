@@ -1,6 +1,7 @@
 """The networks that frames can be encoded by, and where their weights come from.
 
-A new encoder is one entry in `ENCODERS`; any network of timm is one already, as timm/<name>.
+A new encoder is one entry in `ENCODERS`; any network of timm is one already, as timm/<name>, and some of
+Hugging Face's for videos are, as hf/<name>.
 
 Shapes: N frames, H x W pixels, D embedding width.
 """
@@ -8,6 +9,7 @@ Shapes: N frames, H x W pixels, D embedding width.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -15,10 +17,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from features.huggingface import HF, huggingface_network
+from features.video_networks import VideoNetwork, download_weights
 from features.weights import State, WeightsError, first_line, load_weights
+from features.windows import PHOTOGRAPHS, Windows
 from utils.process import UserError
+from video.frames import SQUEEZE, Resize
 
 TIMM = "timm/"
+# Frames/s of most clips of UCF-101.
+UCF101_FPS = 25
 
 
 class Build(Protocol):
@@ -49,24 +57,8 @@ class _ImagenetResNet:
         if state is not None:
             load_weights(network, state, self.name)
         elif pretrained:
-            self._download(network)
+            download_weights(network, self.name, "IMAGENET1K_V1", "ImageNet", instead="efficientnet_lite0")
         return nn.Sequential(*list(network.children())[:-1], nn.Flatten(1))
-
-    def _download(self, network: nn.Module) -> None:
-        import torchvision
-
-        weights = torchvision.models.get_model_weights(self.name)["IMAGENET1K_V1"]
-        file = weights.url.rsplit("/", 1)[-1]
-        folder = torch.hub.get_dir() + "/checkpoints"
-        try:
-            network.load_state_dict(weights.get_state_dict(progress=True, check_hash=True))
-        # No network, no such host, a full disk, a wrong hash, a broken file: the way out is the same.
-        except Exception as error:
-            raise WeightsError(
-                f"no ImageNet weights for {self.name} ({first_line(error)}); download {weights.url} "
-                f"elsewhere and put the file {file} into {folder}, or use --encoder efficientnet_lite0, "
-                "which works offline"
-            ) from error
 
 
 def _efficientnet_lite0(*, pretrained: bool, state: State | None = None) -> nn.Module:
@@ -121,6 +113,23 @@ class _Timm:
         return network
 
 
+def _i3d(*, pretrained: bool, state: State | None = None) -> nn.Module:
+    """I3D without its last layer, (N, 3, T, H, W) -> (N, T / 8, 1024)."""
+    from features.i3d import InceptionI3d, i3d_weights
+
+    network = InceptionI3d()
+    if state is not None or pretrained:
+        load_weights(network, state or i3d_weights(), "i3d")
+    return network
+
+
+def kinetics_categories() -> list[str]:
+    """The 400 names of Kinetics-400, in the order of its labels; torchvision keeps them."""
+    from torchvision.models.video import R3D_18_Weights
+
+    return list(R3D_18_Weights.KINETICS400_V1.meta["categories"])
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """An entry of the encoder table.
@@ -131,7 +140,17 @@ class EncoderSpec:
         input_size: the height and width in pixels that it was trained at
         fixed_size: it takes no other
         mean, std: per channel, of frames scaled to [0, 1]
-        cpu_batch: frames that go through it at once on a CPU: what the caches of a core hold, measured
+        cpu_batch: windows that go through it at once on a CPU: what the caches of a core hold, measured
+        accelerator_batch: the same on a GPU: what keeps it busy
+        windows: frames that it sees at once; a network for photographs, which sees one, maps (N, 3, H, W) to
+            (N, D), any other (N, 3, T, H, W) to (N, K, D)
+        live_frames: of its windows in a live video, where a label must not wait for a whole one
+        fps: frames/s that it was trained at; None if any will do
+        resize: how frames become squares
+        flip: training on mirrored frames too is worth encoding them
+        sequence_length: embeddings of a clip that a head is shown
+        window_step: embeddings from one of the clip that labels a frame to the next
+        categories: names of the classes that its own last layer tells, which is `own_logits` of the network
     """
 
     build: Build
@@ -141,7 +160,67 @@ class EncoderSpec:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     cpu_batch: int = 32
+    accelerator_batch: int = 256
+    windows: Windows = PHOTOGRAPHS
+    live_frames: int = 1
+    fps: float | None = None
+    resize: Resize = SQUEEZE
+    flip: bool = True
+    sequence_length: int = 40
+    window_step: int = 2
+    categories: Callable[[], list[str]] | None = None
 
+    @property
+    def video(self) -> bool:
+        """Whether it sees more than one frame at once."""
+        return self.windows.frames > 1
+
+    @property
+    def frame_stride(self) -> int:
+        """Every how many frames of a video at UCF-101's rate come nearest to its own."""
+        return max(1, round(UCF101_FPS / self.fps)) if self.fps else 1
+
+
+def _kinetics(name: str, width: int, windows: Windows, **others: Any) -> EncoderSpec:
+    """A video network of torchvision, all of which were trained on Kinetics-400."""
+    usual: dict[str, Any] = {"cpu_batch": 1, "accelerator_batch": 8, "fps": 15}
+    usual |= {"resize": Resize(224, 256, "bilinear", antialias=False)}
+    usual |= {
+        "live_frames": windows.least,
+        "flip": False,
+        "window_step": 1,
+        "categories": kinetics_categories,
+    }
+    return EncoderSpec(VideoNetwork(name), width, windows=windows, **usual | others)
+
+
+_RESNET_3D: dict[str, Any] = {
+    "windows": Windows(16, 16, 16),
+    "input_size": 112,
+    "mean": (0.43216, 0.394666, 0.37645),
+    "std": (0.22803, 0.22145, 0.216989),
+    "cpu_batch": 4,
+    "accelerator_batch": 32,
+    "resize": Resize(112, (128, 171), "bilinear", antialias=False),
+    "sequence_length": 4,
+}
+_S3D: dict[str, Any] = {
+    "windows": Windows(64, 8, 16),
+    "mean": _RESNET_3D["mean"],
+    "std": _RESNET_3D["std"],
+    "resize": Resize(224, (256, 256), "bilinear", antialias=False),
+    "sequence_length": 8,
+}
+_MVIT: dict[str, Any] = {
+    "windows": Windows(16, 16, 16),
+    "fixed_size": True,
+    "mean": (0.45, 0.45, 0.45),
+    "std": (0.225, 0.225, 0.225),
+    "accelerator_batch": 16,
+    "fps": 7.5,
+    "sequence_length": 3,
+}
+_SWIN_3D: dict[str, Any] = {"windows": Windows(32, 32, 32), "sequence_length": 2}
 
 ENCODERS: dict[str, EncoderSpec] = {
     "resnet152": EncoderSpec(_ImagenetResNet("resnet152"), 2048),
@@ -155,18 +234,55 @@ ENCODERS: dict[str, EncoderSpec] = {
         mean=(127 / 255, 127 / 255, 127 / 255),
         std=(128 / 255, 128 / 255, 128 / 255),
     ),
+    "i3d": EncoderSpec(
+        _i3d,
+        1024,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        cpu_batch=1,
+        accelerator_batch=8,
+        windows=Windows(frames=64, hop=8, least=32),
+        live_frames=16,
+        fps=25,
+        resize=Resize(224, 256, "bilinear"),
+        flip=False,
+        sequence_length=16,
+        window_step=1,
+        categories=kinetics_categories,
+    ),
+    "r3d_18": _kinetics("r3d_18", 512, **_RESNET_3D),
+    "mc3_18": _kinetics("mc3_18", 512, **_RESNET_3D),
+    "r2plus1d_18": _kinetics("r2plus1d_18", 512, **_RESNET_3D),
+    "s3d": _kinetics("s3d", 1024, **_S3D),
+    "mvit_v1_b": _kinetics("mvit_v1_b", 768, **_MVIT),
+    "mvit_v2_s": _kinetics("mvit_v2_s", 768, **_MVIT),
+    "swin3d_t": _kinetics("swin3d_t", 768, **_SWIN_3D),
+    "swin3d_s": _kinetics("swin3d_s", 768, **_SWIN_3D),
+    "swin3d_b": _kinetics("swin3d_b", 1024, **_SWIN_3D),
 }
 
 
-def encoder_spec(name: str) -> EncoderSpec:
-    """The entry of an encoder: one of `ENCODERS`, or what timm says of the network timm/<name>.
+ENCODERS_WORDS = (
+    "resnet18 to resnet101, timm/<name> for any network of timm, and for videos i3d, r3d_18, mc3_18, "
+    "r2plus1d_18, s3d, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b, and hf/<name or folder> for a "
+    "V-JEPA 2, VideoMAE, TimeSformer or ViViT of Hugging Face"
+)
 
-    Raises: UserError for an unknown name; WeightsError without the package timm.
+
+def encoder_spec(name: str) -> EncoderSpec:
+    """The entry of an encoder: one of `ENCODERS`, or made from what is told of timm/<name> and hf/<name>.
+
+    Raises: UserError for an unknown name; WeightsError without the package timm or transformers, or where
+        the settings of hf/<name> cannot be had.
     """
     if name.startswith(TIMM):
         return _timm_spec(name.removeprefix(TIMM))
+    if name.startswith(HF):
+        return _huggingface_spec(name.removeprefix(HF))
     if name not in ENCODERS:
-        raise UserError(f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}, or timm/<name>")
+        raise UserError(
+            f"unknown encoder {name!r}; choose one of {', '.join(ENCODERS)}, timm/<name> or hf/<name>"
+        )
     return ENCODERS[name]
 
 
@@ -199,4 +315,27 @@ def _timm_spec(name: str) -> EncoderSpec:
         fixed_size=bool(config.get("fixed_input_size")),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
+    )
+
+
+@lru_cache
+def _huggingface_spec(name: str) -> EncoderSpec:
+    network = huggingface_network(name)
+    return EncoderSpec(
+        network,
+        network.width,
+        input_size=network.side,
+        fixed_size=True,
+        mean=network.mean,
+        std=network.std,
+        cpu_batch=1,
+        accelerator_batch=8,
+        windows=network.windows,
+        live_frames=network.windows.least,
+        fps=network.fps,
+        resize=network.resize,
+        flip=False,
+        sequence_length=32,
+        # A clip of 32 is about 5 seconds then.
+        window_step=max(1, 4 // network.windows.hop),
     )

@@ -1,4 +1,4 @@
-"""Many frames through the encoder: decoded ahead in threads, encoded in full batches across clips."""
+"""Many videos through an encoder: decoded ahead in threads, encoded in full batches across clips."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.encoder import Encoder
+from features.streams import Cutter, Stream
+from features.windows import Cut
 from video.files import VideoError
-from video.frames import StreamReader, resize_frames
 from video.reader import Video
 
-# Frames that a decoding thread hands over at once, and how many such chunks of a video it may be ahead.
+# Frames that a thread decodes at once, and how many such chunks of a video it may be ahead.
 CHUNK, AHEAD = 32, 8
 
 T = TypeVar("T")
 
-# The number of a video, and some of its frames, or None at its end, or what made it end.
-Frames = tuple[int, Tensor | Exception | None]
+# The number of a video, and some of its windows, or None at its end, or what made it end.
+Pieces = tuple[int, Cut | Exception | None]
 
 
 class Prefetch(Iterator[T]):
@@ -100,40 +100,43 @@ class OneAhead(Iterator[T]):
 
 
 class _Reader:
-    """A video's resized frames, read on a chunk at a time when it is told to."""
+    """Windows of a video, read on some frames at a time when it is told to."""
 
-    def __init__(self, video: Video, img_dim: int, stride: int, stream: str) -> None:
-        self._chunks = self._read(video, img_dim, stride, StreamReader((stream,)))
-        self.ready: deque[Tensor | Exception | None] = deque()
+    def __init__(self, video: Video, stride: int, stream: Stream) -> None:
+        self._pieces = self._read(video, stride, Cutter([stream]))
+        self.ready: deque[Cut | Exception | None] = deque()
 
     @staticmethod
-    def _read(
-        video: Video, img_dim: int, stride: int, seen: StreamReader
-    ) -> Iterator[Tensor | Exception | None]:
+    def _read(video: Video, stride: int, cutter: Cutter) -> Iterator[Cut | Exception | None]:
         kept = (frame for number, frame in enumerate(video.frames()) if number % stride == 0)
         try:
             while frames := list(islice(kept, CHUNK)):
-                yield seen.read(resize_frames(frames, img_dim))
+                yield from cutter.read(frames)[0]
+            yield from cutter.end()[0]
             yield None
         except (VideoError, OSError) as error:
             yield error
 
     def read(self) -> None:
-        self.ready.extend(islice(self._chunks, 1))
+        self.ready.extend(islice(self._pieces, 1))
 
     def wants_more(self) -> bool:
-        return not self.ready or (len(self.ready) < AHEAD and isinstance(self.ready[-1], Tensor))
+        frames = sum(
+            piece.windows.shape[0] * piece.windows.shape[1] for piece in self.ready if isinstance(piece, Cut)
+        )
+        return not self.ready or (frames < AHEAD * CHUNK and isinstance(self.ready[-1], Cut))
 
 
-def read_in_turns(
-    videos: Sequence[Video], img_dim: int, stride: int, threads: int, stream: str = "rgb"
-) -> Generator[Frames]:
-    """Resized frames of many videos in order, decoded by `threads` threads some hundred frames at a time.
+def read_in_turns(videos: Sequence[Video], stream: Stream, stride: int, threads: int) -> Generator[Pieces]:
+    """Windows of many videos in order, decoded by `threads` threads some hundred frames at a time.
 
     Nothing is decoded while the frames so far are in use: an encoder on the CPU keeps all cores busy, and a
     thread that takes one of them from it lets all others wait. Memory does not grow with the videos.
 
-    Yields: for each video its frames, some (n, 3, img_dim, img_dim) uint8 at a time, then None or an error.
+    Args:
+        stride: every N-th frame is read
+
+    Yields: for each video its windows, some at a time, then None or an error.
     """
     waiting = iter(videos)
     readers: deque[_Reader] = deque()
@@ -141,7 +144,7 @@ def read_in_turns(
     def take_turn() -> None:
         # More videos than threads, so that none waits for another's.
         readers.extend(
-            _Reader(video, img_dim, stride, stream) for video in islice(waiting, threads + 4 - len(readers))
+            _Reader(video, stride, stream) for video in islice(waiting, threads + 4 - len(readers))
         )
         idle = deque(reader for reader in readers if reader.wants_more())
 
@@ -164,21 +167,16 @@ def read_in_turns(
                     take_turn()
                 item = readers[0].ready.popleft()
                 yield number, item
-                more = isinstance(item, Tensor)
+                more = isinstance(item, Cut)
             readers.popleft()
 
 
 def read_ahead(
-    videos: Sequence[Video],
-    img_dim: int,
-    stride: int,
-    threads: int,
-    device: torch.device,
-    stream: str = "rgb",
-) -> Generator[Frames] | Prefetch[Frames]:
-    """`read_in_turns` for an encoder on `device`: an accelerator leaves the cores free to read meanwhile."""
-    frames = read_in_turns(videos, img_dim, stride, threads, stream)
-    return frames if device.type == "cpu" else Prefetch(frames, threads * AHEAD)
+    videos: Sequence[Video], stream: Stream, stride: int, threads: int
+) -> Generator[Pieces] | Prefetch[Pieces]:
+    """`read_in_turns`; an encoder on an accelerator leaves the cores free to read meanwhile."""
+    pieces = read_in_turns(videos, stream, stride, threads)
+    return pieces if stream.device.type == "cpu" else Prefetch(pieces, threads * AHEAD)
 
 
 def _overlaps(device: torch.device) -> bool:
@@ -186,43 +184,73 @@ def _overlaps(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _buffer(encoder: Encoder, frames: Tensor) -> Tensor:
-    """Room for a batch of frames like these, in the layout that they come in and the network wants."""
-    layout = {"memory_format": torch.channels_last, "pin_memory": encoder.device.type == "cuda"}
-    shape = (encoder.batch_size, *frames.shape[1:])
-    return torch.empty(shape, dtype=torch.uint8, **layout).zero_()  # type: ignore[call-overload]
+class Batches:
+    """Windows on their way through an encoder in full batches, and what each batch consists of.
 
-
-def _encode(encoder: Encoder, batch: Tensor, flip: bool) -> tuple[Tensor, torch.Event | None]:
-    """Embeddings (N, views, D) of a batch on their way to the CPU, and what tells that they are there."""
-    frames = batch.to(encoder.device, non_blocking=True)
-    views = [frames, frames.flip(-1)] if flip else [frames]
-    embeddings = torch.stack([encoder.embed(view) for view in views], dim=1)
-    if encoder.device.type == "cpu":
-        return embeddings, None
-    # Behind this batch in its stream, and before the next: waiting for it does not wait for that one.
-    copied = embeddings.to("cpu", non_blocking=True)
-    return copied, torch.accelerator.current_stream().record_event()
-
-
-def embed_ahead(
-    encoder: Encoder, chunks: Iterable[Frames], *, flip: bool
-) -> Iterator[tuple[int, np.ndarray | Exception | None]]:
-    """Embeddings of what `read_ahead` gives, in batches across the borders of clips.
-
-    Every batch has the same size, the last one filled up: compiled networks and autotuned kernels want it,
-    and an embedding does not depend on where a run was interrupted. An accelerator computes the next batch
-    while the rows of the last one are given out.
-
-    Yields: as `read_ahead`, with float32 (n, views, D) in place of frames; view 1 is of the mirrored frames.
+    Args:
+        stream: its encoder, on its device
+        flip: mirrored windows are encoded too
     """
-    buffers: list[Tensor] = []
-    turn = used = 0
-    parts: list[tuple[int, int | Exception | None]] = []
-    encoded: deque[tuple[tuple[Tensor, torch.Event | None] | None, list]] = deque()
 
-    def give_out() -> Iterator[tuple[int, np.ndarray | Exception | None]]:
-        batch, contents = encoded.popleft()
+    def __init__(self, stream: Stream, flip: bool) -> None:
+        self._stream, self._flip, self._size = stream, flip, stream.batch_size
+        # An accelerator computes on one of two while the other is filled.
+        self.buffers = 2 if _overlaps(stream.device) else 1
+        self._rooms: dict[torch.Size, deque[Tensor]] = {}
+        self._room = torch.empty(0)
+        self._used = 0
+        self._parts: list[tuple[int, tuple[int, int, int] | Exception | None]] = []
+        self.encoded: deque[tuple[tuple[Tensor, torch.Event | None] | None, list]] = deque()
+
+    def add(self, number: int, piece: Cut | Exception | None) -> None:
+        """Take windows of a video, or what made it end."""
+        if not isinstance(piece, Cut):
+            self._parts.append((number, piece))
+            return
+        windows = piece.tensor()
+        if self._used and windows.shape[1:] != self._room.shape[1:]:
+            self.flush()
+        while len(windows):
+            if not self._used:
+                self._room = self._buffer(windows)
+            count = min(self._size - self._used, len(windows))
+            self._room[self._used : self._used + count] = windows[:count]
+            self._parts.append((number, (count, piece.skip, piece.count)))
+            self._used, windows = self._used + count, windows[count:]
+            if self._used == self._size:
+                self.flush()
+
+    def _buffer(self, windows: Tensor) -> Tensor:
+        """Room for a batch of windows like these, in the layout that they come in and networks want."""
+        if windows.shape[1:] not in self._rooms:
+            length, channels, height, width = windows.shape[1:]
+            shape = (self._size, length, height, width, channels)
+            pinned = self._stream.device.type == "cuda"
+            rooms = [torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(self.buffers)]
+            self._rooms[windows.shape[1:]] = deque(room.permute(0, 1, 4, 2, 3) for room in rooms)
+        rooms_of_shape = self._rooms[windows.shape[1:]]
+        rooms_of_shape.rotate()
+        return rooms_of_shape[0]
+
+    def flush(self) -> None:
+        """Encode what there is; what stands in the rest of the batch is encoded too."""
+        self.encoded.append((self._encode(self._room) if self._used else None, self._parts))
+        self._used, self._parts = 0, []
+
+    def _encode(self, batch: Tensor) -> tuple[Tensor, torch.Event | None]:
+        """Embeddings (N, K, views, D) on their way to the CPU, and what tells that they are there."""
+        windows = batch.to(self._stream.device, non_blocking=True)
+        views = [windows, windows.flip(-1)] if self._flip else [windows]
+        embeddings = torch.stack([self._stream.embed(view) for view in views], dim=2)
+        if windows.device.type == "cpu":
+            return embeddings, None
+        # Behind this batch in its stream, and before the next: waiting for it does not wait for that one.
+        copied = embeddings.to("cpu", non_blocking=True)
+        return copied, torch.accelerator.current_stream().record_event()
+
+    def give_out(self) -> Iterator[tuple[int, np.ndarray | Exception | None]]:
+        """What the oldest batch holds."""
+        batch, contents = self.encoded.popleft()
         rows = np.empty(0)
         if batch is not None:
             if batch[1] is not None:
@@ -230,30 +258,32 @@ def embed_ahead(
             rows = batch[0].numpy()
         start = 0
         for number, part in contents:
-            if isinstance(part, int):
-                yield number, rows[start : start + part]
-                start += part
+            if isinstance(part, tuple):
+                windows, skip, count = part
+                kept = rows[start : start + windows, skip : skip + count]
+                yield number, kept.reshape(-1, *kept.shape[2:])
+                start += windows
             else:
                 yield number, part
 
-    for number, chunk in chunks:
-        if not isinstance(chunk, Tensor):
-            parts.append((number, chunk))
-            continue
-        if not buffers:
-            buffers = [_buffer(encoder, chunk) for _ in range(2 if _overlaps(encoder.device) else 1)]
-        while len(chunk):
-            batch = buffers[turn]
-            count = min(len(batch) - used, len(chunk))
-            batch[used : used + count] = chunk[:count]
-            parts.append((number, count))
-            used, chunk = used + count, chunk[count:]
-            if used == len(batch):
-                encoded.append((_encode(encoder, batch, flip), parts))
-                turn, used, parts = (turn + 1) % len(buffers), 0, []
-                # The buffer that is filled next must have been read.
-                if len(encoded) == len(buffers):
-                    yield from give_out()
-    encoded.append((_encode(encoder, buffers[turn], flip) if used else None, parts))
-    while encoded:
-        yield from give_out()
+
+def embed_ahead(
+    stream: Stream, pieces: Iterable[Pieces], *, flip: bool
+) -> Iterator[tuple[int, np.ndarray | Exception | None]]:
+    """Embeddings of what `read_ahead` gives, in batches across the borders of clips.
+
+    Every batch has the same size, the last one filled up: compiled networks and autotuned kernels want it,
+    and an embedding does not depend on where a run was interrupted. An accelerator computes the next batch
+    while the rows of the last one are given out.
+
+    Yields: as `read_ahead`, with float32 (n, views, D) in place of windows; view 1 is of mirrored frames.
+    """
+    batches = Batches(stream, flip)
+    for number, piece in pieces:
+        batches.add(number, piece)
+        # The buffer that is filled next must have been read.
+        while len(batches.encoded) >= batches.buffers:
+            yield from batches.give_out()
+    batches.flush()
+    while batches.encoded:
+        yield from batches.give_out()

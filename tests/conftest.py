@@ -20,9 +20,12 @@ import torch
 from torch import nn
 
 from features import networks
+from features.encoder import Encoder
+from features.windows import Windows
 from models import Classifier
 from training.checkpoint import Checkpoint, save_checkpoint
 from utils import process
+from video.frames import Resize
 from video.writer import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,8 +159,41 @@ def build_tiny(*, pretrained: bool, state: dict[str, torch.Tensor] | None = None
     return network
 
 
+class TinyVideoNetwork(nn.Module):
+    """Window -> 27 numbers for every 4 frames: how a 3 x 3 thumbnail of it changes, mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(3, 3, (4, 1, 1), (4, 1, 1))
+        self.norm = nn.BatchNorm3d(3)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        small = nn.functional.adaptive_avg_pool2d(clips.flatten(0, 1), 3).unflatten(0, clips.shape[:2])
+        return self.norm(self.mix(small)).transpose(1, 2).flatten(2)
+
+
+def build_tiny_video(*, pretrained: bool, state: dict[str, torch.Tensor] | None = None) -> nn.Module:
+    network = TinyVideoNetwork()
+    if state is not None:
+        network.load_state_dict(state)
+    elif pretrained:
+        values = torch.Generator().manual_seed(2)
+        for parameter in network.parameters():
+            parameter.data = torch.rand(parameter.shape, generator=values) - 0.3
+    return network
+
+
 def add_tiny_encoder() -> None:
     networks.ENCODERS["tiny"] = networks.EncoderSpec(build_tiny, 48)
+    networks.ENCODERS["tiny_video"] = networks.EncoderSpec(
+        build_tiny_video, 27, input_size=24, cpu_batch=2, windows=Windows(16, 4, 8), live_frames=8, fps=25,
+        resize=Resize(24, 28, "bilinear"), flip=False, sequence_length=6, window_step=1,
+    )  # fmt: skip
+
+
+def embed_frames(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
+    """Embeddings (N, D) of frames (N, 3, H, W), each by itself."""
+    return encoder.embed(frames[:, None])[:, 0]
 
 
 CLASSES = ["WalkLeft", "WalkRight"]
@@ -174,10 +210,10 @@ def save_untrained(path: Path, streams: tuple[str, ...]) -> Path:
 
 @pytest.fixture(autouse=True)
 def tiny_encoder() -> Iterator[str]:
-    """An entry `tiny` in the table of encoders."""
+    """Entries `tiny` and `tiny_video` in the table of encoders."""
     add_tiny_encoder()
     yield "tiny"
-    del networks.ENCODERS["tiny"]
+    del networks.ENCODERS["tiny"], networks.ENCODERS["tiny_video"]
 
 
 @pytest.fixture(scope="session")

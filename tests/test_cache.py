@@ -20,6 +20,7 @@ from features.cache import CacheError, CacheKey, EmbeddingCache
 from features.encoder import Encoder
 from features.fill import fill
 from features.pipeline import embed_ahead
+from features.streams import encoder_stream
 from splits.split import WHOLE, Clip, Shard
 from video.files import VideoError
 from video.frames import resize_frames
@@ -30,7 +31,7 @@ WIDTH = 48
 
 @pytest.fixture
 def encoder():
-    return Encoder("tiny")
+    return encoder_stream(Encoder("tiny"), "rgb", 16)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def cache_of(path, *, flip=False, frame_stride=1, shard=WHOLE):
 
 def all_rows(cache, clip):
     kept = cache.view([clip])
-    return kept.gather([clip], np.arange(kept.frames(clip))[None], np.array([False]))[0]
+    return kept.gather([clip], np.arange(kept.count(clip))[None], np.array([False]))[0]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -287,7 +288,7 @@ def test_a_second_fill_adds_behind_the_first(clips, encoder, tmp_path):
     assert (found.shape, found.dtype) == ((3, 3, WIDTH), torch.float16)
     for one, clip, numbers, mirrored in zip(found, chosen, frames, flipped, strict=True):
         images = resize_frames(list(clip.video.frames()), 16)[numbers]
-        expected = encoder.embed(images.flip(-1) if mirrored else images)
+        expected = encoder.embed((images.flip(-1) if mirrored else images)[:, None])[:, 0]
         assert torch.allclose(one.float(), expected, rtol=2**-10, atol=1e-4)
 
 

@@ -8,19 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from dataset import (
-    ClipBatches,
-    FrameClips,
-    Sampling,
-    clip_indices,
-    frame_loader,
-    window_indices,
-)
+from dataset import FrameClips, Sampling, clip_indices, window_indices
 from extract_frames import extract_all
+from features.encoder import difference_images
+from features.streams import View, parse_streams
+from features.windows import PHOTOGRAPHS
 from splits.ucf101 import load_split, read_classes
-from video.frames import StreamReader, parse_streams, resize_frames, stream_images
+from training.batches import ClipBatches, frame_loader
+from video.frames import SQUEEZE, resize_frames
 
 lengths = st.integers(1, 60)
+
+
+def views(img_dim):
+    return [View(PHOTOGRAPHS, SQUEEZE, img_dim)]
+
+
+def frames_of(item):
+    """The frames (T, 3, H, W) of an item that photographs are encoded of."""
+    ((groups, places),) = item[0]
+    return torch.cat(groups)[places, 0]
 
 
 @given(num_frames=st.integers(1, 400), length=lengths, seed=st.integers(0, 2**32))
@@ -89,9 +96,9 @@ def test_split_of_videos_and_of_extracted_frames_agree(small):
     assert len(videos.train) == 4
     assert len(videos.test) == 2
     for index in (0, 3):
-        first, _, label = FrameClips(videos.train, Sampling(6), 32)[0, index]
-        second, _, same_label = FrameClips(frames.train, Sampling(6), 32)[0, index]
-        assert label == same_label == index // 2
+        items = [FrameClips(split.train, Sampling(6), views(32))[0, index] for split in (videos, frames)]
+        first, second = map(frames_of, items)
+        assert items[0][2] == items[1][2] == index // 2
         assert first.shape == (6, 3, 32, 32)
         # The one came through JPEG.
         assert (first.float() - second.float()).abs().mean() < 2
@@ -144,27 +151,29 @@ def test_a_class_folder_that_no_list_knows(small):
 def test_clips_depend_on_seed_epoch_and_index_alone(small):
     clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
     sampling = Sampling(5, training=True, seed=3)
-    here, there = FrameClips(clips, sampling, 16), FrameClips(clips, sampling, 16)
+    here, there = (FrameClips(clips, sampling, views(16)) for _ in range(2))
     there[9, 1]
-    assert (here[7, 1][0] == there[7, 1][0]).all()
-    assert (here[7, 1][0] != here[8, 1][0]).any()
+    assert (frames_of(here[7, 1]) == frames_of(there[7, 1])).all()
+    assert (frames_of(here[7, 1]) != frames_of(here[8, 1])).any()
     batches = ClipBatches(len(clips), 2, shuffle=True, seed=3)
     batches.epoch = 7
     for workers in (0, 2):
         loader = frame_loader(here, batches, workers=workers)
-        for (frames, _, labels), keys in zip(loader, batches, strict=True):
-            for frame, label, key in zip(frames, labels, keys, strict=True):
-                assert (frame == there[key][0]).all()
-                assert label == clips[key[1]].label
+        for items, keys in zip(loader, batches, strict=True):
+            for item, key in zip(items, keys, strict=True):
+                assert (frames_of(item) == frames_of(there[key])).all()
+                assert item[2] == clips[key[1]].label
 
 
 def test_flips_mirror_half_of_the_clips_whole(small):
     clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
     sampling = Sampling(4, training=True)
-    plain, flipped = FrameClips(clips, replace(sampling, flip=False), 16), FrameClips(clips, sampling, 16)
+    plain, flipped = (
+        FrameClips(clips, each, views(16)) for each in (replace(sampling, flip=False), sampling)
+    )
     mirrored = 0
     for epoch in range(40):
-        straight, maybe = plain[epoch, 0][0], flipped[epoch, 0][0]
+        straight, maybe = frames_of(plain[epoch, 0]), frames_of(flipped[epoch, 0])
         if (straight == maybe).all():
             continue
         assert (straight.flip(-1) == maybe).all()
@@ -236,26 +245,12 @@ def test_a_difference_shows_what_has_changed():
     before = torch.full((1, 3, 4, 4), 100, dtype=torch.uint8)
     frames = before.clone()
     frames[..., 0, 0], frames[..., 1, 1], frames[..., 2, 2] = 110, 80, 255
-    images = stream_images(frames, before, ("diff",))
+    images = difference_images(torch.stack([before, frames], dim=1))[:, 0]
     assert images.dtype == torch.uint8
     assert images[0, 0, 3, 3] == 128, "nothing has"
     assert images[0, 0, 0, 0] == 128 + 2 * 10
     assert images[0, 0, 1, 1] == 128 - 2 * 20
     assert images[0, 0, 2, 2] == 255, "as far as it goes"
-    both = stream_images(frames, before, ("rgb", "diff"))
-    assert torch.equal(both[:, :3], frames)
-    assert torch.equal(both[:, 3:], images)
-
-
-@given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=5), stride=st.integers(1, 4))
-def test_streams_do_not_depend_on_how_frames_come_in(cuts, stride):
-    frames = torch.randint(0, 256, (sum(cuts), 3, 2, 2), dtype=torch.uint8)
-    whole = StreamReader(("rgb", "diff"), stride).read(frames)
-    # Every so manieth frame is what a cache that keeps no others has.
-    assert torch.equal(whole[::stride], StreamReader(("rgb", "diff")).read(frames[::stride]))
-    reader = StreamReader(("rgb", "diff"), stride)
-    assert torch.equal(torch.cat([reader.read(part) for part in frames.split(cuts)]), whole)
-    assert (whole[0, 3:] == 128).all(), "the first frame has nothing before it"
 
 
 @pytest.mark.parametrize("text", ["flow", "rgb,", "", "rgb,rgb", "rgb, diff"])

@@ -244,7 +244,7 @@ def test_a_checkpoint_whose_answers_are_no_numbers(call, small, train_flags, tmp
     """Damaged in a way that no file format shows."""
     checkpoint = load_checkpoint(save_untrained(tmp_path / "x.pth", ("rgb",)))
     with torch.no_grad():
-        for parameter in checkpoint.model.head("rgb").output_layers.parameters():
+        for parameter in checkpoint.model.heads["rgb"].output_layers.parameters():
             parameter.fill_(value)
     save_checkpoint(tmp_path / "x.pth", checkpoint)
     clip = small / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"

@@ -13,15 +13,18 @@ from torch.nn import functional as F
 
 import test as test_script
 import train
-from conftest import Script
-from dataset import ClipBatches, EmbeddingClips, FrameClips, Sampling
+from conftest import Script, embed_frames
+from dataset import FrameClips, Sampling
 from features import fill, pipeline
-from features.cache import RESIZE, CacheError, CacheKey, EmbeddingCache
+from features.cache import CacheError, CacheKey, EmbeddingCache
 from features.encoder import Encoder
 from features.fill import open_cache
 from features.pipeline import OneAhead, Prefetch, embed_ahead, read_ahead
+from features.streams import encoder_stream
+from features.windows import Windows
 from models import Classifier
 from splits.ucf101 import load_split
+from training.batches import ClipBatches, EmbeddingClips, EncodedClips, frame_loader
 from video.files import VideoError
 from video.frames import resize_frames
 from video.reader import Video
@@ -56,20 +59,21 @@ def test_cached_clips_are_what_the_encoder_gives(small, tmp_path, streams):
             for stream in streams
         ]
         batches = ClipBatches(len(clips), 4, shuffle=True)
-        frames = FrameClips(clips, sampling, 32, streams)
+        opened = model.open_streams(32)
+        frames = FrameClips(clips, sampling, [stream.view for stream in opened])
+        anew = EncodedClips(frame_loader(frames, batches, workers=0), opened)
         seen = 0
         for batches.epoch in range(3):
             kept = [cache.view(clips) for cache in caches]
-            cached = list(EmbeddingClips(kept, clips, sampling, batches, model.device))
-            for batch, items in zip(cached, batches, strict=True):
+            layouts = [stream.windows for stream in opened]
+            cached = EmbeddingClips(kept, layouts, clips, sampling, batches, model.device)
+            for batch, expected in zip(cached, anew, strict=True):
                 assert batch[0].dtype == torch.float32
-                for embedding, padding, label, item in zip(*batch, items, strict=True):
-                    images, expected_padding, expected_label = frames[item]
-                    assert torch.allclose(embedding, model.embed(images), rtol=2**-10, atol=1e-4)
-                    assert torch.equal(padding, expected_padding)
-                    assert padding.any() == (length == 30)
-                    assert label == expected_label
-                    seen += 1
+                assert torch.allclose(batch[0], expected[0], rtol=2**-10, atol=1e-4)
+                assert torch.equal(batch[1], expected[1])
+                assert torch.equal(batch[2], expected[2])
+                assert batch[1].any(dim=1).all() == (length == 30)
+                seen += len(batch[2])
         assert seen == 18
 
 
@@ -97,17 +101,18 @@ def test_any_tool_can_read_it(small, encoder, tmp_path):
     clip = next(clip for clip in clips if clip.name == index[2]["clip"])
     frames = resize_frames(list(clip.video.frames()), 32)
     mine = rows[index[2]["row"] : index[2]["row"] + index[2]["frames"]]
-    assert np.allclose(mine[:, 0], encoder.embed(frames), rtol=2**-10, atol=1e-4)
-    assert np.allclose(mine[:, 1], encoder.embed(frames.flip(-1)), rtol=2**-10, atol=1e-4)
+    assert np.allclose(mine[:, 0], embed_frames(encoder, frames), rtol=2**-10, atol=1e-4)
+    assert np.allclose(mine[:, 1], embed_frames(encoder, frames.flip(-1)), rtol=2**-10, atol=1e-4)
     key = json.loads((folder / "key.json").read_text())
     assert key["encoder_sha256"] == encoder.sha256()
-    assert key["resize"] == RESIZE
+    assert key["resize"] == "torchvision bicubic antialias uint8, squeezed to a square"
 
 
 def test_every_part_of_the_key_makes_another_cache():
     key = CacheKey("tiny", "ab", 32, "float32")
     changes = {"encoder": "other", "encoder_sha256": "cd", "img_dim": 33, "dtype": "bfloat16", "flip": False}
     changes |= {"frame_stride": 2, "resize": "nearest", "stream": "diff"}
+    changes |= {"windows": Windows(64, 8, 32)}
     assert set(changes) == set(key.__dataclass_fields__)
     folders = {replace(key, **{name: value}).folder for name, value in changes.items()}
     assert len(folders | {key.folder}) == len(changes) + 1
@@ -155,12 +160,14 @@ def test_a_changed_clip_is_encoded_anew_and_the_others_are_not(small, encoder, t
 
 def test_embeddings_do_not_depend_on_batches_or_threads(small, encoder):
     videos = [clip.video for clip in clips_of(small)]
-    expected = [encoder.embed(resize_frames(list(video.frames()), 32)).numpy() for video in videos]
+    expected = [embed_frames(encoder, resize_frames(list(video.frames()), 32)).numpy() for video in videos]
     # An accelerator's frames are read in a thread.
     for threads, device in itertools.product((1, 3, 10), (torch.device("cpu"), torch.device("cuda"))):
         parts = {number: [] for number in range(len(videos))}
         ended = []
-        for number, item in embed_ahead(encoder, read_ahead(videos, 32, 1, threads, device), flip=False):
+        stream = replace(encoder_stream(encoder, "rgb", 32), device=device)
+        pieces = read_ahead(videos, stream, 1, threads)
+        for number, item in embed_ahead(encoder_stream(encoder, "rgb", 32), pieces, flip=False):
             parts[number].append(item) if item is not None else ended.append(number)
         assert ended == list(range(len(videos)))
         for number, values in enumerate(expected):
@@ -205,7 +212,7 @@ def test_a_clip_that_breaks_off_leaves_no_rows(small, encoder, tmp_path, monkeyp
     others = [clip for clip in clips if clip.name != third]
     part, all_clips = cache.view(others), whole.view(clips)
     for clip in others:
-        which = ([clip], np.arange(part.frames(clip))[None], np.array([True]))
+        which = ([clip], np.arange(part.count(clip))[None], np.array([True]))
         assert torch.equal(part.gather(*which), all_clips.gather(*which))
     with pytest.raises(CacheError, match="1 clips are not there"):
         cache.view(clips)
@@ -329,13 +336,15 @@ def test_bf16_folded_and_stored_embeddings_are_close_to_fp32(subset, tmp_path, n
     videos = [Video(path) for path in sorted((subset / "UCF-101").glob("*/*.avi"))[::80]]
     encoder = Encoder(name)
     exact = torch.cat(
-        [encoder.embed(resize_frames(list(video.frames(range(0, 24, 8))), 112)) for video in videos]
+        [embed_frames(encoder, resize_frames(list(video.frames(range(0, 24, 8))), 112)) for video in videos]
     )
     encoder.prepare(torch.float32)
     frames = torch.cat([resize_frames(list(video.frames(range(0, 24, 8))), 112) for video in videos])
-    assert torch.allclose(encoder.embed(frames), exact, rtol=1e-3, atol=1e-4), "folding changes nothing"
+    assert torch.allclose(embed_frames(encoder, frames), exact, rtol=1e-3, atol=1e-4), (
+        "folding changes nothing"
+    )
     encoder.prepare(torch.bfloat16)
-    stored = encoder.embed(frames).half().float()
+    stored = embed_frames(encoder, frames).half().float()
     cosine = F.cosine_similarity(exact, stored)
     # Dark frames have small embeddings, of which rounding is a larger part.
     assert cosine.min() > 0.98
@@ -389,19 +398,19 @@ def test_one_ahead_takes_the_next_item_only_when_told():
 
 def test_an_accelerator_gets_the_next_batch_before_the_rows_of_the_last_are_given_out(small, monkeypatch):
     """By order alone, on a CPU: which batches are begun, and when their rows come."""
-    encoder, events = Encoder("tiny"), []
+    stream, events = encoder_stream(Encoder("tiny"), "rgb", 32), []
     videos = [clip.video for clip in clips_of(small)]
-    plain = list(embed_ahead(encoder, read_ahead(videos, 32, 1, 2, torch.device("cpu")), flip=True))
+    plain = list(embed_ahead(stream, read_ahead(videos, stream, 1, 2), flip=True))
     monkeypatch.setattr(pipeline, "_overlaps", lambda device: True)
-    encode = pipeline._encode
+    encode = pipeline.Batches._encode
 
-    def noted(encoder, batch, flip):
+    def noted(batches, batch):
         events.append(("begun", batch.data_ptr()))
-        return encode(encoder, batch, flip)
+        return encode(batches, batch)
 
-    monkeypatch.setattr(pipeline, "_encode", noted)
+    monkeypatch.setattr(pipeline.Batches, "_encode", noted)
     overlapped = []
-    for item in embed_ahead(encoder, read_ahead(videos, 32, 1, 2, torch.device("cpu")), flip=True):
+    for item in embed_ahead(stream, read_ahead(videos, stream, 1, 2), flip=True):
         events.append(("rows", None))
         overlapped.append(item)
     assert [kind for kind, _ in events[:3]] == ["begun", "begun", "rows"]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from conftest import embed_frames
 from features.encoder import Encoder
 from models import MODELS, Classifier, sinusoids
 
@@ -76,7 +77,7 @@ def test_the_encoder_has_the_weights_of_its_name_unless_told_otherwise():
     frames = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     known = Classifier("MeanPool", 2, encoder="tiny")
     assert known.encoder.pretrained
-    assert torch.equal(known.embed(frames), Encoder("tiny").embed(frames))
+    assert torch.equal(embed_frames(known.encoder, frames), embed_frames(Encoder("tiny"), frames))
     assert not Classifier("MeanPool", 2, encoder="tiny", pretrained=False).encoder.pretrained
 
 
@@ -117,7 +118,7 @@ def test_positions_are_sines_and_cosines_of_ever_longer_waves():
 
 def test_a_transformer_begins_with_small_weights_and_positions_that_tell_apart():
     torch.manual_seed(0)
-    head = Classifier("ActionBERT", 3, encoder="tiny", latent_dim=64, sequence_length=10).head("rgb")
+    head = Classifier("ActionBERT", 3, encoder="tiny", latent_dim=64, sequence_length=10).heads["rgb"]
     matrices = [one for name, one in head.named_parameters() if one.ndim > 1 and "positions" not in name]
     assert len(matrices) == 10
     for matrix in [*matrices, head.cls]:
@@ -130,7 +131,7 @@ def test_a_transformer_begins_with_small_weights_and_positions_that_tell_apart()
 
 def test_a_linear_probe_trains_one_matrix_on_standardised_means():
     net = Classifier("MeanPool", 3, encoder="tiny")
-    head = net.head("rgb")
+    head = net.heads["rgb"]
     assert {name: tuple(one.shape) for name, one in head.named_parameters()} == {
         "output.weight": (3, 48),
         "output.bias": (3,),
@@ -146,7 +147,7 @@ def test_a_linear_probe_trains_one_matrix_on_standardised_means():
 def test_dropout_takes_from_what_the_last_layer_sees(name):
     net, embeddings = filled(name), waves(2, 4, 48)
     before = net.classify(embeddings)
-    net.head("rgb").dropout.train().p = 1.0
+    net.heads["rgb"].dropout.train().p = 1.0
     # Nothing is left but the bias.
     first, second = net.classify(embeddings)
     assert torch.allclose(first, second, atol=1e-6)
@@ -156,7 +157,7 @@ def test_dropout_takes_from_what_the_last_layer_sees(name):
 @pytest.mark.parametrize("pooling", ["attention", "last", "average"])
 @pytest.mark.parametrize(("bidirectional", "width"), [(True, 14), (False, 7)])
 def test_what_pretraining_reads_of_an_lstm(pooling, bidirectional, width):
-    head = filled("ConvLSTM", pooling=pooling, bidirectional=bidirectional).head("rgb")
+    head = filled("ConvLSTM", pooling=pooling, bidirectional=bidirectional).heads["rgb"]
     pooled, frames = head.read(waves(2, 5, 48))
     assert (head.hidden_dim, pooled.shape, frames.shape) == (width, (2, width), (2, 5, width))
     if pooling == "attention":
@@ -167,7 +168,7 @@ def test_what_pretraining_reads_of_an_lstm(pooling, bidirectional, width):
 
 
 def test_what_pretraining_reads_of_a_transformer():
-    head, embeddings = filled("ActionBERT").head("rgb"), waves(2, 5, 48)
+    head, embeddings = filled("ActionBERT").heads["rgb"], waves(2, 5, 48)
     pooled, frames = head.read(embeddings)
     assert (head.hidden_dim, pooled.shape, frames.shape) == (8, (2, 8), (2, 5, 8))
     assert torch.allclose(head(embeddings), head.output(pooled), atol=1e-6)
@@ -175,7 +176,7 @@ def test_what_pretraining_reads_of_a_transformer():
 
 @pytest.mark.parametrize("name", ["ConvClassifier", "MeanPool"])
 def test_where_no_frame_sees_another_there_is_nothing_to_read(name):
-    head = filled(name).head("rgb")
+    head = filled(name).heads["rgb"]
     assert head.hidden_dim == 0
     with pytest.raises(NotImplementedError):
         head.read(waves(2, 5, 48))

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 import math
 from fractions import Fraction
@@ -11,36 +12,61 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
 from annotation import labels as labels_module
-from annotation.labels import Labelled, Smoother, label_frames, read_and_resize, segments, write_tables
-from video.frames import StreamReader
+from annotation.labels import (
+    Batch,
+    ClipLayout,
+    Labelled,
+    Smoother,
+    label_frames,
+    read_windows,
+    segments,
+    write_tables,
+)
+from features.streams import Stream, View
+from features.windows import CHANGES, PHOTOGRAPHS, WindowReader, Windows
+from video.frames import SQUEEZE
 
 CLASSES = 3
 
 
 class Counting:
-    """A model whose probabilities tell which frames a window holds, and which of them are padding."""
+    """A model whose probabilities tell which embeddings a clip holds, and which of them are padding.
 
-    streams = ("rgb",)
+    Args:
+        hop: frames to an embedding
+        hops: of a window
+    """
+
     width = 1
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def embed(self, images):
-        # A frame's two pixels are its number.
-        high, low = images[:, 0, 0, 0].float(), images[:, 0, 0, 1].float()
-        return (256 * high + low)[:, None]
+    def __init__(self, hop=1, hops=1):
+        self.hop = hop
+        self.streams = [
+            Stream(Windows(hops * hop, hop, hop), SQUEEZE, 2, "rgb", 1, hop, self.embed, self.device, 8)
+        ]
+
+    def embed(self, windows):
+        # A frame's two pixels are its number; an embedding is the number of the hop that it stands for.
+        high, low = windows[:, :: self.hop, 0, 0, 0].float(), windows[:, :: self.hop, 0, 0, 1].float()
+        return ((256 * high + low) / self.hop).ceil()[..., None]
 
     def classify(self, embeddings, padding=None):
         weights = torch.rand(embeddings.shape[1], CLASSES, generator=torch.Generator().manual_seed(0))
         return 3 * torch.sin((embeddings[..., 0] / 20 - padding.float()) @ (1 + weights))
 
 
-def numbered(first, count):
-    """Frames `first` to `first + count - 1`, as they are and as `Counting` reads them."""
-    numbers = np.arange(first, first + count)
-    images = torch.zeros(count, 3, 1, 2, dtype=torch.uint8)
-    images[:, :, 0] = torch.from_numpy(np.stack([numbers // 256, numbers % 256], 1))[:, None]
-    return [np.array([number]) for number in numbers], images
+def pieces_of(model, cuts, stride=1):
+    """Frames of a video as they come in so many at a time, and as `Counting` reads them."""
+    reader, first = WindowReader(model.streams[0].windows), 0
+    for count in cuts:
+        numbers = np.arange(first, first + count)
+        images = np.zeros((count, 1, 2, 3), np.uint8)
+        images[:, 0] = np.stack([numbers // stride // 256, numbers // stride % 256], 1)[..., None]
+        yield Batch([np.array([number]) for number in numbers], [reader.read(images[::stride])])
+        first += count
+    yield Batch([], [reader.end()], ended=True)
 
 
 def window_of(frame, count, length, step):
@@ -59,10 +85,12 @@ def labels_of(windows):
     return Counting().classify(embeddings, torch.tensor(padding)).softmax(dim=-1)
 
 
-def check_labels(found, count, length, step, every):
-    """Each frame has what the window around the middle one of its group says."""
-    middles = [min(frame // every * every + every // 2, count - 1) for frame in range(count)]
-    expected = labels_of([window_of(middle, count, length, step) for middle in middles])
+def check_labels(found, count, length, step, every, unit=1):
+    """Each frame has what the clip around the middle embedding of its group says."""
+    embeddings = -(-count // unit)
+    places = [frame // unit for frame in range(count)]
+    middles = [min(place // every * every + every // 2, embeddings - 1) for place in places]
+    expected = labels_of([window_of(middle, embeddings, length, step) for middle in middles])
     assert torch.allclose(torch.cat([part.probabilities for part in found]), expected, atol=1e-3)
 
 
@@ -71,14 +99,19 @@ def check_labels(found, count, length, step, every):
     length=st.integers(1, 9),
     step=st.integers(1, 5),
     every=st.integers(1, 9),
+    hop=st.integers(1, 4),
+    stride=st.integers(1, 3),
 )
-def test_frames_that_come_in_pieces_get_the_labels_of_the_whole_video(cuts, length, step, every):
-    count = sum(cuts)
-    pieces = [numbered(sum(cuts[:place]), cut) for place, cut in enumerate(cuts)]
-    found = list(label_frames(Counting(), pieces, length, step, every))
+def test_frames_that_come_in_pieces_get_the_labels_of_the_whole_video(cuts, length, step, every, hop, stride):
+    # As they are read: whole strides, but for the last.
+    *before, last = cuts
+    cuts = [cut * stride for cut in before] + [last]
+    count, model = sum(cuts), Counting(hop, hops=2)
+    layout = ClipLayout(length, step, every, stride)
+    found = list(label_frames(model, model.streams, pieces_of(model, cuts, stride), layout))
     assert all(part.frames for part in found)
     assert [frame.item() for part in found for frame in part.frames] == list(range(count))
-    check_labels(found, count, length, step, every)
+    check_labels(found, count, length, step, every, hop * stride)
 
 
 class Rows(TorchFunctionMode):
@@ -99,6 +132,8 @@ class Rows(TorchFunctionMode):
 def test_a_frame_is_given_out_with_its_window_and_no_more_than_a_window_is_held(length, step, every, chunk):
     span = step * (length - 1)
     given, late, found = 0, [], []
+    model = Counting()
+    frames = pieces_of(model, itertools.repeat(chunk))
 
     def pieces():
         for read in range(0, 20 * chunk + 200, chunk):
@@ -107,10 +142,10 @@ def test_a_frame_is_given_out_with_its_window_and_no_more_than_a_window_is_held(
             ready = sum(every * group + every // 2 - span // 2 + span < read for group in whole)
             if given != every * ready:
                 late.append((read, given, every * ready))
-            yield numbered(read, chunk)
+            yield next(frames)
 
     with Rows() as rows:
-        for part in label_frames(Counting(), pieces(), length, step, every):
+        for part in label_frames(model, model.streams, pieces(), ClipLayout(length, step, every)):
             given += len(part.frames)
             found.append(part)
     assert not late
@@ -141,18 +176,26 @@ class Drawn:
 def test_so_many_frames_are_read_at_once_as_fit_into_memory(monkeypatch):
     frames = [np.full((4, 6, 3), number, np.uint8) for number in range(130)]
 
-    def sizes():
-        batches = list(read_and_resize(Drawn(frames), 2, StreamReader(("rgb", "diff"))))
-        given = [frame for some, _ in batches for frame in some]
+    def sizes(stride=1):
+        views = [View(PHOTOGRAPHS, SQUEEZE, 2), View(CHANGES, SQUEEZE, 2)]
+        streams = [Stream(*vars(view).values(), "", 1, 1, None, torch.device("cpu"), 1) for view in views]
+        *batches, last = read_windows(Drawn(frames), streams, stride)
+        given = [frame for batch in batches for frame in batch.frames]
         assert all(one is other for one, other in zip(given, frames, strict=True))
-        images = torch.cat([resized for _, resized in batches])
-        assert images.shape == (130, 6, 2, 2)
-        assert (images[:, :3] == torch.arange(130)[:, None, None, None]).all()
-        assert (images[1:, 3:] == 128 + 2).all(), "what comes in pieces is compared across them"
-        return [len(some) for some, _ in batches]
+        images, pairs = (
+            np.concatenate([cut.windows for batch in batches for cut in batch.cuts[place]])
+            for place in (0, 1)
+        )
+        assert images.shape == (-(-130 // stride), 1, 2, 2, 3)
+        assert (images == np.arange(0, 130, stride)[:, None, None, None, None]).all()
+        assert (pairs[:, 1:] == images).all()
+        assert (pairs[1:, :1] == images[:-1]).all(), "what comes in pieces is seen across them"
+        assert (last.frames, last.cuts, last.ended) == ([], [[], []], True)
+        return [len(batch.frames) for batch in batches]
 
     monkeypatch.setattr(labels_module, "READ_FRAMES", 100)
     assert sizes() == [100, 30]
+    assert sizes(stride=3) == [99, 31], "whole strides"
     monkeypatch.setattr(labels_module, "READ_BYTES", 50 * 4 * 6 * 3)
     assert sizes() == [50, 50, 30]
     monkeypatch.setattr(labels_module, "READ_BYTES", 10)

@@ -130,7 +130,7 @@ def test_short_gradients_stay_and_no_limit_leaves_all():
 def test_a_part_of_the_model_is_trained_where_it_is_named():
     torch.manual_seed(0)
     model = Classifier("ConvLSTM", 3, encoder="tiny", latent_dim=4, hidden_dim=5)
-    part = model.head("rgb").output_layers
+    part = model.heads["rgb"].output_layers
     learner = Learner(
         model, Recipe(**{**vars(PLAIN), "learning_rate": 0.1, "norm_momentum": 0.3}), 10, 0, part
     )
@@ -141,7 +141,7 @@ def test_a_part_of_the_model_is_trained_where_it_is_named():
     }
     assert changed
     assert all(name.startswith("heads.rgb.output_layers.") for name in changed)
-    assert (part[1].momentum, model.head("rgb").projection[1].momentum) == (0.3, 0.01)
+    assert (part[1].momentum, model.heads["rgb"].projection[1].momentum) == (0.3, 0.01)
 
 
 def test_another_seed_draws_otherwise_and_clips_stay_where_nothing_is_blended():

@@ -16,14 +16,15 @@ import torch
 from send_stream import number_of, numbered
 
 import test_on_video
-from annotation.labels import Smoother
+from annotation.labels import ClipLayout, Smoother
 from annotation.live import LiveLabels, LiveVideo, Log, Shot, is_live, watch
 from annotation.overlay import Overlay
 from conftest import ROOT, free_port, save_untrained
 from dataset import window_indices
 from training.checkpoint import load_checkpoint
 from video.files import VideoError
-from video.frames import StreamReader, resize_frames
+from video.frames import resize_frames
+from video.opencv import cv2
 from video.reader import Video
 from video.writer import write_video
 
@@ -75,7 +76,7 @@ def test_a_stream_is_written_with_its_labels_and_times(call, stream, trained, tm
 
 
 def test_the_newest_frame_comes_first_and_late_ones_are_dropped(stream):
-    video = LiveVideo(stream, stride=2)
+    video = LiveVideo(stream, memory=3)
     shots = []
     while not video.ended():
         shot = video.newest(1)
@@ -89,13 +90,19 @@ def test_the_newest_frame_comes_first_and_late_ones_are_dropped(stream):
     images = [number_of(shot.image) for shot in shots]
     counted = [shot.number for shot in shots]
     assert images == counted, "lost frames count"
-    assert [number_of(shot.before) for shot in shots] == [max(0, number - 2) for number in images]
+    for shot in shots[1:]:
+        assert [number_of(frame) for frame in shot.frames(2, 2)] == [shot.number - 2, shot.number]
+        assert [number_of(frame) for frame in shot.frames(4, 1)[:2]] == [shot.number - 2] * 2, "the oldest"
     assert np.median(np.diff(counted)) in (5, 6)
     assert video.newest(0) is None
 
 
 def shots_of(frames, numbers):
-    return [Shot(number, number / 25, frames[number], frames[max(0, number - 1)]) for number in numbers]
+    bgr = [cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for frame in frames]
+    return [
+        Shot(number, number / 25, frames[number], tuple(bgr[max(0, number - 20) : number + 1]))
+        for number in numbers
+    ]
 
 
 @pytest.mark.parametrize(("length", "step", "every"), [(8, 2, 4), (8, 1, 1), (7, 3, 3), (2, 1, 5)])
@@ -104,19 +111,20 @@ def test_labels_come_from_the_past_alone_and_from_the_window_that_ends_there(
 ):
     model = load_checkpoint(trained).model
     frames = list(Video(toy / "UCF-101/WalkLeft/v_WalkLeft_g05_c01.avi").frames())
-    labels = LiveLabels(model, 32, length, step, every)
+    streams, layout = model.open_streams(32), ClipLayout(length, step, every)
+    labels = LiveLabels(model, streams, layout)
     said = torch.stack([labels.label(shot) for shot in shots_of(frames, range(len(frames)))])
-    images = StreamReader(model.streams).read(resize_frames(frames, 32))
     with torch.no_grad():
+        embeddings = model.encode(resize_frames(frames, 32)[None])[0]
         for number in range(0, len(frames), every):
             if number + 1 >= step * length:
                 window = window_indices(number + 1, length, step=step, start=number)
                 assert window[0, -1] == number
-                expected = model(images[window]).softmax(dim=-1)[0]
+                expected = model.classify(embeddings[window]).softmax(dim=-1)[0]
                 assert torch.allclose(said[number], expected, atol=1e-5)
             assert (said[number : number + every] == said[number]).all(), "they share it"
     # The future changes nothing.
-    again = LiveLabels(model, 32, length, step, every)
+    again = LiveLabels(model, streams, layout)
     assert torch.equal(torch.stack([again.label(shot) for shot in shots_of(frames, range(20))]), said[:20])
 
 
@@ -124,13 +132,13 @@ def test_where_frames_are_lost_those_before_them_stand_in(toy, trained):
     model = load_checkpoint(trained).model
     frames = list(Video(toy / "UCF-101/WalkLeft/v_WalkLeft_g05_c01.avi").frames())[:40]
     kept = [*range(0, 12), 19, 23, 24, 25, 39]
-    labels = LiveLabels(model, 32, 8, 2, 1)
+    labels = LiveLabels(model, model.open_streams(32), ClipLayout(8, 2, 1))
     for shot in shots_of(frames, kept):
         said = labels.label(shot)
     stand_in = [max(number for number in kept if number <= wanted) for wanted in range(25, 40, 2)]
-    seen = StreamReader(model.streams).read(resize_frames(frames, 32))
     with torch.no_grad():
-        assert torch.allclose(said, model(seen[stand_in][None]).softmax(dim=-1)[0], atol=1e-5)
+        embeddings = model.encode(resize_frames(frames, 32)[None])[0]
+        assert torch.allclose(said, model.classify(embeddings[stand_in][None]).softmax(dim=-1)[0], atol=1e-5)
     assert len(labels._numbers) < 10
 
 
@@ -245,7 +253,7 @@ def test_a_recording_behind_an_address_comes_at_its_own_rate(tmp_path):
 def test_watching_fills_the_log(stream, trained):
     model = load_checkpoint(trained)
     video, log, seen = LiveVideo(stream), Log(), []
-    labels = LiveLabels(model.model, 32, 8, 2, 10)
+    labels = LiveLabels(model.model, model.model.open_streams(32), ClipLayout(8, 2, 10))
     overlay = Overlay(model.classes, 0)
     for frame in watch(video, labels, Smoother(0), overlay, log, lambda: len(seen) >= 20):
         seen.append(frame)

@@ -96,7 +96,7 @@ def any_model(name, **changes):
 @pytest.mark.parametrize("streams", [("rgb",), ("rgb", "diff")])
 def test_every_model_encodes_and_classifies(name, streams):
     net = any_model(name, streams=streams)
-    frames = torch.randint(0, 256, (3, 6, 3 * len(streams), 16, 16), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (3, 6, 3, 16, 16), dtype=torch.uint8)
     embeddings = net.encode(frames)
     assert embeddings.shape == (3, 6, 48 * len(streams))
     assert torch.equal(net(frames), net.classify(embeddings))
@@ -131,7 +131,7 @@ def test_padding_is_masked(name):
 def test_streams_are_joined_by_the_mean_of_their_logits():
     net = any_model("ConvLSTM", streams=("rgb", "diff"))
     embeddings = torch.randn(3, 6, 96)
-    alone = [net.head("rgb")(embeddings[..., :48]), net.head("diff")(embeddings[..., 48:])]
+    alone = [net.heads["rgb"](embeddings[..., :48]), net.heads["diff"](embeddings[..., 48:])]
     assert torch.allclose(net.classify(embeddings), (alone[0] + alone[1]) / 2)
 
 

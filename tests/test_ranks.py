@@ -11,12 +11,12 @@ import torch
 import test as test_script
 import train
 from conftest import ROOT
-from dataset import ClipBatches
 from features.cache import CacheError
 from features.encoder import Encoder
 from features.fill import open_cache
 from models import Classifier
 from splits.ucf101 import load_split
+from training.batches import ClipBatches
 from training.checkpoint import load_checkpoint
 from training.recipe import RECIPES, Learner
 from utils import ranks as ranks_module

@@ -78,8 +78,8 @@ def test_dropout_and_batchnorm_are_set_in_the_head_and_nowhere_else():
     model = small_model()
     model.encoder.feature_extractor.norm.momentum = 0.123
     Learner(model, Recipe(**{**vars(PLAIN), "dropout": 0.4, "norm_momentum": 0.2}), 10)
-    assert model.head("rgb").dropout.p == 0.4
-    head = model.head("rgb")
+    assert model.heads["rgb"].dropout.p == 0.4
+    head = model.heads["rgb"]
     assert head.projection[1].momentum == head.output_layers[1].momentum == 0.2
     assert model.encoder.feature_extractor.norm.momentum == 0.123
 

@@ -7,17 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataset import (
-    ClipBatches,
-    FrameClips,
-    Sampling,
-    clip_indices,
-    padding_of,
-    window_indices,
-)
+from dataset import FrameClips, Sampling, clip_indices, padding_of, window_indices
+from features.encoder import difference_images
+from features.streams import View, parse_streams
+from features.windows import CHANGES, PHOTOGRAPHS
 from splits.split import Clip
+from training.batches import ClipBatches
 from video.files import VideoError
-from video.frames import StreamReader, parse_streams, resize_frames, stream_images
+from video.frames import SQUEEZE, resize_frames
 from video.reader import check_length
 
 
@@ -125,25 +122,29 @@ def test_items_are_the_frames_that_were_drawn_beside_those_before_them(tmp_path,
     values = np.random.default_rng(0).integers(0, 256, (count, 1, 2, 1), dtype=np.uint8)
     frames = [np.broadcast_to(value, (8, 2, 3)).copy() for value in values]
     sampling = Sampling(5, training=training, frame_stride=stride)
-    clips = FrameClips([Clip("a", 4, Drawn(tmp_path, frames))], sampling, 2, ("rgb", "diff"))
+    views = [View(PHOTOGRAPHS, SQUEEZE, 2), View(CHANGES, SQUEEZE, 2)]
+    clips = FrameClips([Clip("a", 4, Drawn(tmp_path, frames))], sampling, views)
     kept = values[::stride, 0, :, 0].astype(int)
     flips = 0
     for epoch in range(8):
-        images, padding, label = clips[epoch, 0]
+        parts, padding, label = clips[epoch, 0]
         indices, expected_padding, flipped = sampling.draw((epoch, 0), len(kept))
         assert label == 4
         assert padding.tolist() == expected_padding.tolist()
-        assert images.shape == (5, 6, 2, 2)
-        change = np.clip(128 + 2 * (kept[indices] - kept[np.maximum(indices - 1, 0)]), 0, 255)
-        for channels, expected in ((images[:, :3], kept[indices]), (images[:, 3:], change)):
-            columns = torch.from_numpy(expected[:, ::-1].copy() if flipped else expected)
-            assert (channels == columns[:, None, None]).all()
+        before = kept[np.maximum(indices - 1, 0)]
+        for (groups, places), seen in zip(parts, ([kept[indices]], [before, kept[indices]]), strict=True):
+            windows = torch.cat(groups)[places]
+            assert windows.shape == (5, len(seen), 3, 2, 2)
+            for number, expected in enumerate(seen):
+                columns = torch.from_numpy(expected[:, ::-1].copy() if flipped else expected)
+                assert (windows[:, number] == columns[:, None, None]).all()
         flips += flipped
     assert (flips > 0) == training
 
 
 def test_a_single_frame_is_refused_when_it_is_read(tmp_path):
-    clips = FrameClips([Clip("a", 0, Drawn(tmp_path, [np.zeros((4, 4, 3), np.uint8)]))], Sampling(3), 2)
+    video = Drawn(tmp_path, [np.zeros((4, 4, 3), np.uint8)])
+    clips = FrameClips([Clip("a", 0, video)], Sampling(3), [View(PHOTOGRAPHS, SQUEEZE, 2)])
     with pytest.raises(VideoError, match="a single frame"):
         clips[0, 0]
 
@@ -161,28 +162,14 @@ def test_frames_are_resized_as_by_pillow(size):
 
 def test_a_difference_reaches_from_black_to_white():
     frames = torch.tensor([0, 63, 64, 65, 128, 191, 192, 255], dtype=torch.uint8)
-    before = torch.full((1, 3, 1, 8), 128, dtype=torch.uint8)
-    images = stream_images(frames.expand(1, 3, 1, 8), before, ("diff",))
-    assert images[0, 0, 0].tolist() == [0, 0, 0, 2, 128, 254, 255, 255]
-
-
-@pytest.mark.parametrize("stride", [1, 2, 5])
-def test_a_stream_of_frames_is_compared_with_what_came_before(stride):
-    values = [10, 20, 15, 40, 100, 90, 91]
-    frames = torch.tensor(values, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 2, 2)
-    reader = StreamReader(("rgb", "diff"), stride)
-    images = torch.cat([reader.read(part) for part in frames.split([1, 3, 2, 1])])
-    assert images.shape == (7, 6, 2, 2)
-    assert torch.equal(images[:, :3], frames)
-    before = [values[max(0, number - stride)] for number in range(7)]
-    change = [min(255, 128 + 2 * (now - then)) for now, then in zip(values, before, strict=True)]
-    assert images[:, 3, 0, 0].tolist() == change
-    assert torch.equal(StreamReader(("rgb",), stride).read(frames), frames)
+    windows = torch.stack([torch.full((8,), 128, dtype=torch.uint8), frames])[None]
+    assert difference_images(windows)[0].tolist() == [[0, 0, 0, 2, 128, 254, 255, 255]]
 
 
 def test_streams_out_of_words():
     assert parse_streams("rgb") == ("rgb",)
     assert parse_streams("diff,rgb") == ("diff", "rgb")
+    assert parse_streams("rgb,i3d") == ("rgb", "i3d")
 
 
 @given(

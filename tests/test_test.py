@@ -35,12 +35,15 @@ def test_every_clip_counts_once_whatever_the_batches(call, toy, trained):
     # What training printed of the same epoch, on the same split.
     assert figures.pop().strip() in training.out
     checkpoint = load_checkpoint(path)
-    clips = FrameClips(load_split(toy / "UCF-101", toy / "ucfTrainTestlist", 2).test, Sampling(8), 32)
+    test = load_split(toy / "UCF-101", toy / "ucfTrainTestlist", 2).test
+    streams = checkpoint.model.open_streams(32)
+    clips = FrameClips(test, Sampling(8), [stream.view for stream in streams])
     correct = 0
     with torch.no_grad():
         for index in range(len(clips)):
-            frames, _, label = clips[0, index]
-            correct += int(checkpoint.model(frames[None]).argmax()) == label
+            parts, _, label = clips[0, index]
+            (((frames,), places),) = parts
+            correct += int(checkpoint.model(frames[places][None, :, 0]).argmax()) == label
     assert f"{correct} of {len(clips)} clips" in done.out
 
 

@@ -15,6 +15,7 @@ from annotation.annotate import Annotator, LabelSettings
 from annotation.overlay import draw_text, font_size
 from conftest import CLASSES, gray_frames, run_script
 from dataset import window_indices
+from features.streams import Cutter
 from models import Classifier
 from training.checkpoint import Checkpoint, load_checkpoint
 from video.frames import resize_frames
@@ -59,6 +60,15 @@ def test_mp4_has_every_frame_of_the_source_with_a_label_on_it(call, small, train
     ]
 
 
+def pieces_of(frames, streams):
+    """Batches of 7 frames, or how many are left."""
+    cutter = Cutter(streams)
+    for start in range(0, len(frames), 7):
+        some = frames[start : start + 7]
+        yield labels.Batch(some, cutter.read(some))
+    yield labels.Batch([], cutter.end(), ended=True)
+
+
 @pytest.mark.parametrize("every", [1, 4, 9])
 @pytest.mark.parametrize(
     ("count", "length", "step"), [(60, 8, 2), (13, 8, 2), (5, 8, 2), (16, 8, 2), (60, 7, 3), (60, 2, 1)]
@@ -69,8 +79,9 @@ def test_labels_come_from_the_window_around_each_frame(toy, trained, count, leng
     frames = list(islice(video.frames(), count))
     resized = resize_frames(frames, 32)
     # In pieces of any size, as they come in.
-    pieces = [(frames[start : start + 7], resized[start : start + 7]) for start in range(0, len(frames), 7)]
-    labelled = list(labels.label_frames(checkpoint.model, pieces, length, step, every))
+    streams = checkpoint.model.open_streams(32)
+    layout = labels.ClipLayout(length, step, every)
+    labelled = list(labels.label_frames(checkpoint.model, streams, pieces_of(frames, streams), layout))
     given = [frame for batch in labelled for frame in batch.frames]
     assert all(np.array_equal(one, other) for one, other in zip(given, frames, strict=True))
     actual = torch.cat([batch.probabilities for batch in labelled])
@@ -89,7 +100,8 @@ def test_labels_in_bf16_are_those_of_fp32(toy, trained):
     probabilities = []
     for dtype in (torch.float32, torch.bfloat16):
         model.encoder.prepare(dtype)
-        labelled = labels.label_frames(model, [(frames, resize_frames(frames, 32))], 8, 2)
+        streams = model.open_streams(32)
+        labelled = labels.label_frames(model, streams, pieces_of(frames, streams), labels.ClipLayout(8, 2))
         probabilities.append(torch.cat([batch.probabilities for batch in labelled]))
     assert torch.allclose(*probabilities, atol=0.02)
     assert not torch.equal(*probabilities)
@@ -210,4 +222,5 @@ def test_windows_step_over_the_frames_that_the_model_was_trained_on(tmp_path):
     for stride in (1, 4):
         trained = Checkpoint(model, CLASSES, 32, 8, None, 0, {"frame_stride": stride})
         annotator = Annotator(LabelSettings(window_step=3), model, trained, "x.pth")
-        assert annotator.windows == (8, 3 * stride, 10)
+        assert annotator.layout == labels.ClipLayout(8, 3, round(10 / stride), stride)
+        assert Annotator(LabelSettings(), model, trained, "x.pth").layout.step == 2

@@ -73,6 +73,11 @@ class Checkpoint:
         """It was trained on every N-th frame of a video."""
         return int(self.settings.get("frame_stride", 1))
 
+    @property
+    def window_step(self) -> int:
+        """Embeddings from one of the clip that labels a frame to the next."""
+        return self.model.encoder.spec.window_step
+
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = False) -> None:
     """Write a checkpoint beside and rename it, so that `path` is always a whole file.
@@ -87,13 +92,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
     state = {
         name: tensor.detach().cpu()
         for name, tensor in model.state_dict().items()
-        if with_encoder or not name.startswith(FROZEN)
+        if with_encoder or FROZEN not in name
     }
     contents = {
         "format": FORMAT,
         "model": model.name,
         "config": model.config,
         "encoder_sha256": model.encoder.sha256(),
+        "further_sha256": [encoder.sha256() for encoder in model.encoders()[1:]],
         "state": state,
         "classes": checkpoint.classes,
         "img_dim": checkpoint.img_dim,
@@ -160,17 +166,19 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
     state: dict[str, Tensor] = contents["state"]
     if contents["format"] == FORMAT_1:
         state = original.renamed(state, original.OLD_NAMES)
-    with_encoder = any(name.startswith(FROZEN) for name in state)
+    with_encoder = any(FROZEN in name for name in state)
     model = Classifier(contents["model"], **contents["config"], pretrained=not with_encoder)
     if not with_encoder:
-        encoder = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(FROZEN)}
+        encoder = {name: tensor for name, tensor in model.state_dict().items() if FROZEN in name}
         state = {**encoder, **state}
     model.load_state_dict(state)
-    if model.encoder.sha256() != contents["encoder_sha256"]:
-        raise CheckpointError(
-            f"{path}: trained on other weights of {model.encoder.name} than the ones here "
-            f"(SHA-256 {contents['encoder_sha256'][:12]}... there); put those in their place"
-        )
+    digests = [contents["encoder_sha256"], *contents.get("further_sha256", [])]
+    for own, digest in zip(model.encoders(), digests, strict=True):
+        if own.sha256() != digest:
+            raise CheckpointError(
+                f"{path}: trained on other weights of {own.name} than the ones here "
+                f"(SHA-256 {digest[:12]}... there); put those in their place"
+            )
     if len(contents["classes"]) != model.num_classes:
         raise CheckpointError(f"{path}: {len(contents['classes'])} names for {model.num_classes} classes")
     return Checkpoint(

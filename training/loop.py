@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dataset import Batches, ClipBatches
 from splits.split import Clip
+from training.batches import Batches, ClipBatches
 from training.evaluate import evaluate, progress_bar
 from training.history import History
 from training.run import Run

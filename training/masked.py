@@ -46,7 +46,7 @@ def span_mask(batch: int, length: int, device: torch.device) -> Tensor:
     return masked.to(device)
 
 
-def check_pretraining(model: str, sequence_length: int) -> None:
+def check_pretraining(model: str, sequence_length: int | None) -> None:
     """Refuse to pretrain where nothing can be learned.
 
     Raises: UserError if no frame sees another in the model's heads, or clips are of a single frame.
@@ -57,7 +57,7 @@ def check_pretraining(model: str, sequence_length: int) -> None:
             f"{model} sees each frame by itself and cannot tell one from the others; --pretrain is for "
             f"{', '.join(able)}"
         )
-    if sequence_length < 2:
+    if sequence_length is not None and sequence_length < 2:
         raise UserError(
             f"--sequence_length {sequence_length} leaves no frame to tell a hidden one from; pretrain with 2 "
             "or more"
@@ -75,17 +75,18 @@ class MaskedFrames(nn.Module):
     def __init__(self, model: Classifier, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self._ranks = ranks
-        width = model.encoder.width
-        self.heads = model.heads
+        self.heads, self.widths = model.heads, model.widths
+        widths = dict(zip(self.heads, self.widths, strict=True))
+        hidden = {stream: head.hidden_dim for stream, head in self.heads.items() if isinstance(head, Head)}
         # Standardised, all dimensions of an embedding count alike.
-        self.targets = nn.ModuleDict({stream: nn.BatchNorm1d(width, affine=False) for stream in self.heads})
-        self.masks = nn.ParameterDict({stream: torch.zeros(width) for stream in self.heads})
+        self.targets = nn.ModuleDict(
+            {stream: nn.BatchNorm1d(width, affine=False) for stream, width in widths.items()}
+        )
+        self.masks = nn.ParameterDict({stream: torch.zeros(width) for stream, width in widths.items()})
         self.predictors = nn.ModuleDict(
             {
-                stream: nn.Sequential(
-                    nn.Linear(model.head(stream).hidden_dim, width), nn.GELU(), nn.Linear(width, width)
-                )
-                for stream in self.heads
+                stream: nn.Sequential(nn.Linear(hidden[stream], width), nn.GELU(), nn.Linear(width, width))
+                for stream, width in widths.items()
             }
         )
         self.to(model.encoder.device)
@@ -103,7 +104,7 @@ class MaskedFrames(nn.Module):
         """
         losses, picked = [], []
         hidden = span_mask(len(padding), padding.shape[1], padding.device) & ~padding
-        parts = embeddings.chunk(len(self.heads), dim=-1)
+        parts = embeddings.split(self.widths, dim=-1)
         for (stream, head), part in zip(self.heads.items(), parts, strict=True):
             targets = self.targets[stream](part.flatten(0, 1)).unflatten(0, padding.shape)[hidden]
             shown = torch.where(hidden[..., None], self.masks[stream], part)

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from features.fill import CacheSettings, EncoderSettings
+from features.networks import encoder_spec
+from features.settings import CacheSettings, EncoderSettings
 from models import MODELS
 from splits.split import RANDOM
 from splits.ucf101 import ALL, SPLIT_NUMBERS, DataSettings, split_number
@@ -37,9 +38,11 @@ FREE = (
     *("save_seconds", "resume"),
 )
 # What holds of a checkpoint that training starts from, where no flag says otherwise.
-SIZES = ("img_dim", "sequence_length", "frame_stride", "no_flip")
+SIZES = ("img_dim", "sequence_length", "frame_stride", "no_flip", "flip")
 # Settings of earlier versions that are gone, and their value where they were not used.
 GONE = {"ema": 0.0, "norm_freeze": 1.0, "frame_dropout": 0.0}
+# Those that earlier versions had not, and what they did.
+NEW = {"flip": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +56,11 @@ class ModelSettings:
         choices=MODELS,
     )
     latent_dim: int = setting(512, "width that embeddings are projected to; 512 as the original", COUNT)
-    sequence_length: int = setting(
-        40,
-        "frames of a clip; 40 (the original's) covers the 7 s of most UCF-101 clips at every 4th frame",
+    sequence_length: int | None = setting(
+        None,
+        "embeddings of a clip; default (recommended): 40 for encoders of photographs, as the original, which "
+        "covers the 7 s of most UCF-101 clips at every 4th frame; what the encoder's entry says for those of "
+        "videos, 16 for i3d",
         COUNT,
     )
     checkpoint_model: Path | None = setting(
@@ -171,9 +176,12 @@ class TrainSettings:
 
     @classmethod
     def read(cls, args: argparse.Namespace) -> Self:
-        """Out of the flags that `add_train_flags` added."""
+        """Out of the flags that `add_train_flags` added, and the encoder's defaults."""
         groups: dict[str, Any] = {name: read(group, args) for name, group in GROUPS.items()}
-        return cls(**groups, recipe_name=args.recipe, recipe=read_recipe(args))
+        spec = encoder_spec(args.encoder)
+        settings = cls(**groups, recipe_name=args.recipe, recipe=read_recipe(args))
+        settings = settings.change("model", sequence_length=args.sequence_length or spec.sequence_length)
+        return settings.change("cache", frame_stride=args.frame_stride or spec.frame_stride)
 
     def change(self, group: str, **values: Any) -> Self:
         """The same with other values in one of the groups."""
@@ -224,7 +232,7 @@ class TrainSettings:
         sizes = {"img_dim": start.img_dim, "sequence_length": start.sequence_length}
         sizes["frame_stride"] = start.frame_stride
         values = theirs | {name: given.get(name) or size for name, size in sizes.items()}
-        values["no_flip"] = given.get("no_flip", start.settings.get("no_flip", False))
+        values |= {name: given.get(name, start.settings.get(name, False)) for name in ("no_flip", "flip")}
         changed = self
         for group in ("encoder", "model", "cache"):
             own = {name: value for name, value in values.items() if hasattr(getattr(self, group), name)}
@@ -262,7 +270,7 @@ def with_earlier_settings(
 
     Raises: UserError that lists the flags typed now that disagree.
     """
-    before, last = loaded.settings, args.output_path / LAST
+    before, last = {**NEW, **loaded.settings}, args.output_path / LAST
     decisive = [name for name in vars(args) if name not in (*FREE, *PATHS)]
     missing = [name for name in decisive if name not in before]
     unknown = [name for name, unused in GONE.items() if before.get(name, unused) != unused]

@@ -10,12 +10,15 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from dataset import Batches, ClipBatches, EmbeddingClips, EncodedClips, FrameClips, Sampling, frame_loader
+from dataset import FrameClips, Sampling
 from features.cache import CachedClips
-from features.fill import CacheSettings, cache_folder, open_cache
+from features.fill import cache_folder, open_cache
+from features.settings import CacheSettings
+from features.streams import open_streams, parse_streams
 from models import Classifier
 from splits.split import RANDOM, Clip, Split, hold_out, names_sha256, siblings, some_labels
 from splits.ucf101 import DataSettings, load_split
+from training.batches import Batches, ClipBatches, EmbeddingClips, EncodedClips, frame_loader
 from training.checkpoint import Checkpoint
 from training.history import History
 from training.loop import Part
@@ -23,7 +26,6 @@ from training.settings import TrainSettings
 from utils.device import DeviceSettings, choose_dtype
 from utils.process import UserError, say
 from utils.ranks import ALONE, Ranks
-from video.frames import parse_streams
 
 
 class ClipSource:
@@ -57,23 +59,25 @@ class ClipSource:
         kept: list[CachedClips] = []
         if cache.cache == "disk":
             folder = cache_folder(cache.cache_path, dataset_path)
+            stride = cache.frame_stride or model.encoder.spec.frame_stride
             kept = [
                 open_cache(
-                    folder, clips, model.encoder, img_dim, flip=flip, stream=stream,
-                    frame_stride=cache.frame_stride, threads=max(1, workers), ranks=ranks,
+                    folder, clips, encoder, stream.img_dim, flip=flip, stream=stream.name,
+                    frame_stride=stride, threads=max(1, workers), ranks=ranks,
                 ).view(clips)
-                for stream in model.streams
+                for encoder, stream in open_streams(model.encoder, model.further, model.streams, img_dim)
             ]  # fmt: skip
         return cls(model, img_dim, kept, workers)
 
     def batches(self, clips: Sequence[Clip], sampling: Sampling, order: ClipBatches) -> Batches:
         """Embeddings of what `order` names of `clips`."""
-        device = self.model.device
+        device, streams = self.model.device, self.model.open_streams(self.img_dim)
         if self.kept:
-            return EmbeddingClips(self.kept, clips, sampling, order, device)
-        frames = FrameClips(clips, sampling, self.img_dim, self.model.streams)
+            layouts = [stream.windows for stream in streams]
+            return EmbeddingClips(self.kept, layouts, clips, sampling, order, device)
+        frames = FrameClips(clips, sampling, [stream.view for stream in streams])
         loader = frame_loader(frames, order, workers=self.workers, pin_memory=device.type == "cuda")
-        return EncodedClips(loader, self.model)
+        return EncodedClips(loader, streams)
 
 
 def choose_split(data: DataSettings, split_number: int | str, seed: int) -> Split:
@@ -113,7 +117,8 @@ def build_model(settings: TrainSettings, num_classes: int) -> Classifier:
 def prepare(model: Classifier, settings: DeviceSettings, device: torch.device) -> Classifier:
     """The model on its device, its encoder as fast as that allows."""
     model = model.to(device)
-    model.encoder.prepare(choose_dtype(settings.precision, device), compile=settings.compile)
+    for encoder in model.encoders():
+        encoder.prepare(choose_dtype(settings.precision, device), compile=settings.compile)
     return model
 
 
@@ -157,8 +162,11 @@ class Setup:
         prepare(model, settings.device, device)
         img_dim = settings.encoder.img_dim or model.encoder.spec.input_size
         settings = settings.change("encoder", img_dim=img_dim)
-        flip = not settings.encoder.no_flip
-        testing = Sampling(settings.model.sequence_length, frame_stride=settings.cache.frame_stride)
+        flip = settings.encoder.mirrors(model.encoder.spec)
+        sequence_length, frame_stride = settings.model.sequence_length, settings.cache.frame_stride
+        assert sequence_length
+        assert frame_stride
+        testing = Sampling(sequence_length, frame_stride=frame_stride)
         source = ClipSource.open(
             model, split.train + split.test, img_dim, settings.cache, settings.data.dataset_path,
             settings.device.num_workers, flip=flip, ranks=ranks,
@@ -193,7 +201,7 @@ class Setup:
         """What each file of the run holds, but for the epoch."""
         settings = self.settings
         return Checkpoint(
-            self.source.model, self.split.classes, self.source.img_dim, settings.model.sequence_length,
+            self.source.model, self.split.classes, self.source.img_dim, self.testing.sequence_length,
             settings.clips.split_number, 0, {**settings.plain(), "clips": names_sha256(self.clips)},
         )  # fmt: skip
 

@@ -1,88 +1,62 @@
-"""Frames as a network for images sees them: resized, and with what has changed since the frame before."""
+"""Frames as a network sees them: resized, and cut to a square."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.process import UserError
 
-# What a frame may be seen as: itself, and what has changed since the frame before it.
-STREAMS = ("rgb", "diff")
-# Neighbouring frames differ little; the embeddings tell actions apart best so (see benchmarks/README.md).
-GRAY, DIFF_GAIN = 128, 2
+@dataclass(frozen=True)
+class Resize:
+    """How a frame of any size becomes a square of pixels.
 
-
-def parse_streams(text: str) -> tuple[str, ...]:
-    """Streams out of words between commas, such as rgb,diff.
-
-    Raises: UserError for an unknown one, or one that is there twice.
+    Attributes:
+        crop: side in pixels of the square that `size` is meant for; for others it is scaled
+        size: height and width in pixels that a frame is resized to, or of its shorter side, where the
+            aspect ratio is kept; the square is cut out of the middle
+        mode: of PyTorch's interpolation
+        antialias: frames that become smaller are blurred first, so that no pixel is lost
     """
-    streams = tuple(text.split(","))
-    if unknown := [stream for stream in streams if stream not in STREAMS]:
-        raise UserError(f"unknown stream {unknown[0]!r}; choose from {','.join(STREAMS)}")
-    if len(set(streams)) < len(streams):
-        raise UserError(f"{text}: a stream twice is worth no more than once; name each once")
-    return streams
+
+    crop: int = 1
+    size: tuple[int, int] | int = (1, 1)
+    mode: str = "bicubic"
+    antialias: bool = True
+
+    def shape(self, height: int, width: int, side: int) -> tuple[int, int]:
+        """Height and width that a frame is resized to before a square of `side` pixels is cut out."""
+        if isinstance(self.size, tuple):
+            return round(self.size[0] * side / self.crop), round(self.size[1] * side / self.crop)
+        short = round(self.size * side / self.crop)
+        # As torchvision rounds.
+        long = int(short * max(height, width) / min(height, width))
+        return (short, long) if height <= width else (long, short)
+
+    @property
+    def words(self) -> str:
+        """All of it, for a key."""
+        antialias = " antialias" if self.antialias else ""
+        if self.size == (self.crop, self.crop):
+            return f"torchvision {self.mode}{antialias} uint8, squeezed to a square"
+        size = self.size if isinstance(self.size, int) else "{} x {}".format(*self.size)
+        return f"torchvision {self.mode}{antialias} uint8, to {size} for the middle {self.crop}"
 
 
-def resize_frames(frames: Sequence[np.ndarray], img_dim: int) -> Tensor:
-    """Frames as the encoder takes them: (T, H, W, 3) uint8 RGB -> (T, 3, img_dim, img_dim) uint8.
+# As the original: the aspect ratio is not kept.
+SQUEEZE = Resize()
 
-    Bicubic with antialiasing, on uint8; the aspect ratio is not kept, as in the original.
-    """
+
+def resize_frames(frames: Sequence[np.ndarray], side: int, resize: Resize = SQUEEZE) -> Tensor:
+    """Frames as an encoder takes them: (H, W, 3) uint8 RGB each -> (T, 3, side, side) uint8."""
     stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-    return F.interpolate(stacked, size=(img_dim, img_dim), mode="bicubic", antialias=True)
-
-
-def stream_images(frames: Tensor, before: Tensor, streams: Sequence[str]) -> Tensor:
-    """Frames as a network for images sees them, three channels for each stream.
-
-    The difference of two frames shows what moves, as in the RGB differences of TSN (Wang et al., ECCV 2016).
-    It is drawn around middle gray, where a network for photographs expects its input.
-
-    Args:
-        frames: (T, 3, H, W) uint8 RGB
-        before: the frame before each of them, the same shape; the first frame of a video is its own
-
-    Returns: (T, 3 S, H, W) uint8.
-    """
-    if "diff" not in streams:
-        return frames
-    # By NumPy, since threads read: PyTorch would start a pool of its own in each, in the encoder's way.
-    images = []
-    for stream in streams:
-        image = frames.numpy()
-        if stream == "diff":
-            change = image.astype(np.int16) - before.numpy()
-            image = np.clip(GRAY + DIFF_GAIN * change, 0, 255).astype(np.uint8)
-        images.append(image)
-    return torch.from_numpy(np.concatenate(images, axis=1))
-
-
-class StreamReader:
-    """`stream_images` of a video's frames that come some at a time.
-
-    Args:
-        streams: what a frame is seen as
-        stride: how many frames before a frame the one stands that it is compared with; the first frame
-            stands in for those before it
-    """
-
-    def __init__(self, streams: Sequence[str], stride: int = 1) -> None:
-        self.streams, self.stride = streams, stride
-        self._before: np.ndarray | None = None
-
-    def read(self, frames: Tensor) -> Tensor:
-        """The next frames (T, 3, H, W) uint8, as (T, 3 S, H, W) uint8."""
-        if "diff" not in self.streams:
-            return frames
-        if self._before is None:
-            self._before = np.repeat(frames[:1].numpy(), self.stride, axis=0)
-        joined = np.concatenate([self._before, frames.numpy()])
-        self._before = joined[-self.stride :].copy()
-        return stream_images(frames, torch.from_numpy(joined[: len(frames)]), self.streams)
+    height, width = resize.shape(stacked.shape[2], stacked.shape[3], side)
+    if (height, width) != tuple(stacked.shape[2:]):
+        stacked = F.interpolate(stacked, size=(height, width), mode=resize.mode, antialias=resize.antialias)
+    # Rounded as torchvision's center_crop does.
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return stacked[:, :, top : top + side, left : left + side]
