@@ -134,10 +134,10 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
         finally:
             video.close()
             labels.close()
-    latency = 1000 * statistics.median(log.latencies or [0.0])
+    latency, delay = (1000 * statistics.median(times or [0.0]) for times in (log.latencies, log.delays))
     print(
         f"{name}: {len(log.times)} frames shown in {float(log.times[-1]):.1f} s, {log.lost} lost, "
-        f"median latency {latency:.0f} ms"
+        f"median latency {latency:.0f} ms, labels {delay:.0f} ms old"
     )
     if output:
         tell(

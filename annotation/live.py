@@ -171,6 +171,10 @@ class LiveLabels:
         model: what labels frames
         streams: of the model
         layout: how clips lie
+
+    Attributes:
+        memory: frames up to the newest one that a `Shot` must hold
+        labelled: number of the frame that the last label is of
     """
 
     def __init__(self, model: FrameModel, streams: Sequence[Stream], layout: ClipLayout) -> None:
@@ -181,25 +185,24 @@ class LiveLabels:
         self.memory = layout.stride * (longest - 1) + 1
         slow = any(stream.windows.frames > 1 for stream in streams)
         self._beside = ThreadPoolExecutor(1) if slow else None
-        self._coming: Future[Tensor] | None = None
+        self._coming: Future[tuple[Tensor, int]] | None = None
         # Of windows that were encoded, as far back as a clip reaches, by the number of the last frame.
         self._numbers: deque[int] = deque()
         self._embeddings: deque[Tensor] = deque()
-        self._labelled = 0
+        self.labelled = 0
         self._last: Tensor | None = None
 
     def label(self, shot: Shot) -> Tensor:
         """Class probabilities (C,) of a frame, later than those before it."""
-        elapsed = shot.number - self._labelled
-        due = self._last is None or elapsed >= self.layout.every * self._unit
+        due = self._last is None or shot.number - self.labelled >= self.layout.every * self._unit
         needed = not self._numbers or shot.number - self._numbers[-1] >= self.layout.step * self._unit
         if self._beside is None:
             if due or needed:
-                self._last = self._compute(shot, due)
+                self._last, self.labelled = self._compute(shot, due)
         elif self._coming is None and (due or needed):
             self._coming = self._beside.submit(self._compute, shot, due)
         if self._coming is not None and (self._last is None or self._coming.done()):
-            self._last, self._coming = self._coming.result(), None
+            (self._last, self.labelled), self._coming = self._coming.result(), None
         assert self._last is not None
         return self._last
 
@@ -209,13 +212,12 @@ class LiveLabels:
             self._beside.shutdown()
 
     @torch.no_grad()
-    def _compute(self, shot: Shot, due: bool) -> Tensor:
-        """The label of a frame where it is due, otherwise the one before; encodes what the frame ends."""
+    def _compute(self, shot: Shot, due: bool) -> tuple[Tensor, int]:
+        """The label where it is due, otherwise the one before, and the number of its frame; encodes it."""
         self._encode(shot)
         if not due and self._last is not None:
-            return self._last
-        self._labelled = shot.number
-        return self._classify(shot.number)
+            return self._last, self.labelled
+        return self._classify(shot.number), shot.number
 
     def _encode(self, shot: Shot) -> None:
         # As many as are new, and no more than the windows give.
@@ -254,12 +256,14 @@ class Log:
         times: when each frame that was shown came, in seconds from the first
         probabilities: of each, (C,)
         latencies: seconds from when each came to when it had been shown
+        delays: seconds from the frame that its label is of to itself
         lost: frames that were not shown, since a newer one was there
     """
 
     times: list[Fraction] = field(default_factory=list)
     probabilities: list[np.ndarray] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
+    delays: list[float] = field(default_factory=list)
     lost: int = 0
 
     def rate(self) -> float:
@@ -296,6 +300,7 @@ def watch(
         now = Fraction(shot.arrived - begun).limit_denominator(90_000)
         elapsed = float(now - log.times[-1]) if log.times else 0.0
         probabilities = smoother.add(labels.label(shot), elapsed)
+        log.delays.append((shot.number - labels.labelled) / float(video.fps))
         log.times.append(now)
         log.probabilities.append(probabilities.numpy())
         yield overlay.draw(shot.image, log.probabilities[-1], note=str(log))

@@ -1,6 +1,7 @@
 """Annotating a video against the raw encoder, and its memory on a long video against a short one.
 
 python3 benchmarks/annotating.py --encoder resnet152 --img_dim 112
+python3 benchmarks/annotating.py --encoder i3d --img_dim 224
 """
 
 import subprocess
@@ -28,9 +29,9 @@ def annotate(video: Path, checkpoint: Path, output: Path) -> tuple[float, float]
     """Seconds and peak memory in MB of one run of the command; the seconds without its start-up."""
     code = (
         "import resource, sys, time, test_on_video\nfrom annotation import annotate\n"
-        "start, read = [0.0], annotate.read_and_resize\n"
+        "start, read = [0.0], annotate.read_windows\n"
         "def reading(*a): start[0] = time.perf_counter(); return read(*a)\n"
-        "annotate.read_and_resize = reading; test_on_video.main(sys.argv[1:])\n"
+        "annotate.read_windows = reading; test_on_video.main(sys.argv[1:])\n"
         "print(time.perf_counter() - start[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     command = [sys.executable, "-c", code, "--video_path", video, "--checkpoint_model", checkpoint]
@@ -72,11 +73,11 @@ def main() -> None:
     device = choose_device(args.device)
     encoder = common.make_encoder(args.encoder, device, random_weights=args.random_weights)
     model = Classifier("ConvLSTM", 101, encoder=args.encoder, pretrained=not args.random_weights)
-    source = common.clips(args.data)[0].video.path
+    source, length = common.clips(args.data)[0].video.path, encoder.spec.sequence_length
     names = [f"class {number}" for number in range(101)]
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        save_checkpoint(here / "model.pth", Checkpoint(model, names, args.img_dim, 40, None, 0))
+        save_checkpoint(here / "model.pth", Checkpoint(model, names, args.img_dim, length, None, 0))
         lengthen(source, here / "video.mp4", args.frames)
         rates, raw = [], []
         for _ in range(args.pairs):

@@ -105,8 +105,8 @@ def main() -> None:
     vars(test_on_video)["write_video"] = write_stamped
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        names = [f"class {number}" for number in range(101)]
-        save_checkpoint(here / "model.pth", Checkpoint(model, names, args.img_dim, 40, None, 0))
+        names, length = [f"class {number}" for number in range(101)], model.encoder.spec.sequence_length
+        save_checkpoint(here / "model.pth", Checkpoint(model, names, args.img_dim, length, None, 0))
         ready, theirs = multiprocessing.Pipe()
         sender = multiprocessing.get_context("spawn").Process(
             target=send, args=(address, videos, frames, args.fps, theirs), daemon=True

@@ -96,7 +96,8 @@ class CacheKey:
         stride = f"-stride{self.frame_stride}" if self.frame_stride > 1 else ""
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         stream = f"-{self.stream}" if self.stream != "rgb" else ""
-        encoder = self.encoder.replace("/", "-")
+        # A folder's whole path would be too long for a name.
+        encoder = self.encoder.replace("/", "-")[-80:]
         return f"{encoder}-{self.img_dim}px-{self.dtype}{flip}{stride}{stream}-{digest}"
 
 

@@ -241,7 +241,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         std=(0.5, 0.5, 0.5),
         cpu_batch=1,
         accelerator_batch=8,
-        windows=Windows(frames=64, hop=8, least=32),
+        windows=Windows(frames=64, hop=8, least=16),
         live_frames=16,
         fps=25,
         resize=Resize(224, 256, "bilinear"),

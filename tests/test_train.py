@@ -252,6 +252,11 @@ def test_a_run_with_settings_that_are_gone_does_not_go_on(call, small, train_fla
         done = call(train, "--resume")
         assert done.status == 1
         assert f"--{name}" in done.one_line_error()
+    # One that came later did then what it does by default.
+    settings = {name: value for name, value in contents["settings"].items() if name != "flip"}
+    torch.save({**contents, "settings": settings}, last)
+    done = call(train, "--resume")
+    assert done.status == 0, done.err
 
 
 def test_other_lists_are_told_when_a_run_goes_on(call, small, train_flags, toy):

@@ -206,6 +206,7 @@ def about(
         "encoder": encoder.name,
         "encoder_sha256": encoder.sha256(),
         "encoder_computed_in": encoder.variant,
+        "further_sha256": {further.name: further.sha256() for further in source.model.encoders()[1:]},
         "device": str(encoder.device),
         "split_number": split_number,
         "img_dim": source.img_dim,

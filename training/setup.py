@@ -171,7 +171,7 @@ class Setup:
             model, split.train + split.test, img_dim, settings.cache, settings.data.dataset_path,
             settings.device.num_workers, flip=flip, ranks=ranks,
         )  # fmt: skip
-        encoder = model.encoder.name.replace("/", "-")
+        encoder = model.encoder.name.replace("/", "-")[-80:]
         return cls(
             settings, ranks, split, unlabelled, held_out,
             some_labels(unlabelled, settings.clips.label_fraction, seed), source, testing,
