@@ -1,7 +1,8 @@
-"""Train an action classifier on UCF-101: a frozen ImageNet encoder, and an LSTM or another head over it.
+"""Train an action classifier on UCF-101: a frozen encoder, and an LSTM or another head over it.
 
     python3 train.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
-    python3 train.py --encoder efficientnet_lite0 --num_epochs 10       # needs no download, and fits a laptop
+    python3 train.py --encoder i3d                                      # sees motion, and needs no download
+    python3 train.py --encoder efficientnet_lite0 --num_epochs 10       # the fastest, needs none either
     python3 train.py --split_number all                                 # all three splits, and their mean
     python3 train.py --model ActionBERT --pretrain 10                   # a Transformer, first without labels
     python3 train.py --resume                                           # goes on where the last run stopped
