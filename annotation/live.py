@@ -220,19 +220,27 @@ class LiveLabels:
         return self._classify(shot.number), shot.number
 
     def _encode(self, shot: Shot) -> None:
-        # As many as are new, and no more than the windows give.
-        new = (shot.number - self._numbers[-1]) // self._unit if self._numbers else shot.number + 1
-        parts = []
+        parts, hop = [], self._unit // self.layout.stride
         for stream in self.streams:
             frames = shot.frames(stream.windows.context + stream.live_frames, self.layout.stride)
             resized = resize_frames(frames, stream.img_dim, stream.resize)
             parts.append(stream.embed(resized[None].to(stream.device))[0])
-        new = max(1, min(new, max(len(part) for part in parts)))
-        # What sees one frame gives one, which stands for all of a longer window.
-        joined = torch.cat([part[-new:] if len(part) > 1 else part.expand(new, -1) for part in parts], dim=1)
-        for back, embedding in zip(reversed(range(new)), joined, strict=True):
+        # As many as are new, and no more than the windows of the longest hop give.
+        last = self._numbers[-1] if self._numbers else -1
+        given = max(
+            len(part) for stream, part in zip(self.streams, parts, strict=True) if stream.windows.hop == hop
+        )
+        for back in reversed(range(max(1, min((shot.number - last) // self._unit, given)))):
             self._numbers.append(shot.number - back * self._unit)
-            self._embeddings.append(embedding)
+            # Of each other stream that of the frame in the middle of the hop, as near as its window reaches.
+            self._embeddings.append(
+                torch.cat(
+                    [
+                        part[-1 - min((back * hop + hop // 2) // stream.windows.hop, len(part) - 1)]
+                        for stream, part in zip(self.streams, parts, strict=True)
+                    ]
+                )
+            )
         begin = shot.number - self.layout.step * self._unit * (self.layout.sequence_length - 1)
         while len(self._numbers) > 1 and self._numbers[1] <= begin:
             self._numbers.popleft()

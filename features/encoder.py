@@ -168,10 +168,11 @@ class Encoder(nn.Module):
     def sha256(self) -> str:
         """SHA-256 over the names and bytes of the frozen network's tensors, as 64 hexadecimal digits.
 
-        Computed once for the weights that were loaded.
+        The settings of its entry are part of it, where it has some. Computed once for the weights that were
+        loaded.
         """
         if self._sha256 is None:
-            digest = hashlib.sha256()
+            digest = hashlib.sha256(self.spec.settings.encode())
             for name, tensor in self.feature_extractor.state_dict().items():
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

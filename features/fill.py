@@ -29,7 +29,7 @@ from features.encoder import Encoder
 from features.pipeline import embed_ahead, read_ahead
 from features.settings import CacheSettings, EncoderSettings
 from features.shard_writer import ShardWriter
-from features.streams import Stream, encoder_stream, further_encoders, open_streams, parse_streams
+from features.streams import Stream, encoder_stream, further_encoders, open_streams, pace, parse_streams
 from splits.split import WHOLE, Clip, Shard
 from splits.ucf101 import DataSettings, load_split
 from utils.device import DeviceSettings, choose_device, choose_dtype, seed_everything
@@ -253,6 +253,7 @@ def main(argv: list[str] | None = None) -> int:
         if missing := split.missing():
             say(f"warning: {missing}")
         names, dtype = parse_streams(seen.streams), choose_dtype(device_settings.precision, device)
+        spec = pace(seen.encoder, names)
         encoder = Encoder(seen.encoder, state=seen.state())
         further = further_encoders(names)
         for each in (encoder, *further.values()):
@@ -265,9 +266,9 @@ def main(argv: list[str] | None = None) -> int:
                 clips,
                 own,
                 stream.img_dim,
-                flip=seen.mirrors(encoder.spec),
+                flip=seen.mirrors(spec),
                 stream=stream.name,
-                frame_stride=kept.frame_stride or encoder.spec.frame_stride,
+                frame_stride=kept.frame_stride or spec.frame_stride,
                 threads=max(1, device_settings.num_workers),
                 ranks=ranks,
                 shard=args.shard,

@@ -9,7 +9,7 @@ Shapes: N clips, T frames, H x W pixels, K embeddings, D embedding width.
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from features.hub import CONFIG, HF, hub_file, read_json, transformers_package
 from features.weights import State, WeightsError, first_line, read_weights
 from features.windows import Windows
 from utils.process import MissingFileError, UserError
 from video.frames import Resize
 
-HF = "hf/"
-CONFIG = "config.json"
 PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 # Pillow's numbers for them; those that PyTorch has too.
@@ -111,6 +110,7 @@ class HuggingFace:
         kind: a key of `KINDS`
         width: D
         side: H = W, the only one that it takes
+        settings: SHA-256 of its files of settings
         windows, mean, std, resize, fps: as `EncoderSpec` has them
     """
 
@@ -118,6 +118,7 @@ class HuggingFace:
     kind: str
     width: int
     side: int
+    settings: str
     windows: Windows
     mean: Colour
     std: Colour
@@ -150,10 +151,10 @@ def huggingface_network(name: str) -> HuggingFace:
     Raises: WeightsError without transformers, or if the files cannot be had; UserError if it is no network
         for videos, or one that cannot be an encoder.
     """
-    path = _file(name, CONFIG)
+    path = hub_file(name, CONFIG)
     if path is None:
         raise WeightsError(f"{HF}{name} has no {CONFIG}; name the folder that transformers wrote")
-    kind_name = _json(path).get("model_type")
+    kind_name = read_json(path).get("model_type")
     if kind_name not in KINDS:
         raise UserError(f"{HF}{name} is of the kind {kind_name!r}; choose one of {', '.join(KINDS)}")
     kind = KINDS[kind_name]
@@ -162,7 +163,7 @@ def huggingface_network(name: str) -> HuggingFace:
     height, width = (side, side) if isinstance(side, int) else side
     hop, frames = tubelet if isinstance(tubelet, int) else tubelet[0], getattr(config, kind.frames)
     channels = getattr(config, "num_channels", None) or getattr(config, "in_chans", None)
-    if (channels, height) != (3, width) or frames % hop:
+    if (channels, height) != (3, width) or hop < 1 or frames % hop:
         raise UserError(
             f"{HF}{name} takes {frames} frames, {hop} at a time, of {channels} x {height} x {width}; an "
             "encoder's are square RGB, and whole steps"
@@ -174,20 +175,26 @@ def huggingface_network(name: str) -> HuggingFace:
         kind_name,
         config.hidden_size,
         height,
+        hashlib.sha256(b"\0".join(file.read_bytes() for file in (path, _processor(name)))).hexdigest(),
         Windows(frames, hop, frames),
         *_preprocessing(name, kind),
     )
 
 
-def _preprocessing(name: str, kind: Kind) -> tuple[Colour, Colour, Resize, float | None]:
-    """Mean, standard deviation, resizing and frames/s that the file of its processor tells."""
-    path = _file(name, *PROCESSORS)
+def _processor(name: str) -> Path:
+    path = hub_file(name, *PROCESSORS)
     if path is None:
         raise WeightsError(
             f"{HF}{name} has no {PROCESSORS[0]} or {PROCESSORS[1]}, which tells how frames are normalised; "
             f"put the one that was released with it beside {CONFIG}"
         )
-    told = _json(path)
+    return path
+
+
+def _preprocessing(name: str, kind: Kind) -> tuple[Colour, Colour, Resize, float | None]:
+    """Mean, standard deviation, resizing and frames/s that the file of its processor tells."""
+    path = _processor(name)
+    told = read_json(path)
     offset = told.get("offset", kind.offset)
     scale = 255 * told.get("rescale_factor", 1 / 127.5 if offset else 1 / 255)
     if not told.get("do_rescale", True):
@@ -199,6 +206,8 @@ def _preprocessing(name: str, kind: Kind) -> tuple[Colour, Colour, Resize, float
         size = _size(told["size"])
         crop = _size(told["crop_size"]) if told.get("do_center_crop", "crop_size" in told) else size
         mode = RESAMPLING[told.get("resample", 2)]
+        if len(mean) != 3 or len(std) != 3:
+            raise KeyError("a mean and a deviation for each of three colours")
     except (KeyError, TypeError) as error:
         raise WeightsError(
             f"{path}: {first_line(error)} is missing, or of a kind that is not known here; use the file that "
@@ -211,13 +220,6 @@ def _preprocessing(name: str, kind: Kind) -> tuple[Colour, Colour, Resize, float
     return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2]), resize, float(fps) if fps else None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise WeightsError(f"{path}: damaged ({first_line(error)}); download it again") from error
-
-
 def _size(told: int | Mapping[str, int]) -> int | tuple[int, int]:
     """Of the shorter side, or height and width."""
     if isinstance(told, int):
@@ -225,25 +227,19 @@ def _size(told: int | Mapping[str, int]) -> int | tuple[int, int]:
     return told["shortest_edge"] if "shortest_edge" in told else (told["height"], told["width"])
 
 
-def _transformers(name: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise WeightsError(
-            f"{HF}{name} needs the package transformers; run pip install -r requirements-hf.txt"
-        ) from error
-    return transformers
-
-
 def _model(kind: Kind, name: str) -> Any:
-    return getattr(_transformers(name), kind.model)
+    return getattr(transformers_package(name), kind.model)
 
 
 def _config(name: str, kind: Kind) -> Any:
-    path = _file(name, CONFIG)
+    path = hub_file(name, CONFIG)
     assert path
     with _quiet(name):
-        return _model(kind, name).config_class.from_pretrained(path.parent, local_files_only=True)
+        try:
+            return _model(kind, name).config_class.from_pretrained(path.parent, local_files_only=True)
+        # Each version of transformers checks its fields in its own way.
+        except Exception as error:
+            raise WeightsError(f"{path}: damaged ({first_line(error)}); download it again") from error
 
 
 def _loaded(name: str, kind: Kind, config: Any, state: State) -> nn.Module:
@@ -280,7 +276,7 @@ def _loaded(name: str, kind: Kind, config: Any, state: State) -> nn.Module:
 
 def _read(name: str) -> State:
     """The released weights."""
-    path = _file(name, *WEIGHTS)
+    path = hub_file(name, *WEIGHTS)
     if path is None:
         raise WeightsError(
             f"{HF}{name} has no {WEIGHTS[0]}; put it beside {CONFIG}, or use --encoder_weights"
@@ -288,52 +284,18 @@ def _read(name: str) -> State:
     if path.suffix != ".json":
         return read_weights(path)[0]
     state: dict[str, Tensor] = {}
-    for file in sorted(set(_json(path)["weight_map"].values())):
-        part = _file(name, file)
+    for file in sorted(set(read_json(path)["weight_map"].values())):
+        part = hub_file(name, file)
         if part is None:
             raise MissingFileError(f"{path.parent / file}: a part of the weights is missing")
         state |= read_weights(part)[0]
     return state
 
 
-def _file(name: str, *files: str) -> Path | None:
-    """The first of these files that a folder or a model of the hub has.
-
-    Raises: WeightsError if the hub cannot be reached and the file is not on this machine.
-    """
-    if Path(name).is_dir():
-        return next((path for file in files if (path := Path(name, file)).is_file()), None)
-    if name.startswith(("/", ".")):
-        raise MissingFileError(f"{name}: no such folder; name the one that holds a model's {CONFIG}")
-    _transformers(name)
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        # Once downloaded, it works without a network, and without waiting for one.
-        for file in files:
-            if isinstance(cached := try_to_load_from_cache(name, file), str):
-                return Path(cached)
-        for file in files:
-            try:
-                return Path(hf_hub_download(name, file))
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                continue
-    # No network, no such model, one that asks for a licence, a full disk: the way out is the same.
-    except Exception as error:
-        raise WeightsError(
-            f"{HF}{name} cannot be had ({first_line(error)}); download its folder elsewhere and name it as "
-            "hf/<folder>, or use --encoder i3d, which works offline"
-        ) from error
-    return None
-
-
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
     """Without transformers' own bars and reports, which come between those of the commands."""
-    logging = _transformers(name).utils.logging
+    logging = transformers_package(name).utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

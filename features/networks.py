@@ -119,7 +119,7 @@ def _i3d(*, pretrained: bool, state: State | None = None) -> nn.Module:
 
     network = InceptionI3d()
     if state is not None or pretrained:
-        load_weights(network, state or i3d_weights(), "i3d")
+        load_weights(network, i3d_weights() if state is None else state, "i3d")
     return network
 
 
@@ -151,6 +151,7 @@ class EncoderSpec:
         sequence_length: embeddings of a clip that a head is shown
         window_step: embeddings from one of the clip that labels a frame to the next
         categories: names of the classes that its own last layer tells, which is `own_logits` of the network
+        settings: what changes its embeddings and may be another tomorrow under the same name; "" if nothing
     """
 
     build: Build
@@ -169,6 +170,7 @@ class EncoderSpec:
     sequence_length: int = 40
     window_step: int = 2
     categories: Callable[[], list[str]] | None = None
+    settings: str = ""
 
     @property
     def video(self) -> bool:
@@ -338,4 +340,5 @@ def _huggingface_spec(name: str) -> EncoderSpec:
         sequence_length=32,
         # A clip of 32 is about 5 seconds then.
         window_step=max(1, 4 // network.windows.hop),
+        settings=network.settings,
     )

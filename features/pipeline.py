@@ -233,8 +233,14 @@ class Batches:
         return rooms_of_shape[0]
 
     def flush(self) -> None:
-        """Encode what there is; what stands in the rest of the batch is encoded too."""
-        self.encoded.append((self._encode(self._room) if self._used else None, self._parts))
+        """Encode what there is.
+
+        What stands in the rest of the batch is encoded too, but for windows that differ in length: they make
+        most batches short.
+        """
+        layout = self._stream.windows
+        batch = self._room[: self._used] if layout.least < layout.frames else self._room
+        self.encoded.append((self._encode(batch) if self._used else None, self._parts))
         self._used, self._parts = 0, []
 
     def _encode(self, batch: Tensor) -> tuple[Tensor, torch.Event | None]:

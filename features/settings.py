@@ -18,7 +18,7 @@ class CacheSettings:
 
     cache: str = setting(
         "disk",
-        "disk (default) encodes each frame once and trains from there; off encodes in every epoch anew",
+        "disk (default) encodes each video once and trains from there; off encodes in every epoch anew",
         choices=("disk", "off"),
     )
     cache_path: Path | None = setting(
@@ -45,8 +45,8 @@ class EncoderSettings:
     )
     encoder_weights: Path | None = setting(
         None,
-        "file with other weights for it, .safetensors or .pth, named as torchvision or timm names them; "
-        "default: those of ImageNet",
+        "file with other weights for it, .safetensors or .pth, with the tensor names of its library; default "
+        "(recommended): those that it was released with",
         Path,
     )
     streams: str = setting(

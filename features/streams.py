@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from features.encoder import STREAMS, Encoder
-from features.networks import encoder_spec
+from features.networks import EncoderSpec, encoder_spec
 from features.windows import Cut, WindowReader, Windows, joint_hop, joint_indices
 from utils.process import UserError
 from video.frames import Resize, resize_frames
@@ -101,7 +101,20 @@ def parse_streams(text: str) -> tuple[str, ...]:
                 ) from error
     if len(set(streams)) < len(streams):
         raise UserError(f"{text}: a stream twice is worth no more than once; name each once")
+    if not set(streams) & set(STREAMS):
+        raise UserError(f"--streams {text} leaves nothing for --encoder; use --encoder {streams[0]} instead")
     return streams
+
+
+def pace(encoder: str, streams: Sequence[str]) -> EncoderSpec:
+    """The entry of the encoder with the longest hop, which sets the pace of all streams together.
+
+    Raises: UserError if `encoder` stands among the further ones too; otherwise as `encoder_spec`.
+    """
+    if encoder in streams:
+        raise UserError(f"--streams {','.join(streams)}: {encoder} is --encoder already; leave it out there")
+    names = [encoder, *(stream for stream in streams if stream not in STREAMS)]
+    return max(map(encoder_spec, names), key=lambda spec: spec.windows.hop)
 
 
 def further_encoders(streams: Sequence[str], *, pretrained: bool = True) -> nn.ModuleDict:

@@ -257,13 +257,16 @@ def test_folders_that_hold_no_encoder_say_so(folder, tmp_path):
         ({"model_type": "vit"}, "choose one of vjepa2, videomae, timesformer, vivit"),
         ({"num_channels": 1}, "square RGB"),
         ({"num_frames": 5}, "whole steps"),
+        ({"tubelet_size": 0}, "whole steps"),
+        ({"hidden_size": "x"}, "damaged"),
     ):
         (path / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(UserError, match=words):
             encoder_spec(f"hf/{path}")
-    (path / "config.json").write_text("{")
-    with pytest.raises(WeightsError, match="damaged"):
-        encoder_spec(f"hf/{path}")
+    for text in ("{", "[1]"):
+        (path / "config.json").write_text(text)
+        with pytest.raises(WeightsError, match="damaged"):
+            encoder_spec(f"hf/{path}")
     (path / "config.json").write_text(json.dumps(config))
     (path / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"no model.safetensors"):
@@ -273,9 +276,24 @@ def test_folders_that_hold_no_encoder_say_so(folder, tmp_path):
     networks._huggingface_spec.cache_clear()
     with pytest.raises(WeightsError, match="1 is missing, or of a kind"):
         encoder_spec(f"hf/{path}")
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"resample": 2, "image_mean": [0.5]}))
+    with pytest.raises(WeightsError, match="each of three colours"):
+        encoder_spec(f"hf/{path}")
     told.unlink()
     with pytest.raises(WeightsError, match="preprocessor_config"):
         encoder_spec(f"hf/{path}")
+
+
+@needed
+def test_other_settings_are_another_encoder(folder):
+    """Caches and checkpoints know it by its SHA-256, which its tensors alone do not change."""
+    path, digests = folder("VideoMAE"), []
+    told = path / "video_preprocessor_config.json"
+    for mean in (0.5, 0.9, 0.5):
+        told.write_text(json.dumps(json.loads(told.read_text()) | {"image_mean": [mean] * 3}))
+        networks._huggingface_spec.cache_clear()
+        digests.append(Encoder(f"hf/{path}").sha256())
+    assert digests[0] == digests[2] != digests[1]
 
 
 @needed

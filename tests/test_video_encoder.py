@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,12 +22,14 @@ from dataset import window_indices
 from features import fill
 from features.encoder import Encoder
 from features.fill import open_cache
-from features.streams import encoder_stream, parse_streams
+from features.pipeline import embed_ahead, read_ahead
+from features.streams import Stream, encoder_stream, parse_streams
+from features.windows import Windows
 from models import Classifier
 from splits.ucf101 import load_split
 from training.checkpoint import load_checkpoint
 from utils.process import UserError
-from video.frames import resize_frames
+from video.frames import SQUEEZE, resize_frames
 from video.opencv import cv2
 from video.reader import Video
 
@@ -55,10 +58,11 @@ def test_every_command(call, small, trained, tmp_path):
         names[0] if len(checkpoint.model.streams) != 2 else "", ["tiny_video", "tiny"]
     )
     video_first = names[0] == "tiny_video"
-    assert checkpoint.sequence_length == (6 if video_first else 40), "the first encoder's own"
+    assert (checkpoint.sequence_length, checkpoint.window_step) == (6, 1), "of the longest hop"
     assert checkpoint.img_dim == (24 if video_first else 224)
     caches = {folder.name.rsplit("-", 1)[0] for folder in (small / "UCF-101-embeddings").iterdir()}
-    assert ("tiny_video-24px-float32" in caches) == video_first, "mirrored only where the first encoder is"
+    assert "tiny_video-24px-float32" in caches
+    assert not any("flip" in name for name in caches), "mirrored only where the pace is a photograph's"
     tested = call(test_script, *data_flags(small), "--checkpoint_model", path)
     assert tested.status == 0, tested.err
     uncached = call(test_script, *data_flags(small), "--checkpoint_model", path, "--cache", "off")
@@ -132,6 +136,10 @@ def test_differences_are_for_photographs_and_flags_exclude_each_other(call, smal
     assert (done.status, "exclude each other" in done.one_line_error()) == (1, True)
     with pytest.raises(UserError, match="unknown stream 'flow'"):
         parse_streams("rgb,flow")
+    with pytest.raises(UserError, match="use --encoder tiny instead"):
+        parse_streams("tiny")
+    done = call(train, *flags, "--streams", "rgb,tiny_video")
+    assert (done.status, "is --encoder already" in done.one_line_error()) == (1, True)
 
 
 def test_labels_stand_on_the_frames_of_their_embeddings(small, tmp_path):
@@ -173,6 +181,51 @@ def test_live_labels_are_made_beside_and_lag_behind(small):
         expected = model.classify(torch.stack(each)[None]).softmax(dim=-1)[0]
     assert torch.allclose(said, expected, atol=1e-5)
     assert window_indices(9, 3, step=1, start=8).tolist() == [[6, 7, 8]]
+
+
+def stub(hop, live_frames):
+    """A stream whose embeddings are the mean numbers of each hop's frames."""
+
+    def embed(windows):
+        own = windows[:, :, 0, 0, 0].float()
+        return own.unflatten(1, (-1, hop)).mean(dim=2)[..., None]
+
+    layout = Windows(max(hop, live_frames), hop, max(hop, live_frames))
+    return Stream(
+        layout, SQUEEZE, 1, name="rgb", width=1, live_frames=live_frames, embed=embed,
+        device=torch.device("cpu"), batch_size=8,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("hop", "frames"), [(1, 1), (2, 8), (4, 16)])
+def test_live_streams_of_other_hops_stand_beside_each_other(hop, frames):
+    labels = LiveLabels(None, [stub(8, 16), stub(hop, frames)], ClipLayout(9))
+    for number in (0, 23, 47):
+        shown = [np.full((4, 4, 3), max(0, number - back), np.uint8) for back in reversed(range(16))]
+        labels._encode(Shot(number, 0.0, shown[-1], tuple(shown)))
+    # Two new ones each time, but for the first.
+    assert list(labels._numbers) == [0, 15, 23, 39, 47]
+    for number, pair in zip(labels._numbers, torch.stack(list(labels._embeddings)).tolist(), strict=True):
+        if number:
+            # In the middle of the hop, or as near as the window of the frame that came reaches.
+            came = 23 if number <= 23 else 47
+            row = min((came - number + 4) // hop, frames // hop - 1)
+            assert pair == [number - 3.5, came - row * hop - (hop - 1) / 2]
+
+
+def test_short_batches_are_not_filled_up_where_windows_differ_in_length(small):
+    """Or an accelerator would encode several times as many."""
+    seen = []
+    encoder = Encoder("tiny_video")
+    stream = encoder_stream(encoder, "rgb", 24)
+    embed = stream.embed
+    stream = replace(stream, embed=lambda windows: seen.append(len(windows)) or embed(windows), batch_size=8)
+    videos = [Video(path) for path in sorted((small / "UCF-101").glob("*/*.avi"))]
+    rows = [item for _, item in embed_ahead(stream, read_ahead(videos, stream, 1, 1), flip=False)]
+    windows = sum(len(stream.windows.windows(video.count())) for video in videos)
+    assert sum(seen) == windows
+    kept = sum(len(item) for item in rows if item is not None)
+    assert kept == sum(stream.windows.count(video.count()) for video in videos)
 
 
 def test_an_exported_encoder_of_videos_has_windows_of_one_length(call, small, tmp_path):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from features.streams import pace
 from models import FROZEN, MODELS, Classifier
 from training import original
 from utils.files import write_whole
@@ -76,7 +77,7 @@ class Checkpoint:
     @property
     def window_step(self) -> int:
         """Embeddings from one of the clip that labels a frame to the next."""
-        return self.model.encoder.spec.window_step
+        return pace(self.model.encoder.name, self.model.streams).window_step
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = False) -> None:

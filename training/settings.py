@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from features.networks import encoder_spec
 from features.settings import CacheSettings, EncoderSettings
+from features.streams import pace, parse_streams
 from models import MODELS
 from splits.split import RANDOM
 from splits.ucf101 import ALL, SPLIT_NUMBERS, DataSettings, split_number
@@ -178,7 +178,7 @@ class TrainSettings:
     def read(cls, args: argparse.Namespace) -> Self:
         """Out of the flags that `add_train_flags` added, and the encoder's defaults."""
         groups: dict[str, Any] = {name: read(group, args) for name, group in GROUPS.items()}
-        spec = encoder_spec(args.encoder)
+        spec = pace(args.encoder, parse_streams(args.streams))
         settings = cls(**groups, recipe_name=args.recipe, recipe=read_recipe(args))
         settings = settings.change("model", sequence_length=args.sequence_length or spec.sequence_length)
         return settings.change("cache", frame_stride=args.frame_stride or spec.frame_stride)
@@ -232,7 +232,10 @@ class TrainSettings:
         sizes = {"img_dim": start.img_dim, "sequence_length": start.sequence_length}
         sizes["frame_stride"] = start.frame_stride
         values = theirs | {name: given.get(name) or size for name, size in sizes.items()}
-        values |= {name: given.get(name, start.settings.get(name, False)) for name in ("no_flip", "flip")}
+        # One that is typed takes the place of either.
+        for name, other in (("no_flip", "flip"), ("flip", "no_flip")):
+            before = start.settings.get(name, False) and other not in given
+            values[name] = given.get(name, before)
         changed = self
         for group in ("encoder", "model", "cache"):
             own = {name: value for name, value in values.items() if hasattr(getattr(self, group), name)}

@@ -14,7 +14,7 @@ from dataset import FrameClips, Sampling
 from features.cache import CachedClips
 from features.fill import cache_folder, open_cache
 from features.settings import CacheSettings
-from features.streams import open_streams, parse_streams
+from features.streams import open_streams, pace, parse_streams
 from models import Classifier
 from splits.split import RANDOM, Clip, Split, hold_out, names_sha256, siblings, some_labels
 from splits.ucf101 import DataSettings, load_split
@@ -59,7 +59,7 @@ class ClipSource:
         kept: list[CachedClips] = []
         if cache.cache == "disk":
             folder = cache_folder(cache.cache_path, dataset_path)
-            stride = cache.frame_stride or model.encoder.spec.frame_stride
+            stride = cache.frame_stride or pace(model.encoder.name, model.streams).frame_stride
             kept = [
                 open_cache(
                     folder, clips, encoder, stream.img_dim, flip=flip, stream=stream.name,
@@ -162,7 +162,7 @@ class Setup:
         prepare(model, settings.device, device)
         img_dim = settings.encoder.img_dim or model.encoder.spec.input_size
         settings = settings.change("encoder", img_dim=img_dim)
-        flip = settings.encoder.mirrors(model.encoder.spec)
+        flip = settings.encoder.mirrors(pace(model.encoder.name, model.streams))
         sequence_length, frame_stride = settings.model.sequence_length, settings.cache.frame_stride
         assert sequence_length
         assert frame_stride
