@@ -1,5 +1,6 @@
 """A web page that names the action in a video, for a browser on this machine.
 
+python3 demo.py                                                   # 400 actions, nothing to train
 python3 demo.py --checkpoint_model model_checkpoints/ConvLSTM_150.pth
 python3 demo.py --checkpoint_model y.pth --examples clips/ --port 8000
 """
@@ -165,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         except ImportError as error:
             raise UserError(f"the page needs the package {error.name}; {INSTALL}") from error
         model = open_model(backend, read(DeviceSettings, args))
-        annotator = Annotator(read(LabelSettings, args), *model, str(backend.checkpoint_model))
+        annotator = Annotator(read(LabelSettings, args), *model, backend.name)
         page = Page(read(PageSettings, args), annotator, Path(folder) / "results")
         blocks, address = launch(page, server)
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)

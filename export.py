@@ -1,6 +1,7 @@
-"""Export a checkpoint to ONNX, for onnxruntime and whatever else reads that format.
+"""Export a model to ONNX, for onnxruntime and whatever else reads that format.
 
 python3 export.py --checkpoint_model model_checkpoints/ConvLSTM_20.pth
+python3 export.py                            # i3d, and the 400 actions that it was released with
 python3 test_on_video.py --backend onnxruntime --checkpoint_model exported/ConvLSTM_20 --video_path x.avi
 """
 
@@ -11,8 +12,9 @@ import shutil
 from pathlib import Path
 
 from annotation.onnx_model import export
-from training.checkpoint import load_checkpoint
+from annotation.pretrained import ModelSettings
 from utils.files import make_writable_folder
+from utils.flags import add_flags, read
 from utils.process import run
 
 
@@ -20,13 +22,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The flags of export.py."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
-    )
-    parser.add_argument(
         "--output",
         type=Path,
         help="folder to write: encoder.onnx, head.onnx and model.json; default: exported/<checkpoint>",
     )
+    add_flags(parser, ModelSettings)
     return parser
 
 
@@ -34,10 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     """Export; returns the exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    output = args.output or Path("exported") / args.checkpoint_model.stem
+    settings = read(ModelSettings, args)
+    named = settings.checkpoint_model.stem if settings.checkpoint_model else settings.encoder_name
+    output = args.output or Path("exported") / named
     if output.exists():
         parser.error(f"--output {output} is there already; choose another name")
-    checkpoint = load_checkpoint(args.checkpoint_model)
+    checkpoint = settings.load()
     make_writable_folder(output.parent)
     # Whole or not there.
     beside = output.with_name(f".{output.name}.part")

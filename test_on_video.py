@@ -1,5 +1,7 @@
 """Write a video with the predicted action and its probability on every frame.
 
+python3 test_on_video.py --video_path x.avi                       # 400 actions, nothing to train
+python3 test_on_video.py --video_path x.avi --only "push up,pull ups,juggling balls"
 python3 test_on_video.py --video_path x.avi --checkpoint_model model_checkpoints/ConvLSTM_20.pth
 python3 test_on_video.py --video_path x.avi --checkpoint_model y.pth --output x.gif
 python3 test_on_video.py --video_path clips/ "more/*.mp4" --checkpoint_model y.pth --output shown/
@@ -21,8 +23,9 @@ from tqdm import tqdm
 
 from annotation.annotate import Annotated, Annotator, BackendSettings, LabelSettings, open_model
 from annotation.labels import Smoother
-from annotation.live import LiveLabels, LiveVideo, Log, is_live, watch
+from annotation.live import Chooser, LiveLabels, LiveVideo, Log, is_live, watch
 from annotation.overlay import Overlay
+from annotation.segments import Steady, name_of
 from utils.device import DeviceSettings, available_cores
 from utils.files import make_writable_folder, unused
 from utils.flags import add_flags, read
@@ -42,7 +45,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--video_path",
         nargs="+",
-        required=True,
         help="videos to annotate, in any format FFmpeg reads; folders and patterns in quotes stand for all "
         "the videos in them; or a camera by its number from 0, or the address of a stream, like "
         "rtsp://host/path",
@@ -54,6 +56,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "files; default: the folder annotated, and for a camera or a stream a window; <output>.json has the "
         "segments, <output>.csv each frame",
     )
+    parser.add_argument("--list_actions", action="store_true", help="print the actions that the model knows")
     for settings in (BackendSettings, LabelSettings, DeviceSettings):
         add_flags(parser, settings)
     return parser
@@ -63,7 +66,7 @@ def tell(source: str | Path, output: Path, annotated: Annotated) -> None:
     """Print what a video shows, and what was written."""
     frames, segments = len(annotated.probabilities), len(annotated.segments)
     print(
-        f"{source}: {annotated.classes[annotated.label]}, mean probability "
+        f"{source}: {name_of(annotated.label, annotated.classes)}, mean probability "
         f"{100 * annotated.probability:.1f} %"
     )
     print(
@@ -109,8 +112,9 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
     Raises: VideoError if there is no such source, or nothing comes from it; OSError if the output cannot be
         written.
     """
-    settings, trained, log = annotator.settings, annotator.trained, Log()
-    overlay = Overlay(trained.classes, 0, settings.overlay)
+    settings, log = annotator.settings, Log()
+    overlay = Overlay(annotator.classes, 0, settings.overlay)
+    chooser = Chooser(annotator.chosen, settings.min_probability, Steady(settings.min_seconds))
     if output:
         make_writable_folder(output.parent)
     labels = LiveLabels(annotator.model, annotator.streams, annotator.layout)
@@ -119,7 +123,7 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
 
         def shown() -> Iterator[np.ndarray]:
             until = lambda: signals.signum is not None  # noqa: E731
-            for frame in watch(video, labels, Smoother(settings.smooth), overlay, log, until):
+            for frame in watch(video, labels, Smoother(settings.smooth), chooser, overlay, log, until):
                 yield frame
                 bar.set_postfix_str(f"{log}, {log.lost} lost")
                 bar.update()
@@ -140,11 +144,10 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
         f"median latency {latency:.0f} ms, labels {delay:.0f} ms old"
     )
     if output:
-        tell(
-            name,
-            output,
-            annotator.write_tables(name, output, np.stack(log.probabilities), overlay, video.fps, log.times),
+        annotated = annotator.write_tables(
+            name, output, log.probabilities, log.labels, overlay, video.fps, log.times
         )
+        tell(name, output, annotated)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -154,6 +157,11 @@ def main(argv: list[str] | None = None) -> int:
     backend, settings, device = (
         read(BackendSettings, args), read(LabelSettings, args), read(DeviceSettings, args),
     )  # fmt: skip
+    if args.list_actions:
+        print("\n".join(backend.own_classes() or open_model(backend, device)[1].classes))
+        return 0
+    if not args.video_path:
+        parser.error("--video_path is missing; name a video, a folder, a camera by its number, or a stream")
     live = next(filter(is_live, args.video_path), None)
     if live and len(args.video_path) > 1:
         parser.error(f"--video_path {live} is live, and takes a run of its own; name it alone")
@@ -165,8 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     if to_file and len(videos) > 1:
         parser.error(f"--output {folder}: {len(videos)} videos do not go into one file; name a folder")
     if to_file and folder.resolve() in (
-        *(video.resolve() for video in videos),
-        args.checkpoint_model.resolve(),
+        *(path.resolve() for path in [*videos, backend.checkpoint_model] if path),
     ):
         parser.error(f"--output {folder} is an input; choose another file")
 
@@ -184,13 +191,13 @@ def main(argv: list[str] | None = None) -> int:
             parser.error("there is no screen for a window; write a file with --output x.mp4")
         # Threads of one computation wait for each other, for seconds where another program has taken a core.
         model = open_model(backend, device, max(1, available_cores() // 2))
-        annotator = Annotator(settings, *model, str(backend.checkpoint_model))
+        annotator = Annotator(settings, *model, backend.name)
         watch_live(annotator, live, output_of("live") if args.output else None)
         return 0
     # What is wrong with a single video is told before a model is loaded.
     if len(videos) == 1:
         Video(videos[0]).fps()
-    annotator = Annotator(settings, *open_model(backend, device), str(backend.checkpoint_model))
+    annotator = Annotator(settings, *open_model(backend, device), backend.name)
     failed = 0
     for path in videos:
         try:

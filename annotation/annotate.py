@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice
@@ -17,23 +17,30 @@ from annotation.labels import (
     ClipLayout,
     FrameModel,
     Labelled,
-    Segment,
     Smoother,
     label_frames,
     read_windows,
-    segments,
-    shown_at,
-    write_tables,
 )
 from annotation.onnx_model import OnnxModel
 from annotation.overlay import OVERLAYS, Overlay
+from annotation.pretrained import ModelSettings, choose
+from annotation.segments import (
+    NONE,
+    Segment,
+    label_of,
+    name_of,
+    segments,
+    shown_at,
+    steady,
+    write_tables,
+)
 from features.pipeline import OneAhead, Prefetch
 from features.windows import joint_hop
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint import Checkpoint
 from training.setup import prepare
 from utils.device import DeviceSettings, choose_device
 from utils.files import make_writable_folder
-from utils.flags import COUNT, NON_NEGATIVE, setting
+from utils.flags import COUNT, NON_NEGATIVE, SHARE_BELOW_1, setting
 from utils.process import UserError
 from video.files import VideoError
 from video.reader import MIN_FRAMES, Video, check_length
@@ -41,10 +48,9 @@ from video.writer import write_video
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackendSettings:
-    """Which model labels frames."""
+class BackendSettings(ModelSettings):
+    """Which model labels frames, and what runs it."""
 
-    checkpoint_model: Path = setting(MISSING, "of this project or of the original", Path)
     backend: str = setting(
         "torch",
         "onnxruntime runs what export.py wrote, whose folder --checkpoint_model then names, on the CPU; "
@@ -75,6 +81,28 @@ class LabelSettings:
         "those, the middle of what training draws on UCF-101, and 1 for encoders of videos",
         COUNT,
     )
+    only: str | None = setting(
+        None,
+        "names of actions between commas: frames show the most probable one of these; probabilities stay "
+        "those among all that the model knows, small where a video shows something else; default: all",
+    )
+    min_probability: float = setting(
+        0.0,
+        "frames whose most probable action has less show no action; 0 (default) names one always; "
+        "0.2 is good for the 400 actions of Kinetics",
+        SHARE_BELOW_1,
+    )
+    min_seconds: float = setting(
+        0.0,
+        "of the shortest action: one that is shorter is taken for the one before; 0 (default) shows each, "
+        "0.5 calms labels that flicker",
+        NON_NEGATIVE,
+    )
+    no_cuts: bool = setting(
+        False,
+        "take the whole video for one shot; default (recommended): what is before a cut says nothing of what "
+        "is behind it",
+    )
     label_every: int = setting(
         10,
         "frames that share a label, that of the clip around their middle, as nearly as embeddings that stand "
@@ -104,10 +132,15 @@ def open_model(
     Args:
         threads: to compute with on a CPU; 0 takes all cores
 
-    Raises: UserError if flags do not go together; else as `choose_device`, `load_checkpoint`, `OnnxModel`.
+    Raises: UserError if flags do not go together; else as `choose_device`, `ModelSettings.load`, `OnnxModel`.
     """
     device = choose_device(device_settings.device)
     if backend.backend == "onnxruntime":
+        if backend.checkpoint_model is None:
+            raise UserError(
+                "--backend onnxruntime runs what export.py wrote; name its folder with --checkpoint_model"
+            )
+        backend.check()
         if device_settings.compile or device_settings.precision == "bf16":
             raise UserError(
                 "--compile and --precision bf16 are for --backend torch; an exported model is fp32"
@@ -116,7 +149,7 @@ def open_model(
         return exported, exported
     if threads:
         torch.set_num_threads(threads)
-    checkpoint = load_checkpoint(backend.checkpoint_model)
+    checkpoint = backend.load()
     return prepare(checkpoint.model, device_settings, device), checkpoint
 
 
@@ -129,7 +162,8 @@ class Annotated:
         probabilities: of each frame, (frames, C)
         fps: frames per second
         segments: runs of frames with one action
-        label, probability: the action of the whole, by the mean over its frames, and that mean
+        label, probability: the action of the whole, by the mean over the frames that show one, and that mean;
+            `NONE` where no frame does, with the mean of the most probable action
         tables: the JSON and the CSV file
         color: of an action by its label, as it was drawn, RGB
         second: when a frame is shown, by its number
@@ -160,6 +194,8 @@ class Annotator:
         self, settings: LabelSettings, model: FrameModel, trained: Checkpoint | OnnxModel, name: str
     ) -> None:
         self.settings, self.model, self.trained, self.name = settings, model, trained, name
+        self.chosen = choose(settings.only, trained.classes)
+        self.classes = [trained.classes[label] for label in self.chosen]
         self.img_dim = settings.img_dim or trained.img_dim
         self.streams = model.open_streams(self.img_dim)
         unit = trained.frame_stride * joint_hop([stream.windows for stream in self.streams])
@@ -196,7 +232,7 @@ class Annotator:
         fps, stated = video.fps(), video.stated_count()
         check_length(path, len(list(islice(video.frames(), MIN_FRAMES))))
         make_writable_folder(output.parent)
-        frames = read_windows(video, self.streams, self.layout.stride)
+        frames = read_windows(video, self.streams, self.layout.stride, shots=not self.settings.no_cuts)
         reader: OneAhead[Batch] | Prefetch[Batch]
         labels: Generator[Labelled] | Prefetch[Labelled]
         if model.device.type == "cpu":
@@ -207,34 +243,37 @@ class Annotator:
             reader = Prefetch(frames, 1)
             labels = Prefetch(label_frames(model, self.streams, reader, self.layout), 1)
         rows: list[np.ndarray] = []
+        settled: list[int] = []
         times = video.times()
-        overlay = Overlay(self.trained.classes, stated, self.settings.overlay)
+        overlay = Overlay(self.classes, stated, self.settings.overlay)
+
+        def labelled() -> Iterator[tuple[tuple[np.ndarray, np.ndarray], int]]:
+            for part in Smoother(self.settings.smooth).smooth(labels, fps):
+                for frame, given in zip(part.frames, part.probabilities.numpy(), strict=True):
+                    rows.append(given[self.chosen])
+                    yield (frame, rows[-1]), label_of(rows[-1], self.settings.min_probability)
 
         def drawn() -> Iterator[np.ndarray]:
-            done = 0
-            for labelled in Smoother(self.settings.smooth).smooth(labels, fps):
-                rows.append(labelled.probabilities.numpy())
-                for frame, probabilities in zip(labelled.frames, rows[-1], strict=True):
-                    done += 1
-                    if max_frames is not None and done > max_frames:
-                        raise VideoError(
-                            f"{path}: more than the {max_frames:,} frames allowed; cut it shorter"
-                        )
-                    progress(done, stated)
-                    yield overlay.draw(frame, probabilities)
+            for (frame, probabilities), label in steady(labelled(), self.settings.min_seconds, fps):
+                settled.append(label)
+                if max_frames is not None and len(settled) > max_frames:
+                    raise VideoError(f"{path}: more than the {max_frames:,} frames allowed; cut it shorter")
+                progress(len(settled), stated)
+                yield overlay.draw(frame, probabilities, label)
 
         try:
             write_video(output, drawn(), fps, times=times, sound=path)
         finally:
             labels.close()
             reader.close()
-        return self.write_tables(name or str(path), output, np.concatenate(rows), overlay, fps, times)
+        return self.write_tables(name or str(path), output, rows, settled, overlay, fps, times)
 
     def write_tables(
         self,
         source: str,
         output: Path,
-        probabilities: np.ndarray,
+        rows: Sequence[np.ndarray],
+        settled: Sequence[int],
         overlay: Overlay,
         fps: Fraction,
         times: Sequence[Fraction] | None = None,
@@ -244,23 +283,27 @@ class Annotator:
         Args:
             source: what the video is a copy of
             output: the copy
-            probabilities: (frames, C)
+            rows: probabilities of each frame, (C,)
+            settled: label of each frame
             overlay: what drew them
             times: when each frame is shown, in seconds; None at a steady `fps`
         """
-        classes = self.trained.classes
-        mean = probabilities.mean(axis=0, dtype=np.float64)
-        label, runs = int(mean.argmax()), segments(probabilities)
+        classes, probabilities, labels = self.classes, np.stack(rows), np.array(settled)
+        # Of the frames that show an action, where there are any.
+        active = labels != NONE
+        mean = probabilities[active if active.any() else slice(None)].mean(axis=0, dtype=np.float64)
+        likely, runs = int(mean.argmax()), segments(probabilities, labels)
+        label = likely if active.any() else NONE
         about = {
             "video": source,
             "checkpoint": self.name,
-            "action": classes[label],
-            "mean_probability": round(float(mean[label]), 6),
+            "action": name_of(label, classes),
+            "mean_probability": round(float(mean[likely]), 6),
         }
-        tables = write_tables(output, probabilities, runs, classes, fps, about, times)
+        tables = write_tables(output, probabilities, labels, runs, classes, fps, about, times)
         second = partial(shown_at, fps=fps, times=times)
         return Annotated(
-            classes, probabilities, fps, runs, label, float(mean[label]), tables, overlay.color, second
+            classes, probabilities, fps, runs, label, float(mean[likely]), tables, overlay.color, second
         )
 
 

@@ -1,4 +1,4 @@
-"""What action each frame of a video shows: from frames to probabilities, segments and tables."""
+"""What action each frame of a video shows: from frames to probabilities."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, islice
-from pathlib import Path
+from itertools import chain, islice, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +17,8 @@ from dataset import padding_of, window_indices
 from features.streams import Cutter, Joiner, Stream
 from features.windows import Cut
 from training.checkpoint import check_answers
-from utils.files import csv_bytes, json_bytes, write_whole
 from video.reader import Video
+from video.shots import Shots
 
 # Clips classified at once: with fewer the LSTM's weights are read too often, with more nothing is gained.
 CLIP_BATCH = 16
@@ -33,7 +32,7 @@ class Batch:
 
     Attributes:
         cuts: windows of each stream
-        ended: there are no more
+        ended: of the shot; what comes next is of another one
     """
 
     frames: list[np.ndarray]
@@ -86,14 +85,29 @@ class Labelled:
     probabilities: Tensor
 
 
-def read_windows(video: Video, streams: Sequence[Stream], stride: int) -> Iterator[Batch]:
-    """Frames of a video, some at a time, and windows of every `stride`-th."""
-    source, cutter = video.frames(), Cutter([stream.view for stream in streams])
+def read_windows(
+    video: Video, streams: Sequence[Stream], stride: int, *, shots: bool = True
+) -> Iterator[Batch]:
+    """Frames of a video, some at a time, and windows of every `stride`-th of a shot.
+
+    Args:
+        shots: windows begin anew where a shot does
+    """
+    source, finder = video.frames(), Shots(find=shots)
     first = next(source)
     source = chain([first], source)
     size = max(1, min(READ_FRAMES, READ_BYTES // first.nbytes) // stride) * stride
+    cutter, given = Cutter([stream.view for stream in streams]), 0
     while frames := list(islice(source, size)):
-        yield Batch(frames, cutter.read(frames[::stride]))
+        begins = [finder.begins(frame) for frame in frames]
+        edges = [0, *(place for place in range(1, len(frames)) if begins[place]), len(frames)]
+        for start, end in pairwise(edges):
+            if begins[start]:
+                yield Batch([], cutter.end(), ended=True)
+                cutter, given = Cutter([stream.view for stream in streams]), 0
+            kept = frames[start + -given % stride : end : stride]
+            yield Batch(frames[start:end], cutter.read(kept) if kept else [[] for _ in streams])
+            given += end - start
     yield Batch([], cutter.end(), ended=True)
 
 
@@ -118,15 +132,24 @@ def label_frames(
     batches: Iterable[Batch],
     layout: ClipLayout,
 ) -> Generator[Labelled]:
-    """Label frames by the clips around them, as `dataset.window_indices` lays these, frames coming in.
+    """Label frames by the clips around them, as `dataset.window_indices` lays these in each shot.
 
     Each frame is encoded once. A frame is given out as soon as its clip is complete, so only a clip's worth
-    of frames is held, however long the video. The numbers are those that the whole video would give.
+    of frames is held, however long the video. The numbers are those that the whole shot would give.
 
     Args:
         streams: of the model
-        batches: frames in order, any number at a time
+        batches: frames in order, any number at a time, each shot with an end of its own
     """
+    coming = iter(batches)
+    for batch in coming:
+        yield from _label_shot(model, streams, chain([batch], coming), layout)
+
+
+def _label_shot(
+    model: FrameModel, streams: Sequence[Stream], batches: Iterator[Batch], layout: ClipLayout
+) -> Generator[Labelled]:
+    """`label_frames` of the batches up to the end of a shot."""
     length, step, every = layout.sequence_length, layout.step, layout.every
     held: deque[np.ndarray] = deque()  # frames without a label yet
     joiner = Joiner(streams)
@@ -162,6 +185,8 @@ def label_frames(
             # What comes needs nothing before its own clip, or before the video's last one.
             drop = max(0, min(every * groups + every // 2 - span // 2, read - 1 - span) - first)
             embeddings, first = embeddings[drop:], first + drop
+        if batch.ended:
+            break
     if held:
         start = every * done
         middles = np.minimum(np.arange(start, read, every) + every // 2, read - 1)
@@ -192,89 +217,3 @@ class Smoother:
             yield Labelled(
                 batch.frames, torch.stack([self.add(each, float(1 / fps)) for each in batch.probabilities])
             )
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive frames with one action.
-
-    Attributes:
-        first, last: frame numbers
-        label: of the action
-        probability: mean over the frames
-    """
-
-    first: int
-    last: int
-    label: int
-    probability: float
-
-
-def segments(probabilities: np.ndarray) -> list[Segment]:
-    """Runs of frames with the same most probable action, out of probabilities (frames, C)."""
-    labels = probabilities.argmax(1)
-    ends = [*np.flatnonzero(np.diff(labels)).tolist(), len(labels) - 1] if len(labels) else []
-    starts = [0, *(end + 1 for end in ends[:-1])]
-    return [
-        Segment(first, last, int(labels[first]), float(probabilities[first : last + 1, labels[first]].mean()))
-        for first, last in zip(starts, ends, strict=True)
-    ]
-
-
-def shown_at(frame: int, fps: Fraction, times: Sequence[Fraction] | None = None) -> float:
-    """When a frame of a video is shown, in seconds.
-
-    Args:
-        times: of the first frames, in seconds; those after them follow at `fps`, all where there is none
-    """
-    known = times or [Fraction(0)]
-    last = min(frame, len(known) - 1)
-    return float(known[last] + (frame - last) / fps)
-
-
-def write_tables(
-    path: Path,
-    probabilities: np.ndarray,
-    runs: Sequence[Segment],
-    classes: Sequence[str],
-    fps: Fraction,
-    about: dict[str, object],
-    times: Sequence[Fraction] | None = None,
-) -> tuple[Path, Path]:
-    """Write <path>.json, with segments and all that is known, and <path>.csv, a row for each frame.
-
-    Args:
-        path: without suffix
-        probabilities: (frames, C)
-        runs: the `segments` of them
-        about: more for the JSON file
-        times: when each frame is shown, in seconds; None at a steady `fps`
-
-    Returns: the two files.
-    Raises: OSError if one cannot be written.
-    """
-
-    def second(frame: int) -> float:
-        return round(shown_at(frame, fps, times), 4)
-
-    listed = [
-        {
-            "action": classes[segment.label],
-            "start_seconds": second(segment.first),
-            "end_seconds": second(segment.last + 1),
-            "first_frame": segment.first,
-            "last_frame": segment.last,
-            "mean_probability": round(segment.probability, 6),
-        }
-        for segment in runs
-    ]
-    whole = {**about, "frames": len(probabilities), "fps": str(fps), "segments": listed}
-    head = ["frame", "second", "action", *classes]
-    rows = (
-        [number, second(number), classes[int(row.argmax())], *(f"{value:.6f}" for value in row)]
-        for number, row in enumerate(probabilities)
-    )
-    files = path.with_name(path.name + ".json"), path.with_name(path.name + ".csv")
-    write_whole(files[0], json_bytes(whole))
-    write_whole(files[1], csv_bytes(chain([head], rows)))
-    return files

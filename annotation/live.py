@@ -24,6 +24,7 @@ from torch import Tensor
 
 from annotation.labels import ClipLayout, FrameModel, Smoother, label_clips
 from annotation.overlay import Overlay
+from annotation.segments import Steady, label_of
 from dataset import padding_of, window_indices
 from features.streams import Stream
 from features.windows import joint_hop
@@ -256,13 +257,33 @@ class LiveLabels:
         return label_clips(self.model, embeddings[None], padding)[0]
 
 
+@dataclass(frozen=True)
+class Chooser:
+    """From probabilities to the label that is shown.
+
+    Attributes:
+        chosen: actions that are told apart, among all that the model knows
+        min_probability: of an action; below it there is none
+        lasting: keeps labels that are too short away
+    """
+
+    chosen: Sequence[int]
+    min_probability: float
+    lasting: Steady
+
+    def choose(self, probabilities: np.ndarray, elapsed: float) -> tuple[np.ndarray, int]:
+        """Probabilities of the chosen actions, and the label, `elapsed` seconds after the last frame."""
+        row = probabilities[self.chosen]
+        return row, self.lasting.add(label_of(row, self.min_probability), elapsed)
+
+
 @dataclass
 class Log:
     """What became of the frames of a live video.
 
     Attributes:
         times: when each frame that was shown came, in seconds from the first
-        probabilities: of each, (C,)
+        probabilities, labels: of each, (C,) and the label
         latencies: seconds from when each came to when it had been shown
         delays: seconds from the frame that its label is of to itself
         lost: frames that were not shown, since a newer one was there
@@ -270,6 +291,7 @@ class Log:
 
     times: list[Fraction] = field(default_factory=list)
     probabilities: list[np.ndarray] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     delays: list[float] = field(default_factory=list)
     lost: int = 0
@@ -288,6 +310,7 @@ def watch(
     video: LiveVideo,
     labels: LiveLabels,
     smoother: Smoother,
+    chooser: Chooser,
     overlay: Overlay,
     log: Log,
     stop: Callable[[], bool],
@@ -295,6 +318,7 @@ def watch(
     """The newest frames with what they show, (H, W, 3) uint8 RGB, until the source ends or `stop` says so.
 
     Args:
+        chooser: from probabilities to a label
         log: is filled; a frame has been shown when the next is asked for
     """
     begun = 0.0
@@ -310,6 +334,8 @@ def watch(
         probabilities = smoother.add(labels.label(shot), elapsed)
         log.delays.append((shot.number - labels.labelled) / float(video.fps))
         log.times.append(now)
-        log.probabilities.append(probabilities.numpy())
-        yield overlay.draw(shot.image, log.probabilities[-1], note=str(log))
+        row, label = chooser.choose(probabilities.numpy(), elapsed)
+        log.probabilities.append(row)
+        log.labels.append(label)
+        yield overlay.draw(shot.image, row, label, note=str(log))
         log.latencies.append(time.monotonic() - shot.arrived)

@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from annotation.segments import NONE, name_of
+
 OVERLAYS = ("full", "minimal")
 # Actions whose probability is shown.
 SHOWN = 3
@@ -74,16 +76,18 @@ class Overlay:
 
     def color(self, label: int) -> tuple[int, int, int]:
         """The colour of an action, the same all through the video."""
+        if label == NONE:
+            return EMPTY
         return self._colors.setdefault(label, PALETTE[len(self._colors) % len(PALETTE)])
 
-    def draw(self, frame: np.ndarray, probabilities: np.ndarray, note: str = "") -> np.ndarray:
+    def draw(self, frame: np.ndarray, probabilities: np.ndarray, label: int, note: str = "") -> np.ndarray:
         """A frame (H, W, 3) uint8 RGB with its labels, changed in place; taller if "full".
 
         Args:
             probabilities: (C,)
+            label: of the frame, or `NONE`
             note: a few words for the lower right corner
         """
-        label = int(probabilities.argmax())
         if note:
             self._draw_note(frame, note)
         if self.style == "minimal":
@@ -91,18 +95,25 @@ class Overlay:
             return frame
         self._counts[label] += 1
         color = self.color(label)
-        shown = np.argsort(-probabilities, kind="stable")[:SHOWN].tolist()
+        shown = np.argsort(-probabilities, kind="stable").tolist()
+        if label in shown:
+            shown.remove(label)
+        # The frame's own label first, though for a moment another may be more probable.
+        shown = [label, *shown][:SHOWN]
         self._draw_plate(frame, probabilities, shown)
         return np.concatenate([frame, self._draw_strip(frame.shape[0], frame.shape[1], color)])
 
     def _draw_plate(self, frame: np.ndarray, probabilities: np.ndarray, labels: list[int]) -> None:
-        percent = [round(100 * float(probabilities[label])) for label in labels]
+        percent = [None if label == NONE else round(100 * float(probabilities[label])) for label in labels]
         key = (frame.shape, tuple(labels), tuple(percent))
         # Frames share their probabilities for a while.
         if key != self._plate_key:
             self._plate_key, self._plate = key, self._make_plate(frame.shape, labels, percent)
         margin = frame.shape[0] // 40
         _paste(frame, self._plate, margin, margin)
+
+    def _words(self, label: int, percent: int | None) -> str:
+        return name_of(label, self.classes) + ("" if percent is None else f" {percent} %")
 
     @staticmethod
     def _draw_note(frame: np.ndarray, note: str) -> None:
@@ -111,7 +122,7 @@ class Overlay:
         text = draw_text(note, font_size(height, width), MUTED, max(1, width - 2 * margin))
         _paste(frame, text, max(0, height - margin - text.shape[0]), max(0, width - margin - text.shape[1]))
 
-    def _make_plate(self, shape: tuple[int, ...], labels: list[int], percent: list[int]) -> np.ndarray:
+    def _make_plate(self, shape: tuple[int, ...], labels: list[int], percent: list[int | None]) -> np.ndarray:
         height, width = shape[:2]
         bars = self.style == "full"
         size, margin = font_size(height, width), height // 40
@@ -119,7 +130,7 @@ class Overlay:
         room = max(8, width - 2 * (margin + pad))
         step = line + (bar + pad // 2 if bars else 0)
         texts = [
-            draw_text(f"{self.classes[label]} {share} %", size, LIGHT if place == 0 else MUTED, room)
+            draw_text(self._words(label, share), size, LIGHT if place == 0 else MUTED, room)
             for place, (label, share) in enumerate(zip(labels, percent, strict=True))
         ]
         widest = max(text.shape[1] for text in texts)
@@ -131,7 +142,7 @@ class Overlay:
         for place, (label, text, share) in enumerate(zip(labels, texts, percent, strict=True)):
             top = pad + step * place
             _paste(plate, text, top, pad)
-            if bars:
+            if bars and share is not None:
                 ground = plate[top + line : top + line + bar, pad : pad + widest]
                 ground[:] = EMPTY
                 ground[:, : round(share / 100 * widest)] = self._colors.get(label, MUTED)
@@ -167,7 +178,7 @@ class Overlay:
         pad, width = size // 2, ground.shape[1]
         left = pad
         for label in self._legend:
-            text = draw_text(self.classes[label], size, LIGHT, width - 2 * size)
+            text = draw_text(name_of(label, self.classes), size, LIGHT, width - 2 * size)
             if left + size + text.shape[1] > width:
                 break
             top = pad + size // 4

@@ -15,6 +15,7 @@ import numpy as np
 
 from annotation.annotate import Annotated, Annotator
 from annotation.overlay import OVERLAYS
+from annotation.segments import name_of
 from utils.flags import COUNT, setting
 from utils.process import UserError
 from video.files import VIDEO_SUFFIXES, VideoError, video_files
@@ -110,7 +111,7 @@ class Page:
         self._closed = False
 
     def label(
-        self, path: Path, overlay: str, smooth: float, progress: Callable[..., object]
+        self, path: Path, overlay: str, smooth: float, only: str, progress: Callable[..., object]
     ) -> tuple[Any, ...]:
         """What the page shows of a video, once those before it are done.
 
@@ -118,18 +119,21 @@ class Page:
         """
         # Progress finds its way to the browser by them.
         variables = contextvars.copy_context()
-        return self._worker.submit(variables.run, self._label, path, overlay, smooth, progress).result()
+        return self._worker.submit(variables.run, self._label, path, overlay, smooth, only, progress).result()
 
     def _label(
-        self, path: Path, overlay: str, smooth: float, progress: Callable[..., object]
+        self, path: Path, overlay: str, smooth: float, only: str, progress: Callable[..., object]
     ) -> tuple[Any, ...]:
         import gradio
         import pandas
 
         general = self.annotator
-        settings = replace(general.settings, overlay=overlay, smooth=smooth)
-        # Nobody needs to know where things are on this machine.
-        annotator = Annotator(settings, general.model, general.trained, Path(general.name).name)
+        settings = replace(general.settings, overlay=overlay, smooth=smooth, only=only.strip() or None)
+        try:
+            # Nobody needs to know where things are on this machine.
+            annotator = Annotator(settings, general.model, general.trained, Path(general.name).name)
+        except UserError as error:
+            raise gradio.Error(str(error), duration=None, print_exception=False) from error
         output = self.results / secrets.token_hex(8) / f"{path.stem}.mp4"
 
         def tell(done: int, stated: int) -> None:
@@ -149,7 +153,7 @@ class Page:
         mean = annotated.probabilities.mean(axis=0, dtype=np.float64)
         segments = [
             [
-                annotated.classes[segment.label],
+                name_of(segment.label, annotated.classes),
                 round(annotated.second(segment.first), 2),
                 round(annotated.second(segment.last + 1), 2),
                 round(100 * segment.probability, 1),
@@ -193,7 +197,7 @@ class Page:
         return page
 
     def _inputs(self) -> tuple[list[Any], Any]:
-        """File, overlay and smoothing, and the examples, None where there are none."""
+        """File, overlay, smoothing and actions, and the examples, None where there are none."""
         import gradio
 
         settings = self.annotator.settings
@@ -209,7 +213,13 @@ class Page:
             type="index",
             elem_id="examples",
         )
-        return [file, overlay, smooth], picked or None
+        only = gradio.Textbox(
+            value=settings.only or "",
+            label="Only these actions, between commas",
+            placeholder=", ".join(self.annotator.trained.classes[:3]),
+            elem_id="only",
+        )
+        return [file, overlay, smooth, only], picked or None
 
     def _connect(self, inputs: list[Any], picked: Any, outputs: list[Any]) -> None:
         import gradio
@@ -219,19 +229,21 @@ class Page:
             file: str | None,
             overlay: str,
             smooth: float,
+            only: str,
             progress: Any = gradio.Progress(),  # noqa: B008
         ) -> tuple[Any, ...]:
             if file is None:
                 raise gradio.Error("choose a video first", print_exception=False)
-            return self.label(Path(file), overlay, smooth, progress)
+            return self.label(Path(file), overlay, smooth, only, progress)
 
         def example(
             number: int,
             overlay: str,
             smooth: float,
+            only: str,
             progress: Any = gradio.Progress(),  # noqa: B008
         ) -> tuple[Any, ...]:
-            return self.label(self.examples[number], overlay, smooth, progress)
+            return self.label(self.examples[number], overlay, smooth, only, progress)
 
         file, *how = inputs
         shown: dict[str, Any] = {"show_progress_on": [outputs[0]], "concurrency_id": "model"}

@@ -131,7 +131,10 @@ class InceptionI3d(nn.Module):
         layers: up to the end point Mixed_5c
         last_layer: the released network's, (..., 1024) -> (..., 400); its classes are in the order of
             torchvision's Kinetics-400 categories
+        averages_pairs: each two neighbouring time steps are averaged before it, and its answers over time
     """
+
+    averages_pairs = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,17 +165,6 @@ class InceptionI3d(nn.Module):
         more; the network was trained on 224 x 224 pixels at 25 frames a second.
         """
         return self.layers(clips).mean((3, 4)).transpose(1, 2)
-
-    def own_logits(self, embeddings: Tensor) -> Tensor:
-        """What the released network says of a clip: (N, K, 1024) -> (N, 400), before the softmax.
-
-        It averages each two neighbouring time steps, applies its last layer and takes the mean over time. All
-        of it is linear, so the averages can come first. Of a single step, which the released code refuses,
-        the average is the step.
-        """
-        if embeddings.size(1) > 1:
-            embeddings = (embeddings[:, :-1] + embeddings[:, 1:]) / 2
-        return self.last_layer(embeddings.mean(1))
 
 
 def i3d_weights(path: Path | None = None) -> State:

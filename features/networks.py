@@ -150,7 +150,7 @@ class EncoderSpec:
         flip: training on mirrored frames too is worth encoding them
         sequence_length: embeddings of a clip that a head is shown
         window_step: embeddings from one of the clip that labels a frame to the next
-        categories: names of the classes that its own last layer tells, which is `own_logits` of the network
+        categories: names of the classes that its own last layer tells, which is `last_layer` of the network
         settings: what changes its embeddings and may be another tomorrow under the same name; "" if nothing
     """
 

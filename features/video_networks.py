@@ -26,18 +26,14 @@ class WholeClip(_WithoutLastLayer):
     Attributes:
         layers: (N, 3, T, H, W) -> (N, D)
         last_layer: the released network's, (..., D) -> (..., classes)
+        averages_pairs: of neighbouring embeddings, before it
     """
+
+    averages_pairs = False
 
     def forward(self, clips: Tensor) -> Tensor:
         """One embedding of each clip: (N, 3, T, H, W) normalised -> (N, 1, D)."""
         return self.layers(clips).unsqueeze(1)
-
-    def own_logits(self, embeddings: Tensor) -> Tensor:
-        """What the released network says of a clip: (N, 1, D) -> (N, classes), before the softmax.
-
-        Of a video of several clips, (N, K, D), it is the mean of what it says of each.
-        """
-        return self.last_layer(embeddings.mean(1))
 
 
 class TimeSteps(_WithoutLastLayer):
@@ -49,22 +45,15 @@ class TimeSteps(_WithoutLastLayer):
     Attributes:
         layers: (N, 3, T, H, W) -> (N, D, K, H / 32, W / 32), K = T / 8
         last_layer: the released network's 1 x 1 x 1 convolution, (..., D) -> (..., classes)
+        averages_pairs: each two neighbouring time steps are averaged before it, over 7 x 7 positions, which
+            at 224 pixels are all there are
     """
+
+    averages_pairs = True
 
     def forward(self, clips: Tensor) -> Tensor:
         """Embeddings of every 8th frame: (N, 3, T, H, W) normalised -> (N, K, D); T is 16 or more."""
         return self.layers(clips).mean((3, 4)).transpose(1, 2)
-
-    def own_logits(self, embeddings: Tensor) -> Tensor:
-        """What the released network says of a clip of 224 pixels: (N, K, D) -> (N, classes).
-
-        It averages each two neighbouring time steps over 7 x 7 positions, which at 224 pixels are all there
-        are, applies its last layer and takes the mean. All of it is linear, so the averages can come first.
-        A single step, which the released code refuses, stays as it is.
-        """
-        if embeddings.size(1) > 1:
-            embeddings = (embeddings[:, :-1] + embeddings[:, 1:]) / 2
-        return self.last_layer(embeddings.mean(1))
 
 
 @dataclass(frozen=True)

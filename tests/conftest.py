@@ -159,13 +159,19 @@ def build_tiny(*, pretrained: bool, state: dict[str, torch.Tensor] | None = None
     return network
 
 
+TINY_ACTIONS = ["bow", "clean and jerk", "push up", "pull ups"]
+
+
 class TinyVideoNetwork(nn.Module):
     """Window -> 27 numbers for every 4 frames: how a 3 x 3 thumbnail of it changes, mixed."""
+
+    averages_pairs = True
 
     def __init__(self) -> None:
         super().__init__()
         self.mix = nn.Conv3d(3, 3, (4, 1, 1), (4, 1, 1))
         self.norm = nn.BatchNorm3d(3)
+        self.last_layer = nn.Linear(27, len(TINY_ACTIONS))
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         small = nn.functional.adaptive_avg_pool2d(clips.flatten(0, 1), 3).unflatten(0, clips.shape[:2])
@@ -188,6 +194,7 @@ def add_tiny_encoder() -> None:
     networks.ENCODERS["tiny_video"] = networks.EncoderSpec(
         build_tiny_video, 27, input_size=24, cpu_batch=2, windows=Windows(16, 4, 8), live_frames=8, fps=25,
         resize=Resize(24, 28, "bilinear"), flip=False, sequence_length=6, window_step=1,
+        categories=lambda: list(TINY_ACTIONS),
     )  # fmt: skip
 
 

@@ -78,10 +78,10 @@ class Server:
     def client(self):
         return gradio_client.Client(self.url, verbose=False, download_files=str(self.temporary / "client"))
 
-    def annotate(self, path, overlay="full", smooth=0.0):
+    def annotate(self, path, overlay="full", smooth=0.0, only=""):
         """The answer of the page: action, video, segments and the JSON file's contents."""
         action, video, _, segments, tables = self.client().predict(
-            gradio_client.handle_file(str(path)), overlay, smooth, api_name="/annotate"
+            gradio_client.handle_file(str(path)), overlay, smooth, only, api_name="/annotate"
         )
         about = next(path for path in tables if path.endswith(".json"))
         return action, Path(video), segments, json.loads(Path(about).read_text())
@@ -201,7 +201,7 @@ def test_files_of_the_machine_are_not_to_be_had(server):
         assert connection.getresponse().status in (403, 404)
         # Nor by calling one an upload.
         call = json.dumps(
-            {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "full", 0], "fn_index": 0}
+            {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "full", 0, ""], "fn_index": 0}
         )
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
         connection.request("POST", "/gradio_api/call/annotate", call, {"Content-Type": "application/json"})
@@ -249,7 +249,7 @@ def test_more_frames_than_the_file_states_end_at_the_limit(checkpoint, tmp_path,
     monkeypatch.setattr(Video, "stated_count", lambda self: 2)
     page = make_page(checkpoint, tmp_path, "--max_seconds", "1")
     with pytest.raises(Exception, match="more than the 25 frames allowed"):
-        page.label(tmp_path / "x.mp4", "full", 0.0, lambda *_, **__: None)
+        page.label(tmp_path / "x.mp4", "full", 0.0, "", lambda *_, **__: None)
     assert list((tmp_path / "results").rglob("*.*")) == []
 
 
@@ -266,7 +266,7 @@ def test_progress_is_told_and_curves_have_the_colours_of_the_timeline(checkpoint
     write_video(tmp_path / "x.mp4", gray_frames([90] * 60), Fraction(25))
     told = []
     page = make_page(checkpoint, tmp_path)
-    found = page.label(tmp_path / "x.mp4", "full", 0.0, lambda done, unit: told.append(done))
+    found = page.label(tmp_path / "x.mp4", "full", 0.0, "", lambda done, unit: told.append(done))
     assert told == [(number, 60) for number in range(10, 61, 10)]
     assert found[2].color_map[found[3][0][0]] == "#56b4e9"
 
@@ -306,7 +306,7 @@ def test_it_ends_in_the_middle_of_a_video(checkpoint, tmp_path):
     write_video(tmp_path / "long.mp4", gray_frames([90]) * 7000, Fraction(60))
     server = Server(checkpoint, folder, "--label_every", "1", "--examples", str(tmp_path))
     client = server.client()
-    job = client.submit(0, "full", 0.0, api_name="/example")
+    job = client.submit(0, "full", 0.0, "", api_name="/example")
     while not list(folder.rglob("*.partial.mp4")):
         assert not job.done()
         time.sleep(0.02)
@@ -327,7 +327,7 @@ def test_closing_gives_up_the_video_under_way_at_its_next_frame(checkpoint, tmp_
             time.sleep(0.01)
 
     with pytest.raises(Exception, match=r"long\.mp4: the page was closed down"):
-        page.label(tmp_path / "long.mp4", "full", 0.0, progress)
+        page.label(tmp_path / "long.mp4", "full", 0.0, "", progress)
     closing.join(30)
     assert not closing.is_alive()
     assert told == [10]

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from annotation.pretrained import LastLayer
 from conftest import ROOT
 from features import i3d
 from features.i3d import InceptionI3d, Shrink, Spread, Unit, i3d_weights, same_padding
@@ -70,7 +71,7 @@ def released():
 def test_it_says_what_the_released_network_says(released, window):
     frames = smooth(window["seed"], *window["size"])
     assert frames.sum(dtype=np.int64) == window["sum"]
-    logits = released.own_logits(released(normalised(frames)))
+    logits = LastLayer(released)(released(normalised(frames)))
     assert torch.allclose(logits[0], torch.tensor(window["logits"]), rtol=0, atol=1e-3)
 
 
@@ -138,7 +139,7 @@ def test_own_logits_are_the_released_formula(random_network, steps):
     embeddings = torch.randn(3, steps, 1024)
     pairs = F.avg_pool1d(embeddings.transpose(1, 2), min(2, steps), 1).transpose(1, 2)
     literal = random_network.last_layer(pairs).mean(1)
-    assert torch.allclose(random_network.own_logits(embeddings), literal, atol=1e-5)
+    assert torch.allclose(LastLayer(random_network)(embeddings), literal, atol=1e-5)
 
 
 def test_each_batchnorm_can_be_folded(random_network):

@@ -19,9 +19,8 @@ from annotation.labels import (
     Smoother,
     label_frames,
     read_windows,
-    segments,
-    write_tables,
 )
+from annotation.segments import segments, write_tables
 from features.streams import Stream, View
 from features.windows import CHANGES, PHOTOGRAPHS, WindowReader, Windows
 from video.frames import SQUEEZE
@@ -204,7 +203,10 @@ def test_so_many_frames_are_read_at_once_as_fit_into_memory(monkeypatch):
 
 def test_tables_are_rounded_where_nobody_looks_any_closer(tmp_path):
     probabilities = np.array([[2 / 3, 1 / 3], [2 / 3, 1 / 3], [1 / 7, 6 / 7], [0, 1]])
-    files = write_tables(tmp_path / "x", probabilities, segments(probabilities), ["a", "b"], Fraction(30), {})
+    labels = probabilities.argmax(1)
+    files = write_tables(
+        tmp_path / "x", probabilities, labels, segments(probabilities, labels), ["a", "b"], Fraction(30), {}
+    )
     first, second = json.loads(files[0].read_text())["segments"]
     assert first == {
         "action": "a",

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from annotation.labels import Labelled, Smoother, segments, write_tables
+from annotation.labels import Labelled, Smoother
+from annotation.segments import NONE, Steady, label_of, segments, steady, write_tables
 
 tables = st_numpy.arrays(
     np.float64, st.tuples(st.integers(1, 60), st.integers(1, 4)), elements=st.floats(0, 1)
@@ -19,7 +20,7 @@ tables = st_numpy.arrays(
 
 @given(tables)
 def test_segments_cover_every_frame_once_and_neighbours_differ(probabilities):
-    found = segments(probabilities)
+    found = segments(probabilities, probabilities.argmax(1))
     frames = [number for one in found for number in range(one.first, one.last + 1)]
     assert frames == list(range(len(probabilities)))
     assert all(one.label != other.label for one, other in pairwise(found))
@@ -57,8 +58,11 @@ def test_a_new_action_has_63_percent_of_the_weight_after_the_time_constant(secon
 
 def test_tables_say_what_happens_when(tmp_path):
     probabilities = np.repeat([[0.9, 0.1], [0.2, 0.8]], [30, 20], axis=0)
-    classes, found = ["Bow", "Run, fast"], segments(probabilities)
-    files = write_tables(tmp_path / "x.mp4", probabilities, found, classes, Fraction(25), {"video": "x"})
+    classes, found = ["Bow", "Run, fast"], segments(probabilities, probabilities.argmax(1))
+    labels = probabilities.argmax(1)
+    files = write_tables(
+        tmp_path / "x.mp4", probabilities, labels, found, classes, Fraction(25), {"video": "x"}
+    )
     assert [path.name for path in files] == ["x.mp4.json", "x.mp4.csv"]
     about = json.loads(files[0].read_text())
     assert (about["video"], about["frames"], about["fps"]) == ("x", 50, "25")
@@ -83,9 +87,63 @@ def test_tables_keep_times_that_are_not_even(tmp_path):
     probabilities = np.repeat([[0.9, 0.1], [0.2, 0.8]], [2, 3], axis=0)
     times = [Fraction(0), Fraction(1, 2), Fraction(3, 4), Fraction(2)]
     files = write_tables(
-        tmp_path / "x.mp4", probabilities, segments(probabilities), ["a", "b"], Fraction(25), {}, times
+        tmp_path / "x.mp4",
+        probabilities,
+        probabilities.argmax(1),
+        segments(probabilities, probabilities.argmax(1)),
+        ["a", "b"],
+        Fraction(25),
+        {},
+        times,
     )
     found = json.loads(files[0].read_text())["segments"]
     assert [(one["start_seconds"], one["end_seconds"]) for one in found] == [(0, 0.75), (0.75, 2.08)]
     with files[1].open(newline="") as file:
         assert [float(row["second"]) for row in csv.DictReader(file)] == [0, 0.5, 0.75, 2, 2.04]
+
+
+def test_no_action_is_a_segment_and_named_so(tmp_path):
+    probabilities = np.repeat([[0.9, 0.1], [0.3, 0.25], [0.2, 0.7]], 10, axis=0)
+    labels = np.array([label_of(row, 0.4) for row in probabilities])
+    assert labels.tolist() == [0] * 10 + [NONE] * 10 + [1] * 10
+    found = segments(probabilities, labels)
+    assert [round(segment.probability, 6) for segment in found] == [0.9, 0.3, 0.7]
+    files = write_tables(tmp_path / "x", probabilities, labels, found, ["a", "b"], Fraction(25), {})
+    assert [segment["action"] for segment in json.loads(files[0].read_text())["segments"]] == [
+        "a", "no action", "b"
+    ]  # fmt: skip
+    with files[1].open(newline="") as file:
+        assert [row["action"] for row in csv.DictReader(file)][9:11] == ["a", "no action"]
+
+
+def settled(labels, seconds):
+    rows = ((number, label) for number, label in enumerate(labels))
+    found = list(steady(rows, seconds, Fraction(10)))
+    assert [row for row, _ in found] == list(range(len(labels)))
+    return [label for _, label in found]
+
+
+def test_what_is_too_short_has_the_label_before_it():
+    assert settled([0] * 5 + [1] * 2 + [0] * 5, 0.3) == [0] * 12
+    assert settled([0] * 5 + [1] * 3 + [0] * 5, 0.3) == [0] * 5 + [1] * 3 + [0] * 5
+    assert settled([0] * 5 + [1, 2] * 4 + [3] * 5, 0.3) == [0] * 13 + [3] * 5, "flickering"
+    assert settled([0] * 5 + [NONE] * 3, 0.3) == [0] * 5 + [NONE] * 3
+    assert settled([0] * 5 + [1] * 2, 0.3) == [0] * 7, "at the end"
+    assert settled([], 0.3) == []
+
+
+@given(st.lists(st.integers(-1, 2), max_size=40), st.integers(0, 6))
+def test_no_run_but_the_first_is_shorter_than_asked_for(labels, least):
+    found = settled(labels, least / 10)
+    if least <= 1:
+        assert found == labels
+    ends = [place for place in range(1, len(found)) if found[place] != found[place - 1]]
+    assert all(end - start >= least for start, end in pairwise([*ends, len(found)]))
+    runs = [labels[place : place + max(1, least)] for place in ends]
+    assert all(set(run) == {found[place]} for run, place in zip(runs, ends, strict=True))
+
+
+def test_live_a_label_counts_once_it_has_lasted():
+    lasting = Steady(0.3)
+    shown = [lasting.add(label, 0.1) for label in [0, 0, 1, 1, 0, 1, 1, 1, 1]]
+    assert shown == [0, 0, 0, 0, 0, 0, 0, 1, 1]

@@ -17,8 +17,9 @@ from send_stream import number_of, numbered
 
 import test_on_video
 from annotation.labels import ClipLayout, Smoother
-from annotation.live import LiveLabels, LiveVideo, Log, Shot, is_live, watch
+from annotation.live import Chooser, LiveLabels, LiveVideo, Log, Shot, is_live, watch
 from annotation.overlay import Overlay
+from annotation.segments import Steady
 from conftest import ROOT, free_port, save_untrained
 from dataset import window_indices
 from training.checkpoint import load_checkpoint
@@ -255,11 +256,14 @@ def test_watching_fills_the_log(stream, trained):
     video, log, seen = LiveVideo(stream), Log(), []
     labels = LiveLabels(model.model, model.model.open_streams(32), ClipLayout(8, 2, 10))
     overlay = Overlay(model.classes, 0)
-    for frame in watch(video, labels, Smoother(0), overlay, log, lambda: len(seen) >= 20):
+    chooser = Chooser(range(len(model.classes)), 0.0, Steady(0))
+    for frame in watch(video, labels, Smoother(0), chooser, overlay, log, lambda: len(seen) >= 20):
         seen.append(frame)
         time.sleep(0.1)
     video.close()
-    assert len(seen) == len(log.times) == len(log.latencies) == len(log.probabilities) == 20
+    assert (
+        len(seen) == len(log.times) == len(log.latencies) == len(log.probabilities) == len(log.labels) == 20
+    )
     assert all(latency > 0.1 for latency in log.latencies)
     assert log.lost > 20
     assert seen[0].shape[0] > 120, "with a timeline"

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotation.overlay import EMPTY, OVERLAYS, Overlay
+from annotation.segments import NONE
 
 CLASSES = ["BodyWeightSquats", "JumpRope", "YoYo", "Surfing"]
 
@@ -28,7 +29,7 @@ def gray(height, width):
 def test_frames_of_any_size_can_be_drawn_on(height, width, total, style):
     """Also where a file states fewer frames than it has."""
     overlay = Overlay(CLASSES, total, style)
-    shapes = {overlay.draw(gray(height, width), said(number % 3)).shape for number in range(5)}
+    shapes = {overlay.draw(gray(height, width), said(number % 3), number % 3).shape for number in range(5)}
     (shape,) = shapes
     assert shape[1:] == (width, 3)
     if style == "full":
@@ -42,7 +43,7 @@ def test_frames_of_any_size_can_be_drawn_on(height, width, total, style):
 def test_the_timeline_has_the_colour_of_each_action_where_it_was(size):
     overlay = Overlay(CLASSES, 40)
     for number in range(30):
-        frame = overlay.draw(gray(*size), said(number // 10))
+        frame = overlay.draw(gray(*size), said(number // 10), number // 10)
     line = frame[size[0] + 1]
     for number, label in ((2, 0), (15, 1), (27, 2)):
         assert tuple(line[number * size[1] // 40]) == overlay.color(label)
@@ -55,14 +56,14 @@ def test_the_timeline_has_the_colour_of_each_action_where_it_was(size):
 def test_bars_are_as_long_as_the_probability():
     lengths = []
     for probability in (0.4, 0.8):
-        frame = Overlay(CLASSES, 0).draw(gray(240, 320), said(1, probability))
+        frame = Overlay(CLASSES, 0).draw(gray(240, 320), said(1, probability), 1)
         lengths.append((frame[:60] == Overlay(CLASSES, 0).color(1)).all(2).sum(1).max())
     assert lengths[1] == pytest.approx(2 * lengths[0], rel=0.1)
 
 
 def test_below_the_plate_the_picture_is_as_it_was():
     for style in OVERLAYS:
-        frame = Overlay(CLASSES, 10, style).draw(gray(240, 320), said(0))
+        frame = Overlay(CLASSES, 10, style).draw(gray(240, 320), said(0), 0)
         assert (frame[5:20, 8:120] < 90).any()
         assert (frame[120:240] == 180).all()
 
@@ -70,14 +71,29 @@ def test_below_the_plate_the_picture_is_as_it_was():
 def test_without_an_end_the_timeline_moves_on():
     overlay = Overlay(CLASSES, 0)
     for number in range(500):
-        frame = overlay.draw(gray(240, 320), said(0 if number < 400 else 1))
+        frame = overlay.draw(gray(240, 320), said(0 if number < 400 else 1), 0 if number < 400 else 1)
     line = frame[241]
     assert tuple(line[200]) == overlay.color(0)
     assert tuple(line[240]) == overlay.color(1)
 
 
 def test_a_note_stands_in_the_lower_right_corner():
-    frame = Overlay(CLASSES, 0).draw(gray(240, 320), said(0), note="25.0 frames/s, 31 ms")
+    frame = Overlay(CLASSES, 0).draw(gray(240, 320), said(0), 0, note="25.0 frames/s, 31 ms")
     assert (frame[215:230, 200:310] < 60).any()
     assert (frame[120:200] == 180).all()
     assert (frame[200:240, :150] == 180).all()
+
+
+def test_no_action_has_no_bar_and_stands_in_the_timeline():
+    overlay = Overlay(CLASSES, 10)
+    assert overlay.color(NONE) == EMPTY
+    frame = overlay.draw(gray(240, 320), said(2, 0.4), NONE)
+    assert (frame[5:20, 8:120] > 200).any(), "its name"
+    assert overlay.color(1) == Overlay(CLASSES, 0).color(3), "it takes no colour"
+
+
+def test_the_label_stands_first_though_another_is_more_probable():
+    frames = [
+        Overlay(CLASSES, 0, "minimal").draw(gray(240, 320), row, 1) for row in (said(0), said(1, 0.2 / 3))
+    ]
+    assert np.array_equal(*frames)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.video import mvit
 
+from annotation.pretrained import LastLayer
 from features.encoder import Encoder
 from features.networks import ENCODERS, encoder_spec
 from features.video_networks import VideoNetwork, without_last_layer
@@ -121,7 +122,7 @@ def test_its_own_logits_are_those_of_torchvisions_network(name, monkeypatch):
     preset = released(name).transforms(crop_size=(side, side), resize_size=(side,))
     expected = network(preset(frames)[None])
     assert expected.std() > 1e-3
-    own = encoder.feature_extractor.own_logits
+    own = LastLayer(encoder.feature_extractor)
     embeddings = encoder.embed(frames[None])
     assert embeddings.shape == (1, count // spec.windows.hop, spec.width)
     assert torch.allclose(own(embeddings), expected, atol=1e-4)
@@ -141,7 +142,7 @@ def test_its_own_logits_are_those_of_torchvisions_network(name, monkeypatch):
 def test_own_logits_of_s3d_take_a_single_time_step():
     network = without_last_layer(torchvision.models.video.s3d()).eval()
     step = torch.rand(2, 1, 1024)
-    assert torch.equal(network.own_logits(step), network.last_layer(step[:, 0]))
+    assert torch.equal(LastLayer(network)(step), network.last_layer(step[:, 0]))
 
 
 def test_the_last_layer_is_in_the_state_dict():
@@ -177,5 +178,5 @@ def test_weights_are_read_from_that_place(monkeypatch, tmp_path):
     encoder = Encoder("r3d_18")
     assert encoder.pretrained
     clip = torch.rand(1, 16, 3, 32, 32)
-    logits = encoder.feature_extractor.own_logits(encoder.embed(clip))
+    logits = LastLayer(encoder.feature_extractor)(encoder.embed(clip))
     assert torch.allclose(logits, network(clip.transpose(1, 2)), atol=1e-4)

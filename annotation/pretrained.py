@@ -1,0 +1,170 @@
+"""Which model names actions: a checkpoint, or an encoder with the last layer that it was released with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from features.networks import ENCODERS, encoder_spec
+from features.weights import State, read_weights
+from models import Classifier, Head
+from training.checkpoint import Checkpoint, load_checkpoint
+from utils.flags import accepted_by, setting
+from utils.process import UserError, say
+
+DEFAULT_ENCODER = "i3d"
+
+
+class LastLayer(Head):
+    """An encoder's own last layer, as it was released: it tells the classes that the encoder was trained on.
+
+    Linear on the mean embedding of a clip. I3D and S3D average each two neighbouring steps before it, so the
+    first and the last step of theirs count half; of a single step the average is the step.
+
+    Args:
+        network: with `last_layer`, (..., D) -> (..., C), and `averages_pairs`
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(network.last_layer, nn.Linear)
+        self.output, self.pairs = network.last_layer, bool(network.averages_pairs)
+
+    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips: (B, T, D) -> (B, C)."""
+        if padding is None:
+            padding = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        weights = (~padding).to(embeddings.dtype)
+        if self.pairs:
+            both = weights[:, :-1] * weights[:, 1:]
+            halves = F.pad(both, (1, 0)) + F.pad(both, (0, 1))
+            weights = torch.where(halves.sum(1, keepdim=True) > 0, halves, weights)
+        return self.output((embeddings * (weights / weights.sum(1, keepdim=True))[..., None]).sum(1))
+
+
+def with_own_classes() -> list[str]:
+    """The encoders whose own last layer can be used."""
+    return [name for name, spec in ENCODERS.items() if spec.categories]
+
+
+def check_own_classes(name: str) -> None:
+    """Raises: UserError for an encoder whose own last layer is not there."""
+    if encoder_spec(name).categories is None:
+        raise UserError(
+            f"{name} has no last layer of its own that names actions; choose one of "
+            f"{', '.join(with_own_classes())}, or name a trained model with --checkpoint_model"
+        )
+
+
+def untrained(name: str, state: State | None = None) -> Checkpoint:
+    """A model that names the classes an encoder was trained on, without any training here.
+
+    Args:
+        name: of the encoder
+        state: weights to load instead of the released ones
+
+    Raises: as `check_own_classes` and `Encoder`.
+    """
+    check_own_classes(name)
+    spec = encoder_spec(name)
+    assert spec.categories is not None
+    classes = spec.categories()
+    # A head of the right size, in whose place the encoder's own comes.
+    model = Classifier("MeanPool", len(classes), encoder=name, state=state)
+    model.heads["rgb"] = LastLayer(model.encoder.feature_extractor)
+    model.name = "LastLayer"
+    settings = {"frame_stride": spec.frame_stride}
+    return Checkpoint(model.eval(), classes, spec.input_size, spec.sequence_length, None, 0, settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model names actions."""
+
+    checkpoint_model: Path | None = setting(
+        None,
+        "of this project or of the original; without one the encoder's own last layer names 400 actions "
+        "(Kinetics-400)",
+        Path,
+    )
+    encoder: str | None = setting(
+        None,
+        "without --checkpoint_model, the network that names actions: i3d (default, recommended) works "
+        f"offline; also {', '.join(name for name in with_own_classes() if name != DEFAULT_ENCODER)}",
+        accepted_by(check_own_classes),
+    )
+    encoder_weights: Path | None = setting(
+        None,
+        "file with other weights for it, as for train.py; default (recommended): the released ones",
+        Path,
+    )
+
+    @property
+    def encoder_name(self) -> str:
+        """The network that names actions where there is no checkpoint."""
+        return self.encoder or DEFAULT_ENCODER
+
+    @property
+    def name(self) -> str:
+        """What tables call the model."""
+        return str(self.checkpoint_model or f"{self.encoder_name}, as it was released")
+
+    def load(self) -> Checkpoint:
+        """The model. Raises: UserError if flags do not go together; as `load_checkpoint` and `untrained`."""
+        if self.checkpoint_model:
+            self.check()
+            return load_checkpoint(self.checkpoint_model)
+        name, state = self.encoder_name, None
+        if self.encoder_weights:
+            state, digest = read_weights(self.encoder_weights)
+            say(f"weights of {name}: {self.encoder_weights}, SHA-256 {digest}")
+        checkpoint = untrained(name, state)
+        say(
+            f"no --checkpoint_model: {name} names the {len(checkpoint.classes)} actions that it was released "
+            "with, which --list_actions of test_on_video.py prints"
+        )
+        return checkpoint
+
+    def own_classes(self) -> list[str] | None:
+        """What it names without a checkpoint; None with one."""
+        own = encoder_spec(self.encoder_name).categories
+        return own() if own and not self.checkpoint_model else None
+
+    def check(self) -> None:
+        """Raises: UserError if flags do not go together."""
+        if self.checkpoint_model and (self.encoder or self.encoder_weights):
+            raise UserError(
+                f"--checkpoint_model {self.checkpoint_model} has its own encoder; leave out --encoder and "
+                "--encoder_weights"
+            )
+
+
+def choose(only: str | None, classes: Sequence[str]) -> list[int]:
+    """Labels of the classes that --only names between commas, in its order; all without it.
+
+    Capitals do not matter. Raises: UserError for an unknown name, with those nearest to it.
+    """
+    if only is None:
+        return list(range(len(classes)))
+    known = {name.lower(): label for label, name in enumerate(classes)}
+    chosen: dict[int, None] = {}
+    for name in filter(None, (part.strip() for part in only.split(","))):
+        if name.lower() not in known:
+            near = difflib.get_close_matches(name.lower(), known, 3, 0.4)
+            near += [each for each in known if name.lower() in each and each not in near][:3]
+            names = ", ".join(classes[known[each]] for each in near)
+            raise UserError(
+                f"--only {name}: the model knows no such action"
+                + (f"; near it are {names}" if near else "")
+                + "; --list_actions of test_on_video.py prints all"
+            )
+        chosen[known[name.lower()]] = None
+    if not chosen:
+        raise UserError("--only names no action; write names between commas")
+    return list(chosen)

@@ -1,0 +1,161 @@
+"""What the probabilities of a video's frames come to: labels that last, segments, and tables of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from utils.files import csv_bytes, json_bytes, write_whole
+
+T = TypeVar("T")
+# The label of a frame without an action, and what it is called.
+NONE, NO_ACTION = -1, "no action"
+
+
+def label_of(probabilities: np.ndarray, min_probability: float) -> int:
+    """The most probable action out of (C,); `NONE` where it is less probable than that."""
+    label = int(probabilities.argmax())
+    return label if probabilities[label] >= min_probability else NONE
+
+
+def name_of(label: int, classes: Sequence[str]) -> str:
+    """What a label is called."""
+    return NO_ACTION if label == NONE else classes[label]
+
+
+class Steady:
+    """Labels that last: one counts once it has been there for some seconds, until then the one before does.
+
+    Attributes:
+        label: that counts
+    """
+
+    def __init__(self, seconds: float) -> None:
+        # A frame's time is no round number.
+        self._seconds = seconds - 1e-6
+        self.label: int | None = None
+        self._other, self._lasted = NONE, 0.0
+
+    def add(self, label: int, elapsed: float) -> int:
+        """The label that counts, after one that lasts `elapsed` seconds."""
+        self._lasted = elapsed + (self._lasted if label == self._other else 0.0)
+        self._other = label
+        if self.label is None or label == self.label or self._lasted >= self._seconds:
+            self.label = label
+        return self.label
+
+
+def steady(rows: Iterable[tuple[T, int]], seconds: float, fps: Fraction) -> Iterator[tuple[T, int]]:
+    """What comes with labels, `fps` a second; a run shorter than `seconds` has the label of the one before.
+
+    Holds what comes for as long as nobody can know.
+    """
+    lasting, waiting = Steady(seconds), deque[T]()
+    last: int | None = None
+    for row, label in rows:
+        before = lasting.label
+        counts = lasting.add(label, float(1 / fps))
+        if label != last and before is not None:
+            yield from ((each, before) for each in waiting)
+            waiting.clear()
+        waiting.append(row)
+        if counts == label:
+            yield from ((each, label) for each in waiting)
+            waiting.clear()
+        last = label
+    yield from ((each, lasting.label or 0) for each in waiting)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive frames with one label.
+
+    Attributes:
+        first, last: frame numbers
+        label: of the action, or `NONE`
+        probability: mean over the frames; of no action, that of the most probable one
+    """
+
+    first: int
+    last: int
+    label: int
+    probability: float
+
+
+def segments(probabilities: np.ndarray, labels: np.ndarray) -> list[Segment]:
+    """Runs of frames with the same label, out of probabilities (frames, C) and labels (frames,)."""
+    ends = [*np.flatnonzero(np.diff(labels)).tolist(), len(labels) - 1] if len(labels) else []
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    found = []
+    for first, last in zip(starts, ends, strict=True):
+        label, rows = int(labels[first]), probabilities[first : last + 1]
+        of_frame = rows.max(1) if label == NONE else rows[:, label]
+        found.append(Segment(first, last, label, float(of_frame.mean())))
+    return found
+
+
+def shown_at(frame: int, fps: Fraction, times: Sequence[Fraction] | None = None) -> float:
+    """When a frame of a video is shown, in seconds.
+
+    Args:
+        times: of the first frames, in seconds; those after them follow at `fps`, all where there is none
+    """
+    known = times or [Fraction(0)]
+    last = min(frame, len(known) - 1)
+    return float(known[last] + (frame - last) / fps)
+
+
+def write_tables(
+    path: Path,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    runs: Sequence[Segment],
+    classes: Sequence[str],
+    fps: Fraction,
+    about: dict[str, object],
+    times: Sequence[Fraction] | None = None,
+) -> tuple[Path, Path]:
+    """Write <path>.json, with segments and all that is known, and <path>.csv, a row for each frame.
+
+    Args:
+        path: without suffix
+        probabilities, labels: (frames, C) and (frames,)
+        runs: the `segments` of them
+        about: more for the JSON file
+        times: when each frame is shown, in seconds; None at a steady `fps`
+
+    Returns: the two files.
+    Raises: OSError if one cannot be written.
+    """
+
+    def second(frame: int) -> float:
+        return round(shown_at(frame, fps, times), 4)
+
+    listed = [
+        {
+            "action": name_of(segment.label, classes),
+            "start_seconds": second(segment.first),
+            "end_seconds": second(segment.last + 1),
+            "first_frame": segment.first,
+            "last_frame": segment.last,
+            "mean_probability": round(segment.probability, 6),
+        }
+        for segment in runs
+    ]
+    whole = {**about, "frames": len(probabilities), "fps": str(fps), "segments": listed}
+    head = ["frame", "second", "action", *classes]
+    rows = (
+        [number, second(number), name_of(label, classes), *(f"{value:.6f}" for value in row)]
+        for number, (label, row) in enumerate(zip(labels.tolist(), probabilities, strict=True))
+    )
+    files = path.with_name(path.name + ".json"), path.with_name(path.name + ".csv")
+    write_whole(files[0], json_bytes(whole))
+    write_whole(files[1], csv_bytes(chain([head], rows)))
+    return files

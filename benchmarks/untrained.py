@@ -1,0 +1,88 @@
+"""How often an encoder's own last layer is right about clips of UCF-101, without any training.
+
+python3 benchmarks/untrained.py
+python3 benchmarks/untrained.py --encoder i3d --img_dim 112
+
+Each clip is labelled as test_on_video.py labels it; its name is that with the highest mean probability.
+Counted are clips of classes that Kinetics-400 has too, under any of the names that stand for them there.
+"""
+
+import common
+import numpy as np
+from tqdm import tqdm
+
+from annotation.annotate import Annotator, LabelSettings
+from annotation.labels import label_frames, read_windows
+from annotation.pretrained import DEFAULT_ENCODER, choose, untrained
+from features.pipeline import OneAhead
+from training.setup import prepare
+from utils.device import DeviceSettings, choose_device
+
+# What Kinetics-400 calls classes of UCF-101.
+NAMES = {
+    "Archery": ["archery"],
+    "Basketball": [
+        "playing basketball", "shooting basketball", "dunking basketball", "dribbling basketball"
+    ],
+    "BenchPress": ["bench pressing"],
+    "Biking": ["riding a bike", "riding mountain bike", "riding unicycle"],
+    "Bowling": ["bowling"],
+    "Diving": ["springboard diving", "diving cliff", "jumping into pool"],
+    "JugglingBalls": ["juggling balls"],
+    "PullUps": ["pull ups"],
+    "PushUps": ["push up"],
+    "SkyDiving": ["skydiving"],
+    "SoccerJuggling": ["juggling soccer ball"],
+    "Surfing": ["surfing water"],
+    "Swing": ["swinging on something"],
+    "TaiChi": ["tai chi"],
+    "TrampolineJumping": ["bouncing on trampoline"],
+    "WalkingWithDog": ["walking the dog"],
+}  # fmt: skip
+LIMITS = (0.1, 0.2, 0.3, 0.5)
+
+
+def main() -> None:
+    flags = common.parser(__doc__.split("\n")[0])
+    flags.add_argument("--encoder", default=DEFAULT_ENCODER)
+    flags.add_argument("--img_dim", type=int)
+    args = flags.parse_args()
+    device = choose_device(args.device)
+    checkpoint = untrained(args.encoder)
+    model = prepare(checkpoint.model, DeviceSettings(), device)
+    annotator = Annotator(LabelSettings(img_dim=args.img_dim), model, checkpoint, args.encoder)
+    clips = [clip for clip in common.clips(args.data) if clip.name.split("/")[0] in NAMES]
+    there = sorted({clip.name.split("/")[0] for clip in clips})
+    chosen = choose(",".join(name for known in there for name in NAMES[known]), checkpoint.classes)
+    right: list[tuple[bool, bool]] = []
+    highest = []
+    for clip in tqdm(clips, unit="clip", dynamic_ncols=True):
+        batches = OneAhead(read_windows(clip.video, annotator.streams, annotator.layout.stride))
+        parts = label_frames(model, annotator.streams, batches, annotator.layout)
+        rows = np.concatenate([part.probabilities.numpy() for part in parts])
+        mean = rows.mean(0)
+        names = {checkpoint.classes.index(name) for name in NAMES[clip.name.split("/")[0]]}
+        right.append((int(mean.argmax()) in names, chosen[int(mean[chosen].argmax())] in names))
+        highest.append(rows[:, chosen].max(1))
+    print(common.machine(device))
+    rows_of_all = np.concatenate(highest)
+    common.table(
+        f"Untrained, {args.encoder} at {annotator.img_dim} px, {len(clips)} clips of {len(there)} classes",
+        [
+            *(
+                (f"right name first of {count}", f"{100 * share:.1f} %")
+                for count, share in zip(
+                    (len(checkpoint.classes), f"{len(chosen)}, `--only`"), np.mean(right, axis=0), strict=True
+                )
+            ),
+            *(
+                (f"frames that keep their action with `--only` and `--min_probability {limit}`",
+                 f"{100 * (rows_of_all >= limit).mean():.1f} %")
+                for limit in LIMITS
+            ),
+        ],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
