@@ -24,7 +24,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder to write: encoder.onnx, head.onnx and model.json; default: exported/<checkpoint>",
+        help="folder to write: encoder.onnx, head.onnx and model.json; default: exported/<checkpoint>, or "
+        "exported/<encoder>",
     )
     add_flags(parser, ModelSettings)
     return parser

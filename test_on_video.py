@@ -158,7 +158,9 @@ def main(argv: list[str] | None = None) -> int:
         read(BackendSettings, args), read(LabelSettings, args), read(DeviceSettings, args),
     )  # fmt: skip
     if args.list_actions:
-        print("\n".join(backend.own_classes() or open_model(backend, device)[1].classes))
+        backend.check()
+        own = backend.own_classes() if backend.backend == "torch" else None
+        print("\n".join(own or open_model(backend, device)[1].classes))
         return 0
     if not args.video_path:
         parser.error("--video_path is missing; name a video, a folder, a camera by its number, or a stream")

@@ -94,14 +94,14 @@ class LabelSettings:
     )
     min_seconds: float = setting(
         0.0,
-        "of the shortest action: one that is shorter is taken for the one before; 0 (default) shows each, "
-        "0.5 calms labels that flicker",
+        "of what is shown: what is shorter, an action or none, is taken for what was before in the shot; 0 "
+        "(default) shows each, 0.5 calms labels that flicker",
         NON_NEGATIVE,
     )
     no_cuts: bool = setting(
         False,
         "take the whole video for one shot; default (recommended): what is before a cut says nothing of what "
-        "is behind it",
+        "is behind it; live, cuts are not looked for",
     )
     label_every: int = setting(
         10,
@@ -164,6 +164,7 @@ class Annotated:
         segments: runs of frames with one action
         label, probability: the action of the whole, by the mean over the frames that show one, and that mean;
             `NONE` where no frame does, with the mean of the most probable action
+        mean: probabilities (C,) over the same frames
         tables: the JSON and the CSV file
         color: of an action by its label, as it was drawn, RGB
         second: when a frame is shown, by its number
@@ -175,9 +176,16 @@ class Annotated:
     segments: list[Segment]
     label: int
     probability: float
+    mean: np.ndarray
     tables: tuple[Path, Path]
     color: Callable[[int], tuple[int, int, int]]
     second: Callable[[int], float]
+
+    def summary(self) -> dict[str, float]:
+        """Mean probability of each action over the frames that show one; where none does, of that alone."""
+        if self.label == NONE:
+            return {name_of(NONE, self.classes): 1 - self.probability}
+        return dict(zip(self.classes, self.mean.tolist(), strict=True))
 
 
 class Annotator:
@@ -247,11 +255,13 @@ class Annotator:
         times = video.times()
         overlay = Overlay(self.classes, stated, self.settings.overlay)
 
-        def labelled() -> Iterator[tuple[tuple[np.ndarray, np.ndarray], int]]:
+        def labelled() -> Iterator[tuple[tuple[np.ndarray, np.ndarray], int, bool]]:
             for part in Smoother(self.settings.smooth).smooth(labels, fps):
+                begins = part.begins
                 for frame, given in zip(part.frames, part.probabilities.numpy(), strict=True):
                     rows.append(given[self.chosen])
-                    yield (frame, rows[-1]), label_of(rows[-1], self.settings.min_probability)
+                    yield (frame, rows[-1]), label_of(rows[-1], self.settings.min_probability), begins
+                    begins = False
 
         def drawn() -> Iterator[np.ndarray]:
             for (frame, probabilities), label in steady(labelled(), self.settings.min_seconds, fps):
@@ -303,7 +313,7 @@ class Annotator:
         tables = write_tables(output, probabilities, labels, runs, classes, fps, about, times)
         second = partial(shown_at, fps=fps, times=times)
         return Annotated(
-            classes, probabilities, fps, runs, label, float(mean[likely]), tables, overlay.color, second
+            classes, probabilities, fps, runs, label, float(mean[likely]), mean, tables, overlay.color, second
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice, pairwise
 from typing import Protocol
@@ -79,10 +79,17 @@ class ClipLayout:
 
 @dataclass
 class Labelled:
-    """Consecutive frames of a video, (H, W, 3) uint8 RGB each, and their class probabilities (n, C)."""
+    """Consecutive frames of a video, and what they show.
+
+    Attributes:
+        frames: (H, W, 3) uint8 RGB each
+        probabilities: (n, C)
+        begins: the first frame is the first of a shot
+    """
 
     frames: list[np.ndarray]
     probabilities: Tensor
+    begins: bool = False
 
 
 def read_windows(
@@ -105,6 +112,7 @@ def read_windows(
             if begins[start]:
                 yield Batch([], cutter.end(), ended=True)
                 cutter, given = Cutter([stream.view for stream in streams]), 0
+            # Every `stride`-th of the shot, wherever the last batch ended.
             kept = frames[start + -given % stride : end : stride]
             yield Batch(frames[start:end], cutter.read(kept) if kept else [[] for _ in streams])
             given += end - start
@@ -143,7 +151,10 @@ def label_frames(
     """
     coming = iter(batches)
     for batch in coming:
-        yield from _label_shot(model, streams, chain([batch], coming), layout)
+        begins = True
+        for part in _label_shot(model, streams, chain([batch], coming), layout):
+            yield replace(part, begins=begins)
+            begins = False
 
 
 def _label_shot(
@@ -212,8 +223,9 @@ class Smoother:
         return self._mean.float()
 
     def smooth(self, batches: Iterable[Labelled], fps: Fraction) -> Generator[Labelled]:
-        """The same frames, `fps` a second, with averaged probabilities."""
+        """The same frames, `fps` a second, with probabilities averaged over what came before in the shot."""
         for batch in batches:
-            yield Labelled(
-                batch.frames, torch.stack([self.add(each, float(1 / fps)) for each in batch.probabilities])
-            )
+            if batch.begins:
+                self._mean = None
+            smoothed = [self.add(each, float(1 / fps)) for each in batch.probabilities]
+            yield replace(batch, probabilities=torch.stack(smoothed))

@@ -227,10 +227,14 @@ class LiveLabels:
             resized = resize_frames(frames, stream.img_dim, stream.resize)
             parts.append(stream.embed(resized[None].to(stream.device))[0])
         # As many as are new, and no more than the windows of the longest hop give.
-        last = self._numbers[-1] if self._numbers else -1
         given = max(
             len(part) for stream, part in zip(self.streams, parts, strict=True) if stream.windows.hop == hop
         )
+        # An embedding at the end of a window lacks what follows: it holds until it is in the middle of one.
+        while self._numbers and self._numbers[-1] > shot.number - -(-given // 2) * self._unit:
+            self._numbers.pop()
+            self._embeddings.pop()
+        last = self._numbers[-1] if self._numbers else -1
         for back in reversed(range(max(1, min((shot.number - last) // self._unit, given)))):
             self._numbers.append(shot.number - back * self._unit)
             # Of each other stream that of the frame in the middle of the hop, as near as its window reaches.

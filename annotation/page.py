@@ -150,7 +150,6 @@ class Page:
             message = str(error).replace(str(path), path.name)
             raise gradio.Error(message, duration=None, print_exception=False) from error
         rows, colors = curves(annotated)
-        mean = annotated.probabilities.mean(axis=0, dtype=np.float64)
         segments = [
             [
                 name_of(segment.label, annotated.classes),
@@ -161,7 +160,7 @@ class Page:
             for segment in annotated.segments
         ]
         return (
-            {name: float(share) for name, share in zip(annotated.classes, mean, strict=True)},
+            annotated.summary(),
             str(output),
             gradio.LinePlot(pandas.DataFrame(rows), color_map=colors),
             segments,

@@ -134,7 +134,7 @@ class ModelSettings:
     def own_classes(self) -> list[str] | None:
         """What it names without a checkpoint; None with one."""
         own = encoder_spec(self.encoder_name).categories
-        return own() if own and not self.checkpoint_model else None
+        return own() if own and not (self.checkpoint_model or self.encoder_weights) else None
 
     def check(self) -> None:
         """Raises: UserError if flags do not go together."""

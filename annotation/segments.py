@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,45 +31,56 @@ def name_of(label: int, classes: Sequence[str]) -> str:
 
 
 class Steady:
-    """Labels that last: one counts once it has been there for some seconds, until then the one before does.
+    """Labels that last: one holds until it has been away for some seconds; the commonest since then follows.
 
     Attributes:
-        label: that counts
+        label: that holds; None before the first
+        away: seconds of each other label since it was seen last
     """
 
     def __init__(self, seconds: float) -> None:
         # A frame's time is no round number.
         self._seconds = seconds - 1e-6
         self.label: int | None = None
-        self._other, self._lasted = NONE, 0.0
+        self.away: Counter[int] = Counter()
 
     def add(self, label: int, elapsed: float) -> int:
-        """The label that counts, after one that lasts `elapsed` seconds."""
-        self._lasted = elapsed + (self._lasted if label == self._other else 0.0)
-        self._other = label
-        if self.label is None or label == self.label or self._lasted >= self._seconds:
+        """The label that holds, after one that lasts `elapsed` seconds."""
+        if self.label is None or label == self.label:
+            self.begin()
             self.label = label
+            return label
+        self.away[label] += elapsed  # type: ignore[assignment]
+        if self.away.total() >= self._seconds:
+            follows = self.away.most_common(1)[0][0]
+            self.begin()
+            self.label = follows
         return self.label
 
+    def begin(self) -> None:
+        """Forget what was before."""
+        self.label = None
+        self.away.clear()
 
-def steady(rows: Iterable[tuple[T, int]], seconds: float, fps: Fraction) -> Iterator[tuple[T, int]]:
-    """What comes with labels, `fps` a second; a run shorter than `seconds` has the label of the one before.
 
-    Holds what comes for as long as nobody can know.
+def steady(rows: Iterable[tuple[T, int, bool]], seconds: float, fps: Fraction) -> Iterator[tuple[T, int]]:
+    """What comes with labels, `fps` a second; what is shorter than `seconds` has the label of what is before.
+
+    Args:
+        rows: with the label of each, and whether it is the first of a shot, where labels begin anew
     """
     lasting, waiting = Steady(seconds), deque[T]()
-    last: int | None = None
-    for row, label in rows:
-        before = lasting.label
-        counts = lasting.add(label, float(1 / fps))
-        if label != last and before is not None:
-            yield from ((each, before) for each in waiting)
+    for row, label, begins in rows:
+        if begins:
+            # At the end of a shot nothing follows.
+            yield from ((each, lasting.label or 0) for each in waiting)
             waiting.clear()
+            lasting.begin()
         waiting.append(row)
-        if counts == label:
-            yield from ((each, label) for each in waiting)
+        holds = lasting.add(label, float(1 / fps))
+        if not lasting.away:
+            yield from ((each, holds) for each in waiting)
             waiting.clear()
-        last = label
     yield from ((each, lasting.label or 0) for each in waiting)
 
 

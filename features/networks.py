@@ -244,7 +244,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         cpu_batch=1,
         accelerator_batch=8,
         windows=Windows(frames=64, hop=8, least=16),
-        live_frames=16,
+        live_frames=64,
         fps=25,
         resize=Resize(224, 256, "bilinear"),
         flip=False,

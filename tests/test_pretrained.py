@@ -107,6 +107,8 @@ def test_actions_are_listed(call, tmp_path):
     done = call(test_on_video, "--list_actions")
     assert len(done.out.splitlines()) == 400
     assert done.out.splitlines()[0] == "abseiling"
+    for flags in (("--backend", "onnxruntime"), ("--encoder_weights", tmp_path / "none")):
+        call(test_on_video, "--list_actions", *flags).one_line_error()
 
 
 def test_it_is_exported_and_labels_alike(call, clip, tmp_path):

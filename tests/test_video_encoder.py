@@ -18,6 +18,7 @@ from annotation.annotate import Annotator, LabelSettings
 from annotation.labels import ClipLayout
 from annotation.live import LiveLabels, Shot
 from annotation.onnx_model import OnnxModel
+from annotation.pretrained import untrained
 from dataset import window_indices
 from features import fill
 from features.encoder import Encoder
@@ -238,3 +239,23 @@ def test_an_exported_encoder_of_videos_has_windows_of_one_length(call, small, tm
     windows = torch.randint(0, 256, (3, 16, 3, 24, 24), dtype=torch.uint8)
     expected = load_checkpoint(path).model.encoder.embed(windows)
     assert torch.allclose(stream.embed(windows), expected, atol=1e-3)
+
+
+def test_live_an_embedding_holds_as_it_is_in_the_middle_of_a_window():
+    """At the end of a window it lacks what follows."""
+    model = untrained("tiny_video").model
+    streams = [replace(stream, live_frames=16) for stream in model.open_streams(24)]
+    labels = LiveLabels(model, streams, ClipLayout(6, 1, 1))
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (28, 28, 3), dtype=np.uint8) for _ in range(40)]
+    embedded = {}
+    for number in range(15, 40, 4):
+        recent = tuple(images[number - 15 : number + 1])
+        frames = [image[..., ::-1] for image in recent]
+        embedded[number] = streams[0].embed(resize_frames(frames, 24, streams[0].resize)[None])[0]
+        labels._encode(Shot(number, 0.0, frames[-1], recent))
+    held = dict(zip(labels._numbers, labels._embeddings, strict=True))
+    assert list(held) == list(range(19, 40, 4))
+    for number in range(19, 36, 4):
+        assert torch.equal(held[number], embedded[number + 4][-2]), "with four frames behind it"
+    assert torch.equal(held[39], embedded[39][-1])
