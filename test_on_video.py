@@ -158,7 +158,6 @@ def main(argv: list[str] | None = None) -> int:
         read(BackendSettings, args), read(LabelSettings, args), read(DeviceSettings, args),
     )  # fmt: skip
     if args.list_actions:
-        backend.check()
         own = backend.own_classes() if backend.backend == "torch" else None
         print("\n".join(own or open_model(backend, device)[1].classes))
         return 0

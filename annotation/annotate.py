@@ -140,7 +140,6 @@ def open_model(
             raise UserError(
                 "--backend onnxruntime runs what export.py wrote; name its folder with --checkpoint_model"
             )
-        backend.check()
         if device_settings.compile or device_settings.precision == "bf16":
             raise UserError(
                 "--compile and --precision bf16 are for --backend torch; an exported model is fp32"
@@ -162,9 +161,8 @@ class Annotated:
         probabilities: of each frame, (frames, C)
         fps: frames per second
         segments: runs of frames with one action
-        label, probability: the action of the whole, by the mean over the frames that show one, and that mean;
-            `NONE` where no frame does, with the mean of the most probable action
-        mean: probabilities (C,) over the same frames
+        mean: probabilities (C,) over the frames that show an action; over all where none does
+        label: the most probable action of `mean`; `NONE` where no frame shows one
         tables: the JSON and the CSV file
         color: of an action by its label, as it was drawn, RGB
         second: when a frame is shown, by its number
@@ -174,12 +172,16 @@ class Annotated:
     probabilities: np.ndarray
     fps: Fraction
     segments: list[Segment]
-    label: int
-    probability: float
     mean: np.ndarray
+    label: int
     tables: tuple[Path, Path]
     color: Callable[[int], tuple[int, int, int]]
     second: Callable[[int], float]
+
+    @property
+    def probability(self) -> float:
+        """Of the most probable action of the whole."""
+        return float(self.mean.max())
 
     def summary(self) -> dict[str, float]:
         """Mean probability of each action over the frames that show one; where none does, of that alone."""
@@ -258,18 +260,19 @@ class Annotator:
         def labelled() -> Iterator[tuple[tuple[np.ndarray, np.ndarray], int, bool]]:
             for part in Smoother(self.settings.smooth).smooth(labels, fps):
                 begins = part.begins
-                for frame, given in zip(part.frames, part.probabilities.numpy(), strict=True):
-                    rows.append(given[self.chosen])
-                    yield (frame, rows[-1]), label_of(rows[-1], self.settings.min_probability), begins
+                chosen = part.probabilities.numpy()[:, self.chosen]
+                for frame, row in zip(part.frames, chosen, strict=True):
+                    yield (frame, row), label_of(row, self.settings.min_probability), begins
                     begins = False
 
         def drawn() -> Iterator[np.ndarray]:
-            for (frame, probabilities), label in steady(labelled(), self.settings.min_seconds, fps):
+            for (frame, row), label in steady(labelled(), self.settings.min_seconds, fps):
+                rows.append(row)
                 settled.append(label)
                 if max_frames is not None and len(settled) > max_frames:
                     raise VideoError(f"{path}: more than the {max_frames:,} frames allowed; cut it shorter")
                 progress(len(settled), stated)
-                yield overlay.draw(frame, probabilities, label)
+                yield overlay.draw(frame, row, label)
 
         try:
             write_video(output, drawn(), fps, times=times, sound=path)
@@ -302,19 +305,17 @@ class Annotator:
         # Of the frames that show an action, where there are any.
         active = labels != NONE
         mean = probabilities[active if active.any() else slice(None)].mean(axis=0, dtype=np.float64)
-        likely, runs = int(mean.argmax()), segments(probabilities, labels)
-        label = likely if active.any() else NONE
+        label = int(mean.argmax()) if active.any() else NONE
+        runs = segments(probabilities, labels)
         about = {
             "video": source,
             "checkpoint": self.name,
             "action": name_of(label, classes),
-            "mean_probability": round(float(mean[likely]), 6),
+            "mean_probability": round(float(mean.max()), 6),
         }
         tables = write_tables(output, probabilities, labels, runs, classes, fps, about, times)
         second = partial(shown_at, fps=fps, times=times)
-        return Annotated(
-            classes, probabilities, fps, runs, label, float(mean[likely]), mean, tables, overlay.color, second
-        )
+        return Annotated(classes, probabilities, fps, runs, mean, label, tables, overlay.color, second)
 
 
 def _reading_meanwhile(labels: Iterable[Labelled], reader: OneAhead) -> Generator[Labelled]:

@@ -151,10 +151,7 @@ def label_frames(
     """
     coming = iter(batches)
     for batch in coming:
-        begins = True
-        for part in _label_shot(model, streams, chain([batch], coming), layout):
-            yield replace(part, begins=begins)
-            begins = False
+        yield from _label_shot(model, streams, chain([batch], coming), layout)
 
 
 def _label_shot(
@@ -170,6 +167,7 @@ def _label_shot(
 
     def labelled(clips: np.ndarray) -> Labelled:
         nonlocal done
+        begins = done == 0
         done += len(clips)
         # At both ends, and all through a short video, clips are the same.
         distinct, of_group = np.unique(clips - first, axis=0, return_inverse=True)
@@ -180,7 +178,7 @@ def _label_shot(
         ]
         frames = [held.popleft() for _ in range(min(len(held), shared * len(clips)))]
         of_frame = torch.from_numpy(of_group).view(-1).repeat_interleave(shared)[: len(frames)]
-        return Labelled(frames, torch.cat(probabilities)[of_frame])
+        return Labelled(frames, torch.cat(probabilities)[of_frame], begins)
 
     span = step * (length - 1)
     for batch in batches:

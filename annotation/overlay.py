@@ -95,11 +95,9 @@ class Overlay:
             return frame
         self._counts[label] += 1
         color = self.color(label)
-        shown = np.argsort(-probabilities, kind="stable").tolist()
-        if label in shown:
-            shown.remove(label)
+        likely = np.argsort(-probabilities, kind="stable")[:SHOWN].tolist()
         # The frame's own label first, though for a moment another may be more probable.
-        shown = [label, *shown][:SHOWN]
+        shown = [label, *(other for other in likely if other != label)][:SHOWN]
         self._draw_plate(frame, probabilities, shown)
         return np.concatenate([frame, self._draw_strip(frame.shape[0], frame.shape[1], color)])
 

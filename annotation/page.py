@@ -129,11 +129,6 @@ class Page:
 
         general = self.annotator
         settings = replace(general.settings, overlay=overlay, smooth=smooth, only=only.strip() or None)
-        try:
-            # Nobody needs to know where things are on this machine.
-            annotator = Annotator(settings, general.model, general.trained, Path(general.name).name)
-        except UserError as error:
-            raise gradio.Error(str(error), duration=None, print_exception=False) from error
         output = self.results / secrets.token_hex(8) / f"{path.stem}.mp4"
 
         def tell(done: int, stated: int) -> None:
@@ -143,6 +138,8 @@ class Page:
                 progress((done, max(done, stated)), unit="frames")
 
         try:
+            # Nobody needs to know where things are on this machine.
+            annotator = Annotator(settings, general.model, general.trained, Path(general.name).name)
             limit = check_video(path, self.settings.max_seconds)
             annotated = annotator.annotate(path, output, name=path.name, progress=tell, max_frames=limit)
         except (UserError, OSError) as error:

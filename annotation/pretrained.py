@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features.networks import ENCODERS, encoder_spec
-from features.weights import State, read_weights
+from features.settings import given_weights
+from features.weights import State
 from models import Classifier, Head
 from training.checkpoint import Checkpoint, load_checkpoint
 from utils.flags import accepted_by, setting
@@ -116,15 +117,11 @@ class ModelSettings:
         return str(self.checkpoint_model or f"{self.encoder_name}, as it was released")
 
     def load(self) -> Checkpoint:
-        """The model. Raises: UserError if flags do not go together; as `load_checkpoint` and `untrained`."""
+        """The model. Raises: as `load_checkpoint`, `given_weights` and `untrained`."""
         if self.checkpoint_model:
-            self.check()
             return load_checkpoint(self.checkpoint_model)
-        name, state = self.encoder_name, None
-        if self.encoder_weights:
-            state, digest = read_weights(self.encoder_weights)
-            say(f"weights of {name}: {self.encoder_weights}, SHA-256 {digest}")
-        checkpoint = untrained(name, state)
+        name = self.encoder_name
+        checkpoint = untrained(name, given_weights(name, self.encoder_weights))
         say(
             f"no --checkpoint_model: {name} names the {len(checkpoint.classes)} actions that it was released "
             "with, which --list_actions of test_on_video.py prints"
@@ -136,7 +133,7 @@ class ModelSettings:
         own = encoder_spec(self.encoder_name).categories
         return own() if own and not (self.checkpoint_model or self.encoder_weights) else None
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises: UserError if flags do not go together."""
         if self.checkpoint_model and (self.encoder or self.encoder_weights):
             raise UserError(

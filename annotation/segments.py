@@ -69,11 +69,11 @@ def steady(rows: Iterable[tuple[T, int, bool]], seconds: float, fps: Fraction) -
     Args:
         rows: with the label of each, and whether it is the first of a shot, where labels begin anew
     """
-    lasting, waiting = Steady(seconds), deque[T]()
+    lasting, waiting, holds = Steady(seconds), deque[T](), NONE
     for row, label, begins in rows:
         if begins:
             # At the end of a shot nothing follows.
-            yield from ((each, lasting.label or 0) for each in waiting)
+            yield from ((each, holds) for each in waiting)
             waiting.clear()
             lasting.begin()
         waiting.append(row)
@@ -81,7 +81,7 @@ def steady(rows: Iterable[tuple[T, int, bool]], seconds: float, fps: Fraction) -
         if not lasting.away:
             yield from ((each, holds) for each in waiting)
             waiting.clear()
-    yield from ((each, lasting.label or 0) for each in waiting)
+    yield from ((each, holds) for each in waiting)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ Each clip is labelled as test_on_video.py labels it; its name is that with the h
 Counted are clips of classes that Kinetics-400 has too, under any of the names that stand for them there.
 """
 
+import itertools
+
 import common
 import numpy as np
 from tqdm import tqdm
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from annotation.annotate import Annotator, LabelSettings
 from annotation.labels import label_frames, read_windows
 from annotation.pretrained import DEFAULT_ENCODER, choose, untrained
-from features.pipeline import OneAhead
+from splits.split import Clip
 from training.setup import prepare
 from utils.device import DeviceSettings, choose_device
 
@@ -42,6 +44,13 @@ NAMES = {
 LIMITS = (0.1, 0.2, 0.3, 0.5)
 
 
+def with_names(clips: list[Clip]) -> tuple[list[Clip], dict[str, list[str]]]:
+    """The clips whose class is in `NAMES`, and what is there of `NAMES`."""
+    some = [clip for clip in clips if clip.name.split("/")[0] in NAMES]
+    there = {clip.name.split("/")[0] for clip in some}
+    return some, {name: names for name, names in NAMES.items() if name in there}
+
+
 def main() -> None:
     flags = common.parser(__doc__.split("\n")[0])
     flags.add_argument("--encoder", default=DEFAULT_ENCODER)
@@ -51,13 +60,12 @@ def main() -> None:
     checkpoint = untrained(args.encoder)
     model = prepare(checkpoint.model, DeviceSettings(), device)
     annotator = Annotator(LabelSettings(img_dim=args.img_dim), model, checkpoint, args.encoder)
-    clips = [clip for clip in common.clips(args.data) if clip.name.split("/")[0] in NAMES]
-    there = sorted({clip.name.split("/")[0] for clip in clips})
-    chosen = choose(",".join(name for known in there for name in NAMES[known]), checkpoint.classes)
+    clips, there = with_names(common.clips(args.data))
+    chosen = choose(",".join(itertools.chain(*there.values())), checkpoint.classes)
     right: list[tuple[bool, bool]] = []
     highest = []
     for clip in tqdm(clips, unit="clip", dynamic_ncols=True):
-        batches = OneAhead(read_windows(clip.video, annotator.streams, annotator.layout.stride))
+        batches = read_windows(clip.video, annotator.streams, annotator.layout.stride)
         parts = label_frames(model, annotator.streams, batches, annotator.layout)
         rows = np.concatenate([part.probabilities.numpy() for part in parts])
         mean = rows.mean(0)

@@ -18,9 +18,10 @@ from pathlib import Path
 import common
 import numpy as np
 from tqdm import tqdm
-from untrained import NAMES
+from untrained import with_names
 
 from annotation.annotate import Annotator, BackendSettings, LabelSettings, open_model
+from annotation.segments import NO_ACTION, name_of
 from splits.split import Clip
 from splits.ucf101 import load_split
 from utils.device import DeviceSettings, choose_device, seed_everything
@@ -29,8 +30,8 @@ from video.reader import Video
 from video.writer import write_video
 
 FPS, GRAY, MINUTE, NEAR = 25, 128, 60, 0.5
-# The label of gray, and frames of it.
-NOTHING, PAUSE = "no action", FPS
+# Frames of gray between two clips.
+PAUSE = FPS
 
 
 def join(clips: list[Clip], path: Path) -> list[str]:
@@ -41,7 +42,7 @@ def join(clips: list[Clip], path: Path) -> list[str]:
         for place, clip in enumerate(clips):
             shape = (240, 320, 3)
             if place:
-                truth.extend([NOTHING] * PAUSE)
+                truth.extend([NO_ACTION] * PAUSE)
                 yield from itertools.repeat(np.full(shape, GRAY, np.uint8), PAUSE)
             for frame in clip.video.frames():
                 truth.append(clip.name.split("/")[0])
@@ -80,26 +81,24 @@ def main() -> None:
     clips = [split.test[place] for place in np.random.default_rng(0).permutation(len(split.test))]
     called = {name: [name] for name in split.classes}
     if settings.only == "kinetics":
-        clips = [clip for clip in clips if clip.name.split("/")[0] in NAMES]
-        there = sorted({clip.name.split("/")[0] for clip in clips})
-        called = {name: NAMES[name] for name in there}
-        settings = replace(settings, only=",".join(name for known in there for name in NAMES[known]))
-    annotator = Annotator(settings, *open_model(backend, DeviceSettings()), backend.name)
-    known = {name: label for label, names in called.items() for name in names} | {NOTHING: NOTHING}
+        clips, called = with_names(clips)
+        settings = replace(settings, only=",".join(itertools.chain(*called.values())))
+    annotator = Annotator(settings, *open_model(backend, DeviceSettings(device=args.device)), backend.name)
+    known = {name: label for label, names in called.items() for name in names} | {NO_ACTION: NO_ACTION}
     right, blank, off = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for part in tqdm(list(videos(clips)), unit="video", dynamic_ncols=True):
             truth = join(part, Path(folder) / "x.mp4")
             annotated = annotator.annotate(Path(folder) / "x.mp4", Path(folder) / "y.mp4")
-            found = [NOTHING] * len(truth)
+            found: list[str] = []
             for segment in annotated.segments:
-                name = NOTHING if segment.label < 0 else annotated.classes[segment.label]
-                found[segment.first : segment.last + 1] = [known[name]] * (segment.last + 1 - segment.first)
+                name = known[name_of(segment.label, annotated.classes)]
+                found += [name] * (segment.last + 1 - segment.first)
             assert len(found) == len(truth) == Video(Path(folder) / "x.mp4").count()
             edges, seen = borders(truth), borders(found)
             for frame, (label, answer) in enumerate(zip(truth, found, strict=True)):
-                if label == NOTHING:
-                    blank.append(answer == NOTHING)
+                if label == NO_ACTION:
+                    blank.append(answer == NO_ACTION)
                 elif np.abs(edges - frame).min() > NEAR * FPS:
                     right.append(answer == label)
             off += [np.abs(seen - edge).min() / FPS if len(seen) else float("inf") for edge in edges]

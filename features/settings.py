@@ -81,12 +81,17 @@ class EncoderSettings:
         return (spec.flip or self.flip) and not self.no_flip
 
     def state(self) -> State | None:
-        """The weights of --encoder_weights, whose SHA-256 is printed; None where the flag is not given.
+        """The weights of --encoder_weights, as `given_weights`."""
+        return given_weights(self.encoder, self.encoder_weights)
 
-        Raises: MissingFileError if there is no such file, WeightsError if it holds no tensors.
-        """
-        if self.encoder_weights is None:
-            return None
-        state, digest = read_weights(self.encoder_weights)
-        say(f"weights of {self.encoder}: {self.encoder_weights}, SHA-256 {digest}")
-        return state
+
+def given_weights(encoder: str, path: Path | None) -> State | None:
+    """Weights for an encoder out of a file, whose SHA-256 is printed; None without a file.
+
+    Raises: MissingFileError if there is no such file, WeightsError if it holds no tensors.
+    """
+    if path is None:
+        return None
+    state, digest = read_weights(path)
+    say(f"weights of {encoder}: {path}, SHA-256 {digest}")
+    return state
