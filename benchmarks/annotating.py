@@ -30,7 +30,7 @@ def annotate(video: Path, checkpoint: Path, output: Path) -> tuple[float, float]
     code = (
         "import resource, sys, time, test_on_video\nfrom annotation import annotate\n"
         "start, read = [0.0], annotate.read_windows\n"
-        "def reading(*a): start[0] = time.perf_counter(); return read(*a)\n"
+        "def reading(*a, **k): start[0] = time.perf_counter(); return read(*a, **k)\n"
         "annotate.read_windows = reading; test_on_video.main(sys.argv[1:])\n"
         "print(time.perf_counter() - start[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
