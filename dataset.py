@@ -23,8 +23,8 @@ from features.fill import cache_folder
 from features.streams import View
 from features.windows import joint_indices
 from splits.check import check
+from splits.datasets import DataSettings
 from splits.split import Clip
-from splits.ucf101 import DataSettings
 from utils.device import available_cores
 from utils.flags import add_flags, read
 from utils.process import run
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     """Check a data set and its embeddings; returns 1 if anything would corrupt a result."""
     args = get_args_parser().parse_args(argv)
     data = read(DataSettings, args)
-    report = check(data.dataset_path, data.split_path, threads=available_cores())
+    report = check(data, threads=available_cores())
     for folder, clips, damaged in check_caches(cache_folder(args.cache_path, data.dataset_path)):
         report.remarks.append(f"{folder}: {clips:,} clips read")
         if damaged:

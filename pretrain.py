@@ -12,7 +12,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from splits.ucf101 import ALL
+from splits.datasets import ALL
 from training.checkpoint import load_checkpoint
 from training.loop import Plan, fit
 from training.masked import MaskedFrames, MaskedLearner, check_pretraining
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         setup = Setup.build(settings, split, model, device, ranks)
         if not args.resume:
             folder = args.run_path or Path("runs") / f"{setup.name}-pretraining-seed{settings.loop.seed}"
-            setup = setup.change("output", run_path=unused(folder))
+            setup = setup.in_folder(unused(folder))
         path = pretrain(setup, resume=args.resume)
         say(f"train from here with --checkpoint_model {path}")
     return 0

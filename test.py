@@ -1,4 +1,4 @@
-"""Test a checkpoint on a split of UCF-101.
+"""Test a checkpoint on a split of its data set.
 
 python3 test.py --dataset_path data/UCF-101 --checkpoint_model model_checkpoints/ConvLSTM_20.pth
 """
@@ -12,8 +12,9 @@ from pathlib import Path
 
 from dataset import Sampling
 from features.settings import CacheSettings
+from splits.datasets import AUTO, DataSettings, load_split, split_number
+from splits.folder import FOLDS
 from splits.split import RANDOM, Split
-from splits.ucf101 import SPLIT_NUMBERS, DataSettings, load_split, split_number
 from training.batches import ClipBatches
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.loop import Part
@@ -34,12 +35,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
     )
-    add_flags(parser, DataSettings)
+    add_flags(parser, DataSettings, dataset_path=None)
     add_flags(parser, CacheSettings)
     parser.add_argument(
         "--split_number",
         type=split_number,
-        choices=(*SPLIT_NUMBERS, RANDOM),
+        choices=(*FOLDS, RANDOM),
         help="split whose test list is used; default: the one that the checkpoint was trained on; random, a "
         "fifth of all clips as in the original, leaks and is for comparison only",
     )
@@ -82,6 +83,21 @@ def default_folder(checkpoint: Checkpoint, path: Path) -> Path:
     return unused(Path(checkpoint.settings.get("run_path") or "runs") / f"test-{path.stem}")
 
 
+def choose_data(args: argparse.Namespace, checkpoint: Checkpoint) -> DataSettings:
+    """The data set and the lists that are named; what is not is that of the training, where it is there."""
+    data, before = read(DataSettings, args), checkpoint.settings
+    path = data.dataset_path or Path(before.get("dataset_path") or DataSettings().dataset_path)
+    lists = data.split_path
+    kind = data.dataset
+    if lists is None and (earlier := before.get("split_path")):
+        # Folds that were drawn are those lists or none: others would hold clips that training has seen.
+        drawn = before.get("dataset") == "folder"
+        lists = Path(earlier) if drawn or Path(earlier).is_dir() else None
+        kind = "folder" if drawn and kind == AUTO else kind
+    pattern = data.group_pattern or before.get("group_pattern")
+    return replace(data, dataset_path=path, split_path=lists, dataset=kind, group_pattern=pattern)
+
+
 def choose_split(
     data: DataSettings, checkpoint: Checkpoint, path: Path, wanted: int | str | None, *, force: bool
 ) -> tuple[Split, int | str, str]:
@@ -99,7 +115,7 @@ def choose_split(
                 f"clips of split {number}; test it on its own split, or add --force to see a figure that "
                 "says nothing"
             )
-    split = load_split(data.dataset_path, data.split_path, number, seed=checkpoint.settings.get("seed", 0))
+    split = load_split(data, number, seed=checkpoint.settings.get("seed", 0))
     if number == RANDOM:
         note = ", a split that leaks"
     if missing := split.missing():
@@ -108,7 +124,8 @@ def choose_split(
         # The first layout of the original has them sorted.
         if sorted(split.classes) != sorted(checkpoint.classes):
             raise UserError(
-                f"{data.split_path / 'classInd.txt'}: not the classes that the checkpoint was trained on"
+                f"{path} was trained on other classes than those of {data.dataset_path}; name its data set "
+                "with --dataset_path, and its lists with --split_path"
             )
         split = split.relabelled(checkpoint.classes)
     if not split.test:
@@ -120,11 +137,12 @@ def main(argv: list[str] | None = None) -> int:
     """Test and print; returns the exit status."""
     args = get_args_parser().parse_args(argv)
     device, path = choose_device(args.device), args.checkpoint_model
-    device_settings, data = read(DeviceSettings, args), read(DataSettings, args)
+    device_settings = read(DeviceSettings, args)
     # With the kernels of training, whose roundings the cache's key names.
     seed_everything(0)
     with contextlib.closing(Ranks.from_environment(device)) as ranks:
         checkpoint = load_checkpoint(path)
+        data = choose_data(args, checkpoint)
         split, number, note = choose_split(data, checkpoint, path, args.split_number, force=args.force)
         if args.shuffle_frames:
             note += ", frames shuffled"

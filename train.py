@@ -20,22 +20,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pretrain import pretrain
+from splits.datasets import ALL, DataSettings, Listed
 from splits.split import RANDOM
-from splits.ucf101 import ALL, SPLIT_NUMBERS
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.loop import Part, Plan, fit
 from training.masked import check_pretraining
 from training.recipe import Learner
-from training.report import about, markdown, predict_clips, summary, write_report
+from training.report import (
+    Predictions,
+    about,
+    interval,
+    markdown,
+    predict_clips,
+    summary,
+    write_report,
+)
 from training.run import BEST, Run, hold_folder
 from training.settings import LAST, SIZES, TrainSettings, add_train_flags, with_earlier_settings
 from training.setup import Setup, build_model, choose_split, number_of_parameters
 from utils.device import choose_device, seed_everything
 from utils.files import unused
-from utils.flags import typed
+from utils.flags import read, typed
 from utils.process import MissingFileError, UserError, run, say
 from utils.ranks import Ranks
 
@@ -70,16 +79,19 @@ def set_up(settings: TrainSettings, device: torch.device, ranks: Ranks, start: C
     if settings.output.resume:
         return setup
     name = f"{setup.name}-{settings.recipe_name}-seed{settings.loop.seed}"
-    return setup.change("output", run_path=unused(settings.output.run_path or Path("runs") / name))
+    return setup.in_folder(unused(settings.output.run_path or Path("runs") / name))
 
 
-def train(setup: Setup, start: Checkpoint | None) -> dict[str, Any]:
+Tested = tuple[dict[str, Any], Predictions]
+
+
+def train(setup: Setup, start: Checkpoint | None) -> Tested | None:
     """Train from the beginning, or on from `start` with --resume, and test what is best.
 
     Args:
         start: what last.pth holds, with --resume
 
-    Returns: the report, in the first process; nothing in the others.
+    Returns: the report of the test, and what it is about, in the first process; None in the others.
     Raises: UserError or OSError for wrong data or files; process.Interrupted after a signal.
     """
     settings, ranks, model = setup.settings, setup.ranks, setup.source.model
@@ -137,13 +149,13 @@ def leak_note(settings: TrainSettings) -> str:
     return ", on a split that leaks" if settings.clips.split_number == RANDOM else ""
 
 
-def test_best(progress: Run, setup: Setup, part: Part) -> dict[str, Any]:
+def test_best(progress: Run, setup: Setup, part: Part) -> Tested | None:
     """Test the file that the run recommends, on all processes, and write the report.
 
     Args:
         part: the test clips
 
-    Returns: the report, in the first process; nothing in the others.
+    Returns: as `train`.
     """
     settings, ranks = setup.settings, setup.ranks
     path = progress.folder / BEST if progress.best else progress.path_of(progress.epoch - 1)
@@ -155,7 +167,7 @@ def test_best(progress: Run, setup: Setup, part: Part) -> dict[str, Any]:
     model.heads.load_state_dict(heads)
     predictions = predict_clips(model, part, setup.split.classes, ranks=ranks)
     if checkpoint is None:
-        return {}
+        return None
     assert settings.output.run_path is not None
     folder = settings.output.run_path / "test"
     described = about(checkpoint, path, setup.source, setup.testing, settings.clips.split_number)
@@ -163,7 +175,7 @@ def test_best(progress: Run, setup: Setup, part: Part) -> dict[str, Any]:
     how = f"best validation accuracy {progress.best[0]:.2f} %, " if progress.best else ""
     say(f"{how}epoch {checkpoint.epoch}, {path}: test {summary(report['figures'])}{leak_note(settings)}")
     say(f"report in {folder}")
-    return report
+    return report, predictions
 
 
 def of_split(args: argparse.Namespace, number: int) -> argparse.Namespace:
@@ -171,6 +183,16 @@ def of_split(args: argparse.Namespace, number: int) -> argparse.Namespace:
     run_path = args.run_path and args.run_path / f"split{number}"
     own = {"split_number": number, "output_path": args.output_path / f"split{number}", "run_path": run_path}
     return argparse.Namespace(**{**vars(args), **own})
+
+
+def split_numbers(
+    parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace
+) -> tuple[int, ...]:
+    """Of all splits of the data set, with --resume that of the run. Raises: as `Listed`."""
+    first = of_split(args, 1)
+    if args.resume and (last := first.output_path / LAST).is_file():
+        first = with_earlier_settings(parser, argv, first, load_checkpoint(last))
+    return Listed(read(DataSettings, first)).numbers
 
 
 def earlier_flags(
@@ -201,9 +223,14 @@ def main(argv: list[str] | None = None) -> int:
     device = choose_device(args.device)
     ranks = Ranks.from_environment(device)
     with contextlib.closing(ranks):
-        splits = [of_split(args, number) for number in SPLIT_NUMBERS] if args.split_number == ALL else [args]
-        reports = []
+        splits = [args]
+        if args.split_number == ALL:
+            splits = [of_split(args, number) for number in split_numbers(parser, argv, args)]
+        tested: list[Tested] = []
+        lists: Path | None = None
         for flags in splits:
+            # Those that were drawn for the first split are the others' too.
+            flags.split_path = lists or flags.split_path
             start: Checkpoint | None = None
             earlier: dict[str, Any] = {}
             if args.resume:
@@ -222,14 +249,20 @@ def main(argv: list[str] | None = None) -> int:
             with hold_folder(settings.output.output_path, writes=ranks.rank == 0):
                 seed_everything(settings.loop.seed)
                 setup = set_up(settings, device, ranks, start)
-                reports.append(train(setup, start if settings.output.resume else None))
-        if len(reports) > 1 and ranks.rank == 0:
-            print(table_of_splits(reports))
+                lists = setup.settings.data.split_path
+                done = train(setup, start if settings.output.resume else None)
+                tested += [done] if done else []
+        if len(tested) > 1:
+            print(table_of_splits(tested))
     return 0
 
 
-def table_of_splits(reports: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table with a row: the accuracy on each split, and their mean."""
+def table_of_splits(tested: Sequence[Tested]) -> str:
+    """A Markdown table with a row: the accuracy on each split, their mean, and the interval of all clips."""
+    reports = [report for report, _ in tested]
+    right = np.concatenate([predictions.correct for _, predictions in tested])
+    groups = [clip.group_or_name for _, predictions in tested for clip in predictions.clips]
+    ends = interval(right, groups)
     top1 = [report["figures"]["top1_percent"] for report in reports]
     first = reports[0]
     numbers = [report["split_number"] for report in reports]
@@ -239,8 +272,9 @@ def table_of_splits(reports: Sequence[dict[str, Any]]) -> str:
         f"{first['sequence_length']} of {first['img_dim']} px",
         *(f"{accuracy:.2f} %" for accuracy in top1),
         f"**{statistics.mean(top1):.2f} %**",
+        f"{ends[0]:.1f} to {ends[1]:.1f} %" if ends else "",
     ]
-    head = ["model", "frames", *(f"split {number}" for number in numbers), "mean"]
+    head = ["model", "frames", *(f"split {number}" for number in numbers), "mean", "95 % interval"]
     return markdown([head, cells])
 
 

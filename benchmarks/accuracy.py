@@ -25,8 +25,8 @@ from compare import Tested, Training, train_all
 from features.cache import CachedClips
 from features.encoder import Encoder
 from features.fill import open_cache
+from splits.datasets import load_split
 from splits.split import Clip
-from splits.ucf101 import load_split
 from training.report import interval, markdown
 from utils.device import available_cores, choose_device, choose_dtype
 from utils.files import beside
@@ -71,7 +71,10 @@ def mean_pooled(clips: list[Clip], caches: list[CachedClips]) -> np.ndarray:
 
 def linear_probe(args: argparse.Namespace) -> tuple[list[Clip], np.ndarray]:
     """scikit-learn's logistic regression on mean-pooled embeddings: test clips, and probabilities (N, C)."""
-    split = load_split(args.data / "UCF-101", args.data / "ucfTrainTestlist", args.split_number)
+    split = load_split(
+        common.data_settings(args.data),
+        args.split_number,
+    )
     device = choose_device(args.device)
     encoder = Encoder(args.encoder).to(device)
     encoder.prepare(choose_dtype("auto", device))

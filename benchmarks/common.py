@@ -24,8 +24,8 @@ from torchvision import transforms
 from features.encoder import Encoder
 from features.networks import ENCODERS
 from models import Classifier
+from splits.datasets import DataSettings, load_split
 from splits.split import Clip
-from splits.ucf101 import load_split
 from utils.device import available_cores, choose_dtype
 from video.reader import Video
 
@@ -48,8 +48,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     return flags
 
 
+def data_settings(path: Path) -> DataSettings:
+    """Clips of UCF-101 and their lists in a folder."""
+    return DataSettings(dataset_path=path / "UCF-101", split_path=path / "ucfTrainTestlist")
+
+
 def clips(data: Path) -> list[Clip]:
-    split = load_split(data / "UCF-101", data / "ucfTrainTestlist", 1)
+    split = load_split(data_settings(data), 1)
     return split.train + split.test
 
 

@@ -22,8 +22,8 @@ from untrained import with_names
 
 from annotation.annotate import Annotator, BackendSettings, LabelSettings, open_model
 from annotation.segments import NO_ACTION, name_of
+from splits.datasets import load_split
 from splits.split import Clip
-from splits.ucf101 import load_split
 from utils.device import DeviceSettings, choose_device, seed_everything
 from utils.flags import add_flags, read
 from video.reader import Video
@@ -77,7 +77,7 @@ def main() -> None:
     seed_everything(0)
     settings, backend = read(LabelSettings, args), read(BackendSettings, args)
     device = choose_device(args.device)
-    split = load_split(args.data / "UCF-101", args.data / "ucfTrainTestlist", 1)
+    split = load_split(common.data_settings(args.data), 1)
     clips = [split.test[place] for place in np.random.default_rng(0).permutation(len(split.test))]
     called = {name: [name] for name in split.classes}
     if settings.only == "kinetics":

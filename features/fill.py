@@ -30,8 +30,8 @@ from features.pipeline import embed_ahead, read_ahead
 from features.settings import CacheSettings, EncoderSettings
 from features.shard_writer import ShardWriter
 from features.streams import Stream, encoder_stream, further_encoders, open_streams, pace, parse_streams
+from splits.datasets import DataSettings, Listed
 from splits.split import WHOLE, Clip, Shard
-from splits.ucf101 import DataSettings, load_split
 from utils.device import DeviceSettings, choose_device, choose_dtype, seed_everything
 from utils.files import beside, write_whole
 from utils.flags import add_flags, checked, read
@@ -154,7 +154,10 @@ def _encode_clips(
             else:
                 writer.end_clip(clips[number].name, stamps[number])
     if failures:
-        raise VideoError(f"{len(failures)} of {len(clips):,} clips cannot be read; the first: {failures[0]}")
+        raise VideoError(
+            f"{len(failures)} of {len(clips):,} clips cannot be read; the first: {failures[0]}"
+            + ("; python3 dataset.py check names them all" if len(failures) > 1 else "")
+        )
 
 
 def open_cache(
@@ -248,8 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     # With the kernels of training, whose roundings the cache's key names.
     seed_everything(0)
     with contextlib.closing(Ranks.from_environment(device)) as ranks:
-        # Any split lists every clip, on one side or the other.
-        split = load_split(data.dataset_path, data.split_path, 1)
+        split = Listed(data).all_clips()
         if missing := split.missing():
             say(f"warning: {missing}")
         names, dtype = parse_streams(seen.streams), choose_dtype(device_settings.precision, device)
@@ -259,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         for each in (encoder, *further.values()):
             assert isinstance(each, Encoder)
             each.to(device).prepare(dtype, compile=device_settings.compile)
-        clips = split.train + split.test
+        clips = split.train
         for own, stream in open_streams(encoder, further, names, seen.img_dim):
             cache = open_cache(
                 cache_folder(kept.cache_path, data.dataset_path),

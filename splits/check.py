@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from splits.ucf101 import SPLIT_NUMBERS, read_classes, read_list
-from utils.process import MissingFileError
-from video.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoError, frame_files
+from splits.datasets import DataSettings, Listed
+from splits.folder import class_folders, clip_names
+from video.files import VideoError, frame_files
 from video.reader import Video
 
 
@@ -57,38 +57,30 @@ def _look(path: Path) -> _Looked:
     return _Looked(frames, stated, digest.hexdigest(), None)
 
 
-def _clips(dataset_path: Path) -> Iterator[tuple[str, Path]]:
-    """Names, as the lists write them, and paths of all clips that are there."""
-    for folder in sorted(dataset_path.iterdir()):
-        if folder.name.startswith(".") or not folder.is_dir():
-            continue
-        for path in sorted(folder.iterdir()):
-            images = path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir())
-            if path.suffix.lower() in VIDEO_SUFFIXES or images:
-                name = path.name + ".avi" if path.is_dir() else path.name
-                yield f"{folder.name}/{name}", path
+def _names_class(path: Path, name: str) -> bool:
+    """Whether a class is in a file's name, as UCF-101 writes it, in whatever case."""
+    return f"_{name}_".lower() in f"_{path.name.removeprefix('v_')}".lower()
 
 
-def check(dataset_path: Path, split_path: Path, *, threads: int) -> Report:
-    """Decode everything and compare it with all three official splits.
+def check(data: DataSettings, *, threads: int) -> Report:
+    """Decode everything and compare it with the lists of all splits.
 
     Raises: MissingFileError if a folder or list is not there; UserError for a list that is wrong in itself,
         a label that is not its class's among them.
     """
     report = Report()
-    classes = read_classes(split_path / "classInd.txt")
+    listed = Listed(data)
     sides: dict[str, dict[int, str]] = defaultdict(dict)
-    for number in SPLIT_NUMBERS:
-        for side in ("train", "test"):
-            path = split_path / f"{side}list{number:02d}.txt"
-            for name, _ in read_list(path, classes, labelled=side == "train"):
+    for number in listed.numbers:
+        lists = listed.lists(number)
+        for side, entries in (("train", lists.train), ("test", lists.test)):
+            for name, _ in entries:
                 if number in sides[name]:
-                    report.faults.append(f"{path}: {name} stands twice in the lists of split {number}")
+                    report.faults.append(f"{listed.path}: {name} stands twice in the lists of split {number}")
                 sides[name][number] = side
-    if not dataset_path.is_dir():
-        raise MissingFileError(f"{dataset_path}: no such folder; name the data set with --dataset_path")
-
-    there = dict(_clips(dataset_path))
+    report.remarks += listed.describe()
+    classes = set(lists.classes)
+    there = {name: path for folder in class_folders(data.dataset_path) for name, path in clip_names(folder)}
     report.clips = len(there)
     same: dict[str, list[str]] = defaultdict(list)
     with ThreadPoolExecutor(threads) as pool:
@@ -108,8 +100,11 @@ def check(dataset_path: Path, split_path: Path, *, threads: int) -> Report:
                 )
             folder = name.split("/")[0]
             if folder not in classes:
-                report.faults.append(f"{there[name]}: the class {folder} is not in classInd.txt")
-            elif f"_{folder}_".lower() not in f"_{there[name].name.removeprefix('v_')}".lower():
+                report.faults.append(f"{there[name]}: the class {folder} is not in the lists")
+            elif (
+                listed.name == "ucf101"
+                and f"_{folder}_".lower() not in f"_{there[name].name.removeprefix('v_')}".lower()
+            ):
                 report.faults.append(
                     f"{there[name]}: lies in the folder {folder}, and its name tells another class"
                 )
@@ -117,7 +112,7 @@ def check(dataset_path: Path, split_path: Path, *, threads: int) -> Report:
                 report.remarks.append(f"{there[name]}: in no list")
     for names in same.values():
         if len(names) > 1:
-            _duplicates(names, sides, report)
+            _duplicates(names, sides, listed.numbers, report)
     gone = [name for name in sides if name not in there]
     if gone:
         report.remarks.append(
@@ -126,14 +121,16 @@ def check(dataset_path: Path, split_path: Path, *, threads: int) -> Report:
     return report
 
 
-def _duplicates(names: list[str], sides: dict[str, dict[int, str]], report: Report) -> None:
+def _duplicates(
+    names: list[str], sides: dict[str, dict[int, str]], numbers: Sequence[int], report: Report
+) -> None:
     where = [
         f"{name} ({', '.join(f'{side} {number}' for number, side in sides[name].items()) or 'in no list'})"
         for name in names
     ]
     line = f"the same bytes: {'; '.join(where)}"
     labels = {name.split("/")[0] for name in names}
-    leaks = any(len({sides[name].get(number) for name in names} - {None}) > 1 for number in SPLIT_NUMBERS)
+    leaks = any(len({sides[name].get(number) for name in names} - {None}) > 1 for number in numbers)
     if leaks or len(labels) > 1:
         why = "on both sides of a split" if leaks else "under two classes"
         report.faults.append(f"{line}: {why}")

@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Self
 
 import numpy as np
@@ -25,40 +24,53 @@ class Clip:
 
     Attributes:
         name: as the lists name it, `<Class>/<file>.avi`
-        label: from 0, the line of its class folder in classInd.txt
+        label: from 0, by the order of the classes
         video: its file or its folder of frames
+        source: what it is cut out of, as the data set tells: clips of one source show the same scene; None
+            where the name does not tell
     """
 
     name: str
     label: int
     video: Video
+    source: str | None = None
 
     @property
     def group(self) -> str:
-        """The source video that it is cut out of, with its class: clips of a group show the same scene.
+        """The source, for what must not lie on both sides of a split.
 
-        Raises: UserError if the name does not say, as v_<Class>_g<group>_c<clip> does.
+        Raises: UserError if the name does not tell.
         """
-        if (group := self._group()) is None:
+        if self.source is None:
             raise UserError(
                 f"{self.name}: the name does not tell its group, as v_<Class>_g01_c01.avi does; without "
-                "groups no clips can be held out"
+                "groups no clips can be held out; --group_pattern says where in a name it stands"
             )
-        return group
+        return self.source
 
     @property
     def group_or_name(self) -> str:
-        """The group; a clip whose name tells none is one of its own."""
-        return self._group() or self.name
+        """The source; a clip whose name tells none is one of its own."""
+        return self.source or self.name
 
-    def _group(self) -> str | None:
-        match = re.fullmatch(r"(.*_g\d+)_c\d+", PurePosixPath(self.name).stem)
-        return match[1] if match else None
+
+@dataclass(frozen=True)
+class Lists:
+    """What the lists of a split name, whether it is there or not.
+
+    Attributes:
+        classes: class names, by label
+        train, test: names and labels
+    """
+
+    classes: list[str]
+    train: list[tuple[str, int]]
+    test: list[tuple[str, int]]
 
 
 @dataclass(frozen=True)
 class Split:
-    """The clips of one official split that are there, and how many the lists name.
+    """The clips of one split that are there, and how many the lists name.
 
     Attributes:
         classes: class names, by label

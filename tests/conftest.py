@@ -23,6 +23,7 @@ from features import networks
 from features.encoder import Encoder
 from features.windows import Windows
 from models import Classifier
+from splits.datasets import DataSettings
 from training.checkpoint import Checkpoint, save_checkpoint
 from utils import process
 from video.frames import Resize
@@ -230,6 +231,11 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = run_script("data/make_toy_actions.py", "--output_path", path, "--groups", 8)
     assert made.status == 0, made.err
     return path
+
+
+def ucf101_at(path: Path) -> DataSettings:
+    """Clips of UCF-101 and their lists in a folder."""
+    return DataSettings(dataset_path=path / "UCF-101", split_path=path / "ucfTrainTestlist")
 
 
 @pytest.fixture

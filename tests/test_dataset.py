@@ -7,13 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT
+from conftest import ROOT, ucf101_at
 from dataset import FrameClips, Sampling, clip_indices, window_indices
 from extract_frames import extract_all
 from features.encoder import difference_images
 from features.streams import View, parse_streams
 from features.windows import PHOTOGRAPHS
-from splits.ucf101 import load_split, read_classes
+from splits.datasets import DataSettings, load_split
+from splits.ucf101 import read_classes
 from training.batches import ClipBatches, frame_loader
 from video.frames import SQUEEZE, resize_frames
 
@@ -89,8 +90,10 @@ def test_windows_hold_their_frame_and_stay_inside(num_frames, length, step):
 
 def test_split_of_videos_and_of_extracted_frames_agree(small):
     extract_all(small / "UCF-101", quality=95, workers=2)
-    videos = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1)
-    frames = load_split(small / "UCF-101-frames", small / "ucfTrainTestlist", 1)
+    videos = load_split(ucf101_at(small), 1)
+    frames = load_split(
+        DataSettings(dataset_path=small / "UCF-101-frames", split_path=small / "ucfTrainTestlist"), 1
+    )
     assert videos.missing() is frames.missing() is None
     assert [clip.name for clip in videos.train] == [clip.name for clip in frames.train]
     assert len(videos.train) == 4
@@ -107,13 +110,13 @@ def test_split_of_videos_and_of_extracted_frames_agree(small):
 def test_missing_clips_are_counted_in_one_line(small):
     (small / "UCF-101/WalkLeft/v_WalkLeft_g02_c01.avi").unlink()
     shutil.rmtree(small / "UCF-101/WalkRight")
-    split = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1)
+    split = load_split(ucf101_at(small), 1)
     assert split.missing() == "2 of 6 listed clips found, 1 of 2 classes; going on with those"
     shutil.rmtree(small / "UCF-101/WalkLeft")
     with pytest.raises(
         FileNotFoundError, match=r"none of the 6 .* expected for example .*v_WalkLeft_g02_c01.avi"
     ):
-        load_split(small / "UCF-101", small / "ucfTrainTestlist", 1)
+        load_split(ucf101_at(small), 1)
 
 
 @pytest.mark.parametrize(
@@ -137,19 +140,19 @@ def test_malformed_lists_name_the_line(small, file, line, message):
     path = small / "ucfTrainTestlist" / file
     path.write_text(path.read_text().rstrip() + f"\n{line}\n")
     with pytest.raises(ValueError, match=message):
-        load_split(small / "UCF-101", small / "ucfTrainTestlist", 1)
+        load_split(ucf101_at(small), 1)
 
 
 def test_a_class_folder_that_no_list_knows(small):
     (small / "UCF-101" / "Fly").mkdir()
     with pytest.raises(ValueError, match="Fly is not in"):
-        load_split(small / "UCF-101", small / "ucfTrainTestlist", 1)
+        load_split(ucf101_at(small), 1)
     with pytest.raises(ValueError, match="split number 4"):
-        load_split(small / "UCF-101", small / "ucfTrainTestlist", 4)
+        load_split(ucf101_at(small), 4)
 
 
 def test_clips_depend_on_seed_epoch_and_index_alone(small):
-    clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
+    clips = load_split(ucf101_at(small), 1).train
     sampling = Sampling(5, training=True, seed=3)
     here, there = (FrameClips(clips, sampling, views(16)) for _ in range(2))
     there[9, 1]
@@ -166,7 +169,7 @@ def test_clips_depend_on_seed_epoch_and_index_alone(small):
 
 
 def test_flips_mirror_half_of_the_clips_whole(small):
-    clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
+    clips = load_split(ucf101_at(small), 1).train
     sampling = Sampling(4, training=True)
     plain, flipped = (
         FrameClips(clips, each, views(16)) for each in (replace(sampling, flip=False), sampling)
@@ -207,7 +210,7 @@ def test_the_official_lists(subset):
     # Alphabetical order has these the other way round.
     assert classes.index("Hammering") == 34
     assert classes.index("HammerThrow") == 35
-    split = load_split(subset / "UCF-101", subset / "ucfTrainTestlist", 1)
+    split = load_split(ucf101_at(subset), 1)
     assert split.missing() == "391 of 13,320 listed clips found, 10 of 101 classes; going on with those"
     assert (len(split.train), len(split.test)) == (283, 108)
     assert all(classes[clip.label] == clip.name.split("/")[0] for clip in split.train + split.test)

@@ -15,13 +15,13 @@ import dataset
 import test as test_script
 import test_on_video
 import train
-from conftest import ROOT, Outcome, Script, run_script, save_untrained
+from conftest import ROOT, Outcome, Script, run_script, save_untrained, ucf101_at
 from features import fill
 from features.cache import CacheError
 from features.encoder import Encoder
 from features.shard_writer import ShardWriter
+from splits.datasets import load_split
 from splits.split import Shard
-from splits.ucf101 import load_split
 from training import evaluate
 from training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -118,7 +118,7 @@ def test_a_damaged_cache_is_noticed_and_names_the_clip(call, small, train_flags,
 
 
 def test_a_disk_that_gives_back_other_bytes_is_noticed_when_filling_ends(small, tmp_path, monkeypatch):
-    clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
+    clips = load_split(ucf101_at(small), 1).train
     add_rows = ShardWriter.add_rows
 
     def spoiled(self, rows):
@@ -192,7 +192,7 @@ def test_shards_are_read_as_one_and_miss_nothing(call, small, train_flags, tmp_p
 
 
 def test_shards_share_the_clips_whatever_their_order(small):
-    clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
+    clips = load_split(ucf101_at(small), 1).train
     parts = [Shard(number, 3).part(order) for number in (1, 2, 3) for order in (clips, clips[::-1])]
     assert parts[::2] == parts[1::2]
     assert sorted(clip.name for part in parts[::2] for clip in part) == sorted(clip.name for clip in clips)
@@ -228,7 +228,7 @@ def test_out_of_memory_on_cuda_says_which_flag_to_lower(call, small, train_flags
 def test_an_embedding_index_that_lies_is_refused(small, tmp_path):
     folder = tmp_path / "cache"
     encoder = Encoder("tiny")
-    clips = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1).train
+    clips = load_split(ucf101_at(small), 1).train
     cache = fill.open_cache(folder, clips, encoder, 32, flip=False)
     index = cache.folder / "index.jsonl"
     line = index.read_text().splitlines()[0]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import test as test_script
 import train
-from conftest import Script, embed_frames
+from conftest import Script, embed_frames, ucf101_at
 from dataset import FrameClips, Sampling
 from features import fill, pipeline
 from features.cache import CacheError, CacheKey, EmbeddingCache
@@ -23,7 +23,7 @@ from features.pipeline import OneAhead, Prefetch, embed_ahead, read_ahead
 from features.streams import encoder_stream
 from features.windows import Windows
 from models import Classifier
-from splits.ucf101 import load_split
+from splits.datasets import load_split
 from training.batches import ClipBatches, EmbeddingClips, EncodedClips, frame_loader
 from video.files import VideoError
 from video.frames import resize_frames
@@ -36,7 +36,7 @@ def encoder():
 
 
 def clips_of(path, number=1):
-    split = load_split(path / "UCF-101", path / "ucfTrainTestlist", number)
+    split = load_split(ucf101_at(path), number)
     return split.train + split.test
 
 

@@ -2,12 +2,14 @@ import make_toy_actions as toys
 import numpy as np
 import pytest
 
-from splits.ucf101 import load_split, read_classes
+from conftest import ucf101_at
+from splits.datasets import load_split
+from splits.ucf101 import read_classes
 
 
 def test_layout_is_that_of_ucf101(toy):
     for number in (1, 2, 3):
-        split = load_split(toy / "UCF-101", toy / "ucfTrainTestlist", number)
+        split = load_split(ucf101_at(toy), number)
         assert split.missing() is None
         assert len(split.train) + len(split.test) == 64
         groups = [{clip.name.split("_g")[1][:2] for clip in side} for side in (split.train, split.test)]

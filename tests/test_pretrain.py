@@ -129,10 +129,11 @@ def test_a_share_of_the_labels_is_above_none(call, small, train_flags, fraction)
 
 
 def test_few_labels_are_spread_over_the_classes(toy):
+    from conftest import ucf101_at
+    from splits.datasets import load_split
     from splits.split import some_labels
-    from splits.ucf101 import load_split
 
-    clips = load_split(toy / "UCF-101", toy / "ucfTrainTestlist", 1).train
+    clips = load_split(ucf101_at(toy), 1).train
     few = some_labels(clips, 0.25, seed=1)
     assert {clip.label for clip in few} == {clip.label for clip in clips}
     assert len(few) == pytest.approx(len(clips) / 4, abs=4)

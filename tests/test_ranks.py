@@ -10,12 +10,12 @@ import torch
 
 import test as test_script
 import train
-from conftest import ROOT
+from conftest import ROOT, ucf101_at
 from features.cache import CacheError
 from features.encoder import Encoder
 from features.fill import open_cache
 from models import Classifier
-from splits.ucf101 import load_split
+from splits.datasets import load_split
 from training.batches import ClipBatches
 from training.checkpoint import load_checkpoint
 from training.recipe import RECIPES, Learner
@@ -215,7 +215,7 @@ def test_the_frozen_encoder_is_no_part_of_what_processes_share():
 
 def test_clips_that_another_machine_encoded_elsewhere_are_missed(small, tmp_path):
     """Two processes that do not see one folder: each lacks what the other has."""
-    split = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1)
+    split = load_split(ucf101_at(small), 1)
 
     class Second(Ranks):
         def wait(self):

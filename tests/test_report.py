@@ -13,6 +13,7 @@ from sklearn import metrics
 import test as test_script
 import train
 from splits.split import Clip
+from splits.ucf101 import source
 from training import report
 from video.reader import Video
 
@@ -24,7 +25,7 @@ def clips_of(labels, groups):
         f"{CLASSES[label]}/v_{CLASSES[label]}_g{group:02d}_c{number:02d}.avi"
         for number, (label, group) in enumerate(zip(labels, groups, strict=True))
     ]
-    return [Clip(name, label, Video(name)) for name, label in zip(names, labels, strict=True)]
+    return [Clip(name, label, Video(name), source(name)) for name, label in zip(names, labels, strict=True)]
 
 
 def read(path):

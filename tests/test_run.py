@@ -10,9 +10,9 @@ import torch
 
 import models
 import train
-from conftest import Script
+from conftest import Script, ucf101_at
+from splits.datasets import load_split
 from splits.split import hold_out, random_split, siblings
-from splits.ucf101 import load_split
 from training.checkpoint import load_checkpoint
 from training.run import hold_folder
 
@@ -179,7 +179,7 @@ def test_only_the_newest_checkpoints_are_kept(call, small, train_flags, tmp_path
 
 
 def test_held_out_groups_are_whole_and_of_every_class(toy):
-    clips = load_split(toy / "UCF-101", toy / "ucfTrainTestlist", 1).train
+    clips = load_split(ucf101_at(toy), 1).train
     trained, held = hold_out(clips, 0.2, seed=3)
     assert sorted(clip.name for clip in trained + held) == sorted(clip.name for clip in clips)
     assert not {clip.group for clip in trained} & {clip.group for clip in held}
@@ -189,10 +189,13 @@ def test_held_out_groups_are_whole_and_of_every_class(toy):
 
 
 def test_the_random_split_leaks_and_says_so(call, subset, toy, train_flags, tmp_path):
-    split = random_split(load_split(subset / "UCF-101", subset / "ucfTrainTestlist", 1), 0)
+    split = random_split(
+        load_split(ucf101_at(subset), 1),
+        0,
+    )
     assert len(split.test) == round(0.2 * 391)
     assert siblings(split) > 0.4 * len(split.test)
-    assert siblings(load_split(subset / "UCF-101", subset / "ucfTrainTestlist", 1)) == 0
+    assert siblings(load_split(ucf101_at(subset), 1)) == 0
     flags = [*train_flags(toy), "--latent_dim", 8, "--split_number", "random", "--num_epochs", 1]
     done = call(train, *flags)
     assert done.status == 0, done.err

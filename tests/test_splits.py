@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from splits.datasets import DataSettings, load_split
 from splits.split import (
     RANDOM,
     WHOLE,
@@ -14,12 +15,12 @@ from splits.split import (
     siblings,
     some_labels,
 )
-from splits.ucf101 import load_split, read_classes, read_list
+from splits.ucf101 import read_classes, read_list, source
 from video.reader import Video
 
 
 def clip(name, label=0):
-    return Clip(name, label, Video(Path(name)))
+    return Clip(name, label, Video(Path(name)), source(name))
 
 
 def clips_of(**groups):
@@ -167,7 +168,7 @@ def lists(tmp_path):
 def test_where_no_clip_is_found_the_error_says_where_the_first_should_be(lists, train, test, example):
     clips, folder = lists(train, test)
     with pytest.raises(FileNotFoundError) as caught:
-        load_split(clips, folder, 1)
+        load_split(DataSettings(dataset_path=clips, split_path=folder), 1)
     assert str(caught.value) == (
         f"none of the {len(train + test)} listed clips is in {clips}; expected for example "
         f"{clips}/{example}.avi, or frames in the folder {clips}/{example}"
@@ -178,11 +179,11 @@ def test_one_side_of_a_split_is_enough(lists):
     clips, folder = lists(["A/one.avi 1"], ["B/two.avi"])
     (clips / "A").mkdir()
     (clips / "A/one.avi").write_bytes(b"x")
-    split = load_split(clips, folder, 3)
+    split = load_split(DataSettings(dataset_path=clips, split_path=folder), 3)
     assert ([one.name for one in split.train], split.test, split.listed) == (["A/one.avi"], [], 2)
     (clips / "A/one.avi").unlink()
     (clips / "B/two").mkdir(parents=True)
-    split = load_split(clips, folder, 2)
+    split = load_split(DataSettings(dataset_path=clips, split_path=folder), 2)
     assert (split.train, [one.video.path for one in split.test]) == ([], [clips / "B/two"])
 
 
@@ -191,25 +192,25 @@ def test_what_is_no_class_folder_is_no_fault(lists):
     (clips / "A/one").mkdir(parents=True)
     (clips / ".cache").mkdir()
     (clips / "notes.txt").write_text("about these clips")
-    assert len(load_split(clips, folder, 1).train) == 1
+    assert len(load_split(DataSettings(dataset_path=clips, split_path=folder), 1).train) == 1
     for name in ("D", "C"):
         (clips / name).mkdir()
     with pytest.raises(ValueError, match="the class C is not in"):
-        load_split(clips, folder, 1)
+        load_split(DataSettings(dataset_path=clips, split_path=folder), 1)
 
 
 def test_splits_and_folders_that_are_not_there(lists, tmp_path):
     clips, folder = lists(["A/one.avi 1"], [])
     for number in (0, 4, "1", "all"):
         with pytest.raises(ValueError, match="does not exist; choose 1, 2 or 3"):
-            load_split(clips, folder, number)
+            load_split(DataSettings(dataset_path=clips, split_path=folder), number)
     with pytest.raises(FileNotFoundError, match="--split_path"):
-        load_split(clips, tmp_path / "gone", 1)
+        load_split(DataSettings(dataset_path=clips, split_path=tmp_path / "gone"), 1)
     with pytest.raises(FileNotFoundError, match="--dataset_path"):
-        load_split(tmp_path / "gone", folder, 1)
+        load_split(DataSettings(dataset_path=tmp_path / "gone", split_path=folder), 1)
     (folder / "trainlist02.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"trainlist02.txt: no such list"):
-        load_split(clips, folder, 2)
+        load_split(DataSettings(dataset_path=clips, split_path=folder), 2)
 
 
 def test_the_random_split_is_drawn_by_the_seed_from_both_lists(lists):
@@ -219,11 +220,11 @@ def test_the_random_split_is_drawn_by_the_seed_from_both_lists(lists):
         (clips / name).mkdir(parents=True)
 
     def drawn(**seed):
-        split = load_split(clips, folder, RANDOM, **seed)
+        split = load_split(DataSettings(dataset_path=clips, split_path=folder), RANDOM, **seed)
         assert (len(split.train), len(split.test)) == (16, 4)
         return [clip.name for clip in split.train], [clip.name for clip in split.test]
 
-    expected = random_split(load_split(clips, folder, 1), 0)
+    expected = random_split(load_split(DataSettings(dataset_path=clips, split_path=folder), 1), 0)
     assert drawn() == drawn(seed=0) != drawn(seed=1)
     assert drawn()[1] == [clip.name for clip in expected.test]
     for path in folder.glob("*list0[23].txt"):

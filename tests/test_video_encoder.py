@@ -19,6 +19,7 @@ from annotation.labels import ClipLayout
 from annotation.live import LiveLabels, Shot
 from annotation.onnx_model import OnnxModel
 from annotation.pretrained import untrained
+from conftest import ucf101_at
 from dataset import window_indices
 from features import fill
 from features.encoder import Encoder
@@ -27,7 +28,7 @@ from features.pipeline import embed_ahead, read_ahead
 from features.streams import Stream, encoder_stream, parse_streams
 from features.windows import Windows
 from models import Classifier
-from splits.ucf101 import load_split
+from splits.datasets import load_split
 from training.checkpoint import load_checkpoint
 from utils.process import UserError
 from video.frames import SQUEEZE, resize_frames
@@ -111,7 +112,7 @@ def test_epochs_and_pretraining_and_comparisons(call, small, tmp_path):
 
 def test_cached_rows_are_the_embeddings_of_the_windows(small, tmp_path):
     """Clips of all lengths: shorter than a window, several windows, a last one that reaches back."""
-    split = load_split(small / "UCF-101", small / "ucfTrainTestlist", 1)
+    split = load_split(ucf101_at(small), 1)
     clips, encoder = split.train + split.test, Encoder("tiny_video")
     view = encoder_stream(encoder, "rgb", 24)
     for stride in (1, 3, 9):

@@ -11,8 +11,9 @@ from typing import Any, Self
 from features.settings import CacheSettings, EncoderSettings
 from features.streams import pace, parse_streams
 from models import MODELS
+from splits.datasets import ALL, AUTO, DataSettings, split_number
+from splits.folder import FOLDS
 from splits.split import RANDOM
-from splits.ucf101 import ALL, SPLIT_NUMBERS, DataSettings, split_number
 from training.checkpoint import Checkpoint
 from training.recipe import RECIPES, Recipe, add_recipe_flags, read_recipe
 from utils.device import DeviceSettings
@@ -42,7 +43,7 @@ SIZES = ("img_dim", "sequence_length", "frame_stride", "no_flip", "flip")
 # Settings of earlier versions that are gone, and their value where they were not used.
 GONE = {"ema": 0.0, "norm_freeze": 1.0, "frame_dropout": 0.0}
 # Those that earlier versions had not, and what they did.
-NEW = {"flip": False}
+NEW = {"flip": False, "dataset": AUTO, "group_pattern": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +79,11 @@ class ClipSettings:
 
     split_number: int | str = setting(
         1,
-        "official split; papers quote 1 (default), or the mean of all three, which all gives; random, a "
-        "fifth of all clips as in the original, leaks and is for comparison only",
+        "official split, or fold of a folder without lists; papers quote 1 (default), or the mean of all "
+        "three, which all gives; random, a fifth of all clips as in the original, leaks and is for "
+        "comparison only",
         split_number,
-        choices=(*SPLIT_NUMBERS, ALL, RANDOM),
+        choices=(*FOLDS, ALL, RANDOM),
     )
     val_fraction: float = setting(
         0.0,

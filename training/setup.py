@@ -16,8 +16,8 @@ from features.fill import cache_folder, open_cache
 from features.settings import CacheSettings
 from features.streams import open_streams, pace, parse_streams
 from models import Classifier
+from splits.datasets import DataSettings, Listed, load_split
 from splits.split import RANDOM, Clip, Split, hold_out, names_sha256, siblings, some_labels
-from splits.ucf101 import DataSettings, load_split
 from training.batches import Batches, ClipBatches, EmbeddingClips, EncodedClips, frame_loader
 from training.checkpoint import Checkpoint
 from training.history import History
@@ -26,6 +26,9 @@ from training.settings import TrainSettings
 from utils.device import DeviceSettings, choose_dtype
 from utils.process import UserError, say
 from utils.ranks import ALONE, Ranks
+
+# In the folder of a run.
+LISTS = "lists"
 
 
 class ClipSource:
@@ -85,7 +88,9 @@ def choose_split(data: DataSettings, split_number: int | str, seed: int) -> Spli
 
     Raises: as `load_split`; UserError if there are too few clips.
     """
-    split = load_split(data.dataset_path, data.split_path, split_number, seed=seed)
+    split = load_split(data, split_number, seed=seed)
+    for line in Listed(data).describe():
+        say(line)
     if missing := split.missing():
         say(f"warning: {missing}")
     if split_number == RANDOM:
@@ -182,6 +187,16 @@ class Setup:
     def change(self, group: str, **values: Any) -> Self:
         """The same with other values in a group of the settings."""
         return replace(self, settings=self.settings.change(group, **values))
+
+    def in_folder(self, run_path: Path) -> Self:
+        """The same with a folder for what shows its course, where lists that were drawn from clips are kept.
+
+        Raises: OSError if they cannot be written.
+        """
+        listed = Listed(self.settings.data)
+        lists = run_path / LISTS
+        kept = listed.keep(lists) if self.ranks.rank == 0 else listed.path or lists
+        return self.change("output", run_path=run_path).change("data", split_path=kept, dataset=listed.name)
 
     def part(self, clips: Sequence[Clip], *, training: bool) -> Part:
         """Clips as a loop takes them, shared by the processes.
