@@ -13,6 +13,7 @@ from torch import nn
 from dataset import FrameClips, Sampling
 from features.cache import CachedClips
 from features.fill import cache_folder, open_cache
+from features.near_copies import find_near_copies
 from features.settings import CacheSettings
 from features.streams import open_streams, pace, parse_streams
 from models import Classifier
@@ -24,11 +25,12 @@ from training.history import History
 from training.loop import Part
 from training.settings import TrainSettings
 from utils.device import DeviceSettings, choose_dtype
+from utils.files import csv_bytes, write_whole
 from utils.process import UserError, say
 from utils.ranks import ALONE, Ranks
 
 # In the folder of a run.
-LISTS = "lists"
+LISTS, NEAR_COPIES = "lists", "near_copies.csv"
 
 
 class ClipSource:
@@ -189,14 +191,32 @@ class Setup:
         return replace(self, settings=self.settings.change(group, **values))
 
     def in_folder(self, run_path: Path) -> Self:
-        """The same with a folder for what shows its course, where lists that were drawn from clips are kept.
+        """The same with a folder for what shows its course.
+
+        Lists that were drawn from clips are kept there, and which test clips are nearly training clips.
 
         Raises: OSError if they cannot be written.
         """
         listed = Listed(self.settings.data)
         lists = run_path / LISTS
         kept = listed.keep(lists) if self.ranks.rank == 0 else listed.path or lists
+        if self.ranks.rank == 0 and self.source.kept:
+            self._tell_near_copies(run_path / NEAR_COPIES)
         return self.change("output", run_path=run_path).change("data", split_path=kept, dataset=listed.name)
+
+    def _tell_near_copies(self, path: Path) -> None:
+        pairs = find_near_copies(self.source.kept[0], self.split.train, self.split.test)
+        if not pairs:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [[pair.test.name, pair.train.name, f"{pair.cosine:.4f}"] for pair in pairs]
+        write_whole(path, csv_bytes([["test_clip", "training_clip", "cosine"], *rows]))
+        first = pairs[0]
+        say(
+            f"warning: {len(pairs):,} of {len(self.split.test):,} test clips are nearly the same as a "
+            f"training clip (copies, or one scene): {first.test.name} as {first.train.name}, cosine "
+            f"{first.cosine:.3f}; all in {path}"
+        )
 
     def part(self, clips: Sequence[Clip], *, training: bool) -> Part:
         """Clips as a loop takes them, shared by the processes.
