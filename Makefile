@@ -28,6 +28,7 @@ demo: .venv/installed
 		--run_path $(DEMO_RUN)/test
 	@test -f $(DEMO_VIDEO) || $(PY) test_on_video.py --video_path $(DEMO_CLIP) --checkpoint_model $(DEMO_MODEL) --output $(DEMO_VIDEO)
 	@echo "The annotated video: $(DEMO_VIDEO)"
+	@echo "Your own video, with 400 actions: $(PY) test_on_video.py --video_path x.avi"
 
 # Every picture of the README, from the toy data.
 assets: .venv/installed-browser demo

@@ -17,11 +17,11 @@ from training.checkpoint import load_checkpoint
 from training.loop import Plan, fit
 from training.masked import MaskedFrames, MaskedLearner, check_pretraining
 from training.run import Run, hold_folder
-from training.settings import LAST, TrainSettings, add_train_flags, with_earlier_settings
+from training.settings import LAST, TrainSettings, add_train_flags, check_run, with_earlier_settings
 from training.setup import Setup, build_model, choose_split, number_of_parameters
 from utils.device import choose_device, seed_everything
 from utils.files import unused
-from utils.process import MissingFileError, run, say
+from utils.process import run, say
 from utils.ranks import Ranks
 
 # Before the number of an epoch.
@@ -87,9 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     device = choose_device(args.device)
     with contextlib.closing(Ranks.from_environment(device)) as ranks:
         if args.resume:
-            last = args.output_path / LAST
-            if not last.is_file():
-                raise MissingFileError(f"{last}: there is no run to go on with; begin one without --resume")
+            last = check_run(args.output_path / LAST)
             args = with_earlier_settings(parser, argv, args, load_checkpoint(last))
         settings = TrainSettings.read(args)
         if problem := settings.problem(ranks.size):

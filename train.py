@@ -40,12 +40,19 @@ from training.report import (
     write_report,
 )
 from training.run import BEST, Run, hold_folder
-from training.settings import LAST, SIZES, TrainSettings, add_train_flags, with_earlier_settings
+from training.settings import (
+    LAST,
+    SIZES,
+    TrainSettings,
+    add_train_flags,
+    check_run,
+    with_earlier_settings,
+)
 from training.setup import Setup, build_model, choose_split, number_of_parameters
 from utils.device import choose_device, seed_everything
 from utils.files import unused
 from utils.flags import read, typed
-from utils.process import MissingFileError, UserError, run, say
+from utils.process import UserError, run, say
 from utils.ranks import Ranks
 
 
@@ -190,7 +197,8 @@ def split_numbers(
 ) -> tuple[int, ...]:
     """Of all splits of the data set, with --resume that of the run. Raises: as `Listed`."""
     first = of_split(args, 1)
-    if args.resume and (last := first.output_path / LAST).is_file():
+    if args.resume:
+        last = check_run(first.output_path / LAST)
         first = with_earlier_settings(parser, argv, first, load_checkpoint(last))
     return Listed(read(DataSettings, first)).numbers
 
@@ -205,8 +213,7 @@ def earlier_flags(
 
     Raises: MissingFileError if there is no run; else as `with_earlier_settings`.
     """
-    if not first.is_file():
-        raise MissingFileError(f"{first}: there is no run to go on with; begin one without --resume")
+    check_run(first)
     last = args.output_path / LAST
     loaded = load_checkpoint(last if last.is_file() else first)
     earlier = with_earlier_settings(parser, argv, args, loaded)

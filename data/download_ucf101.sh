@@ -12,10 +12,17 @@
 #     UCF101_WAIT              seconds between two of them, 5
 set -euo pipefail
 
-base_url="${UCF101_BASE_URL:-https://www.crcv.ucf.edu/datasets/human-actions/ucf101}"
-splits_base_url="${UCF101_SPLITS_BASE_URL:-https://www.crcv.ucf.edu/wp-content/uploads/2019/03}"
-tries="${UCF101_TRIES:-10}"
-wait_seconds="${UCF101_WAIT:-5}"
+# Another script may take the functions below for a data set of its own, whose variables begin with its name.
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then data_set=UCF101; fi
+
+# setting NAME DEFAULT: the value of <data set>_NAME
+setting() {
+    local variable="${data_set}_$1"
+    printf '%s' "${!variable:-$2}"
+}
+
+tries="$(setting TRIES 10)"
+wait_seconds="$(setting WAIT 5)"
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -28,8 +35,8 @@ command -v curl >/dev/null || fail "this script needs curl; install it, for exam
 # A connection that gives less than 1,000 bytes/s for a minute counts as broken.
 curl_flags=(--fail --location --show-error --connect-timeout 30 --speed-limit 1000 --speed-time 60)
 if [ -t 2 ]; then curl_flags+=(--progress-bar); else curl_flags+=(--silent); fi
-if [ "${UCF101_INSECURE:-0}" = 1 ]; then
-    echo "warning: UCF101_INSECURE=1: the server's certificate is not checked, anybody in between could change the files" >&2
+if [ "$(setting INSECURE 0)" = 1 ]; then
+    echo "warning: ${data_set}_INSECURE=1: the server's certificate is not checked, anybody in between could change the files" >&2
     curl_flags+=(--insecure)
 fi
 
@@ -89,14 +96,14 @@ download() {
         case "$status" in
         0) break ;;
         6) fail "$url: no such host; check your network" ;;
-        22) fail "$url: the server refused; the URL may have moved, see UCF101_BASE_URL in this script" ;;
+        22) fail "$url: the server refused; the URL may have moved, see ${data_set}_BASE_URL in this script" ;;
         23) fail "$PWD/$part cannot be written: is the disk full?" ;;
         33)
             echo "the server cannot resume: starting $file again"
             rm -f "$part"
             ;;
         35 | 51 | 58 | 60 | 77 | 83)
-            fail "$url: TLS failed (curl $status). This server has sent incomplete certificates before. If you accept that nobody vouches for the files, run: UCF101_INSECURE=1 bash $0"
+            fail "$url: TLS failed (curl $status). This server has sent incomplete certificates before. If you accept that nobody vouches for the files, run: ${data_set}_INSECURE=1 bash $0"
             ;;
         esac
         [ "$try" -lt "$tries" ] || fail "$url: gave up after $tries connections; run this again, it goes on where it was"
@@ -121,6 +128,10 @@ check_part() {
     return "$status"
 }
 
+if [ "$data_set" != UCF101 ]; then return; fi
+
+base_url="$(setting BASE_URL https://www.crcv.ucf.edu/datasets/human-actions/ucf101)"
+splits_base_url="$(setting SPLITS_BASE_URL https://www.crcv.ucf.edu/wp-content/uploads/2019/03)"
 download "$splits_base_url/UCF101TrainTestSplits-RecognitionTask.zip" ucfTrainTestlist.zip
 download "$base_url/UCF101.rar" UCF101.rar
 

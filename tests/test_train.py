@@ -92,7 +92,7 @@ def test_it_learns_what_only_the_order_of_frames_tells(call, toy, train_flags, t
         (["--img_dim", -3], "img_dim"),
         (["--batch_size", 1], "BatchNorm"),
         (["--channels", 1], "channels"),
-        (["--split_number", 4], "split_number"),
+        (["--split_number", 6], "split_number"),
         (["--encoder", "vgg"], "resnet152"),
         (["--num_epochs", "many"], "num_epochs"),
         (["--learning_rate", "nan"], "learning_rate"),
@@ -161,7 +161,7 @@ def test_all_splits_are_trained_from_one_cache_and_their_mean_is_a_row(call, toy
     assert done.status == 0, done.err
     assert done.out.count("encoding 64 clips") == 1
     head, line, row = done.out.splitlines()[-3:]
-    assert head == "| model | frames | split 1 | split 2 | split 3 | mean |"
+    assert head == "| model | frames | split 1 | split 2 | split 3 | mean | 95 % interval |"
     assert set(line) == {"|", "-", " "}
     accuracies = []
     for number in (1, 2, 3):
@@ -177,6 +177,8 @@ def test_all_splits_are_trained_from_one_cache_and_their_mean_is_a_row(call, toy
     assert cells[:2] == ["ConvLSTM, tiny", "8 of 32 px"]
     assert cells[2:5] == [f"{accuracy:.2f} %" for accuracy in accuracies]
     assert cells[5] == f"**{sum(accuracies) / 3:.2f} %**"
+    low, high = re.fullmatch(r"(\S+) to (\S+) %", cells[6]).groups()
+    assert 0 <= float(low) < sum(accuracies) / 3 < float(high) <= 100
 
 
 def test_all_splits_go_on_where_they_stopped(call, toy, train_flags, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ from utils.flags import (
     setting,
     typed,
 )
-from utils.process import UserError
+from utils.process import MissingFileError, UserError
 
 LAST = "last.pth"
 # Where things are; they may move between a run and its --resume.
@@ -266,6 +266,13 @@ def add_train_flags(parser: argparse.ArgumentParser, *, without: Sequence[str] =
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
+
+
+def check_run(last: Path) -> Path:
+    """The last.pth of a run. Raises: MissingFileError if there is none."""
+    if not last.is_file():
+        raise MissingFileError(f"{last}: there is no run to go on with; begin one without --resume")
+    return last
 
 
 def with_earlier_settings(
