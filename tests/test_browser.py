@@ -30,22 +30,28 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def serve(folder, *flags):
+    """The page's address, until it is asked for no more."""
     port = free_port()
-    command = [sys.executable, "demo.py", "--checkpoint_model", MODEL, "--port", port, "--max_seconds", 10]
+    command = [sys.executable, "demo.py", "--port", port, "--max_seconds", 10, *flags]
     server = subprocess.Popen(
         [*map(str, command)],
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path_factory.mktemp("server"))},
+        env={**os.environ, "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         text=True,
     )
     assert server.stdout is not None
-    assert f"http://127.0.0.1:{port}" in server.stdout.readline()
+    lines = iter(server.stdout.readline, "")
+    assert any(f"http://127.0.0.1:{port}" in line for line in lines)
     yield f"http://127.0.0.1:{port}"
     server.terminate()
     server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    yield from serve(tmp_path_factory.mktemp("server"), "--checkpoint_model", MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,11 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, address):
+    yield from open_page(browser, address)
+
+
+def open_page(browser, address):
+    """A page in the browser that asks nothing of any other host."""
     opened = browser.new_page()
     elsewhere, broken = [], []
     opened.on("request", lambda request: elsewhere.append(request.url))
@@ -108,6 +119,26 @@ def test_an_uploaded_video_is_named_and_plays(page):
     shot(page, "result")
     # The place is free for the next one.
     assert page.locator("#upload").get_by_text("Drop File Here").is_visible()
+
+
+def test_without_a_checkpoint_a_real_video_is_named(browser, subset, tmp_path):
+    server = serve(tmp_path)
+    opened = open_page(browser, next(server))
+    page = next(opened)
+    clip = subset / "UCF-101/PushUps/v_PushUps_g01_c01.avi"
+    page.set_input_files("#upload input[type=file]", clip)
+    check_result(page, "push up")
+    shot(page, "untrained")
+    # Among names of one's own choice only.
+    page.locator("#only textarea, #only input").fill("juggling balls, pull ups")
+    page.set_input_files("#upload input[type=file]", clip)
+    page.wait_for_function(
+        "document.querySelector('#action h2').innerText.trim() !== 'push up'", timeout=60_000
+    )
+    assert page.locator("#action h2").inner_text().strip() in ("juggling balls", "pull ups")
+    shot(page, "only")
+    for ended in (opened, server):
+        next(ended, None)
 
 
 def test_an_example_is_named_and_plays(page):

@@ -102,9 +102,12 @@ def test_the_documented_commands_work_as_printed(checkout, tmp_path):
 
 
 def test_the_quick_start_names_the_targets_of_the_makefile():
-    assert commands("Quick start") == ["make demo", "make test"]
+    own = ".venv/bin/python test_on_video.py --video_path x.avi"
+    assert commands("Quick start") == ["make demo", own, "make test"]
     makefile = (ROOT / "Makefile").read_text()
-    assert all(f"\n{line.split()[1]}:" in makefile for line in commands("Quick start"))
+    assert all(f"\n{name}:" in makefile for name in ("demo", "test"))
+    # What `make demo` ends with.
+    assert own.replace(".venv/bin/python", "$(PY)") in makefile.split("\ndemo:")[1].split("\n\n")[0]
     assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test-browser\nexec make test")
 
 
@@ -139,6 +142,7 @@ def test_every_dependency_has_its_line():
             "test",
             "test_on_video",
             "extract_frames",
+            "extract_features",
             "features.fill",
             "pretrain",
             "compare",
