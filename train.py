@@ -5,7 +5,7 @@
     python3 train.py --encoder efficientnet_lite0 --num_epochs 10       # the fastest, needs none either
     python3 train.py --split_number all                                 # all three splits, and their mean
     python3 train.py --model ActionBERT --pretrain 10                   # a Transformer, first without labels
-    python3 train.py --dataset_path my_clips --encoder i3d              # any folder of class folders, no lists
+    python3 train.py --dataset_path my_clips --encoder i3d              # any folder of class folders
     python3 train.py --resume                                           # goes on where the last run stopped
     torchrun --nproc_per_node=4 train.py ...                            # the same training, on four devices
 

@@ -145,7 +145,7 @@ class ModelSettings:
 def choose(only: str | None, classes: Sequence[str]) -> list[int]:
     """Labels of the classes that --only names between commas, in its order; all without it.
 
-    Capitals do not matter. Raises: UserError for an unknown name, with those nearest to it.
+    Capitals do not matter. Raises: UserError for a name twice, or an unknown one, with those nearest to it.
     """
     if only is None:
         return list(range(len(classes)))
@@ -161,6 +161,8 @@ def choose(only: str | None, classes: Sequence[str]) -> list[int]:
                 + (f"; near it are {names}" if near else "")
                 + "; --list_actions of test_on_video.py prints all"
             )
+        if known[name.lower()] in chosen:
+            raise UserError(f"--only {name}: this action stands there twice; name each once")
         chosen[known[name.lower()]] = None
     if not chosen:
         raise UserError("--only names no action; write names between commas")

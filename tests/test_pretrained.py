@@ -49,7 +49,9 @@ def test_it_is_the_encoders_own_layer():
 
 def test_only_names_actions_in_its_order_whatever_their_capitals():
     assert choose(None, TINY_ACTIONS) == [0, 1, 2, 3]
-    assert choose(" Pull UPS, bow,,pull ups", TINY_ACTIONS) == [3, 0]
+    assert choose(" Pull UPS, bow,,", TINY_ACTIONS) == [3, 0]
+    with pytest.raises(UserError, match="--only pull ups: this action stands there twice"):
+        choose(" Pull UPS, bow,,pull ups", TINY_ACTIONS)
     with pytest.raises(UserError, match=r"--only pull up: .*near it are pull ups.*--list_actions"):
         choose("bow,pull up", TINY_ACTIONS)
     with pytest.raises(UserError, match="near it are clean and jerk;"):

@@ -1,6 +1,7 @@
 """The figures and files of a test, against scikit-learn on what predictions.csv holds."""
 
 import csv
+import io
 import json
 
 import cv2
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn import metrics
 
 import test as test_script
@@ -15,6 +17,7 @@ import train
 from splits.split import Clip
 from splits.ucf101 import source
 from training import report
+from training.pictures import class_bars, confusion_matrix
 from video.reader import Video
 
 CLASSES = ["Archery", "Bowling", "Diving", "Fencing", "Lunges", "Mixing", "Rowing"]
@@ -140,3 +143,16 @@ def test_a_picture_of_101_classes_has_room_for_their_names(tmp_path):
     report.write_report(tmp_path, report.Predictions(classes, clips, probabilities), about)
     for name in ("confusion.png", "classes.png"):
         assert cv2.imread(str(tmp_path / name)).shape[0] > 101 * 20
+
+
+def test_pictures_of_ten_thousand_classes_show_the_worst(tmp_path):
+    names, labels = [f"class {number}" for number in range(10_000)], np.arange(10_000)
+    predicted = labels.copy()
+    predicted[5000:5010] = 0
+    contents = confusion_matrix(names, labels, predicted, "title")
+    assert max(Image.open(io.BytesIO(contents)).size) < 12_000
+    rows = [
+        [name, 1, int(label == guess), f"{100 * (label == guess):.2f}", ""]
+        for name, label, guess in zip(names, labels, predicted, strict=True)
+    ]
+    assert max(Image.open(io.BytesIO(class_bars(rows, "title"))).size) < 12_000

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Classes up to which a picture has room for the numbers.
 NUMBERED_CLASSES = 20
+# Classes of a picture: more would be taller than libpng and memory allow.
+PICTURED_CLASSES = 250
 
 
 def png(figure: Figure) -> bytes:
@@ -26,13 +28,21 @@ def png(figure: Figure) -> bytes:
 
 
 def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.ndarray, title: str) -> bytes:
-    """What is taken for what: labels and predicted labels (N,), as a PNG file."""
+    """What is taken for what: labels and predicted labels (N,), as a PNG file.
+
+    Of more than `PICTURED_CLASSES` it shows those with the most mistakes.
+    """
     from matplotlib.figure import Figure
     from sklearn import metrics
 
     shown = np.unique(np.concatenate([labels, predicted]))
+    if len(shown) > PICTURED_CLASSES:
+        mistakes = np.bincount(labels[labels != predicted], minlength=len(classes))
+        title += f"\nthe {PICTURED_CLASSES} of {len(shown):,} classes with the most mistakes"
+        shown = np.sort(shown[np.argsort(-mistakes[shown], kind="stable")[:PICTURED_CLASSES]])
     counts = metrics.confusion_matrix(labels, predicted, labels=shown)
-    shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
+    clips = np.bincount(labels, minlength=len(classes))[shown]
+    shares = 100 * counts / np.maximum(1, clips)[:, None]
     side = max(5.0, 0.22 * len(shown) + 2.5)
     figure = Figure((side + 1, side), layout="constrained")
     axes = figure.add_subplot()
@@ -53,10 +63,16 @@ def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.n
 
 
 def class_bars(rows: Sequence[Sequence[Any]], title: str) -> bytes:
-    """Accuracy of each class, as a PNG file: rows of class, clips, correct, accuracy in percent."""
+    """Accuracy of each class, as a PNG file: rows of class, clips, correct, accuracy in percent.
+
+    Of more than `PICTURED_CLASSES` it shows the least accurate.
+    """
     from matplotlib.figure import Figure
 
     rows = sorted(rows, key=lambda row: (float(row[3]), row[0]))
+    if len(rows) > PICTURED_CLASSES:
+        title += f"\nthe {PICTURED_CLASSES} least accurate of {len(rows):,} classes"
+        rows = rows[:PICTURED_CLASSES]
     figure = Figure((7, 0.22 * len(rows) + 1.5), layout="constrained")
     axes = figure.add_subplot()
     bars = axes.barh([row[0] for row in rows], [float(row[3]) for row in rows], color="#4878a8", height=0.7)
