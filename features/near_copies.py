@@ -13,9 +13,9 @@ import numpy as np
 from features.cache import CachedClips
 from splits.split import Clip
 
-# Of mean embeddings (benchmarks/near_copies.py). Of pairs of UCF-101's clips that are cut out of one video 41 %
-# (i3d) and 46 % (efficientnet_lite0) are more alike, of a class out of two videos 0.11 %, and those show one
-# scene. Of copies i3d finds 77 of 80: all that are encoded anew, smaller, darkened, cropped or mirrored.
+# Of mean embeddings (benchmarks/near_copies.py). Of pairs of UCF-101's clips that are cut out of one video,
+# 41 % (i3d) and 46 % (efficientnet_lite0) are more alike; of a class, out of two videos, 0.11 %, which show
+# one scene. Of copies i3d finds 77 of 80: all that are encoded anew, smaller, darker, cropped or mirrored.
 THRESHOLD = 0.95
 # Where an encoder finds everything alike, copies are those that are more alike than so many of the pairs of
 # different classes.
