@@ -12,7 +12,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from splits.datasets import ALL
+from splits.datasets import ALL, Listed
 from training.checkpoint import load_checkpoint
 from training.loop import Plan, fit
 from training.masked import MaskedFrames, MaskedLearner, check_pretraining
@@ -94,12 +94,13 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(problem)
         check_pretraining(settings.model.model, settings.model.sequence_length)
         seed_everything(settings.loop.seed)
-        split = choose_split(settings.data, settings.clips.split_number, settings.loop.seed)
+        listed = Listed(settings.data)
+        split = choose_split(listed, settings.clips.split_number, settings.loop.seed)
         model = build_model(settings, len(split.classes))
         setup = Setup.build(settings, split, model, device, ranks)
         if not args.resume:
             folder = args.run_path or Path("runs") / f"{setup.name}-pretraining-seed{settings.loop.seed}"
-            setup = setup.in_folder(unused(folder))
+            setup = setup.in_folder(unused(folder), listed)
         path = pretrain(setup, resume=args.resume)
         say(f"train from here with --checkpoint_model {path}")
     return 0

@@ -69,7 +69,8 @@ def set_up(settings: TrainSettings, device: torch.device, ranks: Ranks, start: C
 
     Raises: as `train`.
     """
-    split = choose_split(settings.data, settings.clips.split_number, settings.loop.seed)
+    listed = Listed(settings.data)
+    split = choose_split(listed, settings.clips.split_number, settings.loop.seed)
     model = start.model if start else build_model(settings, len(split.classes))
     if model.num_classes != len(split.classes):
         raise UserError(
@@ -87,7 +88,7 @@ def set_up(settings: TrainSettings, device: torch.device, ranks: Ranks, start: C
     if settings.output.resume:
         return setup
     name = f"{setup.name}-{settings.recipe_name}-seed{settings.loop.seed}"
-    return setup.in_folder(unused(settings.output.run_path or Path("runs") / name))
+    return setup.in_folder(unused(settings.output.run_path or Path("runs") / name), listed)
 
 
 Tested = tuple[dict[str, Any], Predictions]

@@ -70,16 +70,17 @@ def check(data: DataSettings, *, threads: int) -> Report:
     """
     report = Report()
     listed = Listed(data)
+    classes: set[str] = set()
     sides: dict[str, dict[int, str]] = defaultdict(dict)
     for number in listed.numbers:
         lists = listed.lists(number)
+        classes.update(lists.classes)
         for side, entries in (("train", lists.train), ("test", lists.test)):
             for name, _ in entries:
                 if number in sides[name]:
                     report.faults.append(f"{listed.path}: {name} stands twice in the lists of split {number}")
                 sides[name][number] = side
     report.remarks += listed.describe()
-    classes = set(lists.classes)
     there = {name: path for folder in class_folders(data.dataset_path) for name, path in clip_names(folder)}
     report.clips = len(there)
     same: dict[str, list[str]] = defaultdict(list)
@@ -101,10 +102,7 @@ def check(data: DataSettings, *, threads: int) -> Report:
             folder = name.split("/")[0]
             if folder not in classes:
                 report.faults.append(f"{there[name]}: the class {folder} is not in the lists")
-            elif (
-                listed.name == "ucf101"
-                and f"_{folder}_".lower() not in f"_{there[name].name.removeprefix('v_')}".lower()
-            ):
+            elif listed.name == "ucf101" and not _names_class(there[name], folder):
                 report.faults.append(
                     f"{there[name]}: lies in the folder {folder}, and its name tells another class"
                 )

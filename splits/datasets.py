@@ -31,6 +31,7 @@ class Dataset:
         is_lists: whether a folder holds lists of its form
         numbers: of the splits whose lists are in a folder
         read_lists: the lists of a split out of that folder
+        splits_are_whole: each split names every clip, on one side or the other
         source: what a clip is cut out of, by its name; None where that does not tell
         next_step: where there are no lists
     """
@@ -39,6 +40,7 @@ class Dataset:
     is_lists: Callable[[Path], bool]
     numbers: Callable[[Path], tuple[int, ...]]
     read_lists: Callable[[Path, int], Lists]
+    splits_are_whole: bool
     source: Callable[[str], str | None]
     next_step: str
 
@@ -49,6 +51,7 @@ DATASETS = {
         is_lists=ucf101.is_lists,
         numbers=lambda _: ucf101.SPLIT_NUMBERS,
         read_lists=ucf101.read_lists,
+        splits_are_whole=True,
         source=ucf101.source,
         next_step="unzip ucfTrainTestlist.zip, name it with --split_path",
     ),
@@ -57,6 +60,7 @@ DATASETS = {
         is_lists=hmdb51.is_lists,
         numbers=lambda _: hmdb51.SPLIT_NUMBERS,
         read_lists=hmdb51.read_lists,
+        splits_are_whole=False,
         source=hmdb51.source,
         next_step=hmdb51.GET_LISTS,
     ),
@@ -65,6 +69,7 @@ DATASETS = {
         is_lists=folder.is_lists,
         numbers=folder.list_numbers,
         read_lists=ucf101.read_lists,
+        splits_are_whole=True,
         source=folder.source,
         next_step="name the lists that training wrote into its folder below runs with --split_path",
     ),
@@ -124,8 +129,7 @@ class Listed:
 
     Attributes:
         name: in `DATASETS`
-        path: folder of the lists; None where they are drawn from the clips
-        classes: names by label
+        path: folder of the lists; None where they are drawn from the clips, once
 
     Raises: MissingFileError or UserError if the data set or its lists are not there or are wrong.
     """
@@ -164,13 +168,15 @@ class Listed:
         assert self.path
         return self._dataset.read_lists(self.path, number)
 
-    def split(self, number: int | str) -> Split:
-        """The clips of a split that are there. Raises: as `load_split`."""
+    def split(self, number: int | str, *, seed: int = 0) -> Split:
+        """The clips of a split that are there; arguments and errors are those of `load_split`."""
+        if number == RANDOM:
+            return random_split(self.split(1), seed)
         return self._split(self.lists(number))
 
     def all_clips(self) -> Split:
         """The clips of all splits, each once, as if all were trained on. Raises: as `load_split`."""
-        numbers = self.numbers if self.name == "hmdb51" else self.numbers[:1]
+        numbers = self.numbers[:1] if self._dataset.splits_are_whole else self.numbers
         every = [self.lists(number) for number in numbers]
         entries = dict.fromkeys(entry for lists in every for entry in lists.train + lists.test)
         return self._split(Lists(every[0].classes, list(entries), []))
@@ -197,15 +203,10 @@ class Listed:
             return folder.group_of(name, self._pattern)
         return self._dataset.source(name)
 
-    def keep(self, path: Path) -> Path | None:
-        """Write lists that were drawn into a folder; returns the folder of the lists, wherever they are.
-
-        Raises: OSError if they cannot be written.
-        """
+    def keep(self, path: Path) -> None:
+        """Write lists that were drawn into a folder. Raises: OSError if they cannot be written."""
         if self._folds:
             folder.write_lists(path, self._folds, self.data.group_pattern)
-            return path
-        return self.path
 
     def describe(self) -> list[str]:
         """What is worth knowing of splits that were drawn from the clips, in lines; else none."""
@@ -260,7 +261,7 @@ def list_places(name: str, dataset_path: Path) -> list[Path]:
 def _fit(name: str, path: Path, dataset_path: Path) -> bool:
     """Whether a clip that the lists of the first split name is there."""
     lists = DATASETS[name].read_lists(path, 1)
-    there = {label for label, folder in enumerate(lists.classes) if (dataset_path / folder).is_dir()}
+    there = {label for label, name in enumerate(lists.classes) if (dataset_path / name).is_dir()}
     return any(_video(dataset_path, name) for name, label in lists.train + lists.test if label in there)
 
 
@@ -287,11 +288,7 @@ def _find(
 def _check_classes(dataset_path: Path, classes: Sequence[str], lists: Path) -> None:
     """Raises: UserError for a class folder that the lists do not name."""
     known = set(classes)
-    unknown = sorted(
-        entry.name
-        for entry in dataset_path.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in known
-    )
+    unknown = sorted(path.name for path in folder.visible_folders(dataset_path) if path.name not in known)
     if unknown:
         where = lists / "classInd.txt" if (lists / "classInd.txt").is_file() else lists
         raise UserError(
@@ -312,7 +309,4 @@ def load_split(data: DataSettings, number: int | str, *, seed: int = 0) -> Split
         another split number, a wrong list, or a class folder that the lists do not name; VideoError for
         a video that is empty or truncated.
     """
-    listed = Listed(data)
-    if number == RANDOM:
-        return random_split(listed.split(1), seed)
-    return listed.split(number)
+    return Listed(data).split(number, seed=seed)

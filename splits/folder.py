@@ -48,6 +48,11 @@ def source(name: str) -> str:
     return f"{path.parent.name}/{ucf101.source(name) or (stem[1] if stem else path.stem)}"
 
 
+def visible_folders(path: Path) -> list[Path]:
+    """The folders in a folder that are not hidden."""
+    return [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+
+
 def class_folders(dataset_path: Path) -> list[Path]:
     """The folders in a data set that are not hidden, in natural order.
 
@@ -55,7 +60,7 @@ def class_folders(dataset_path: Path) -> list[Path]:
     """
     if not dataset_path.is_dir():
         raise MissingFileError(f"{dataset_path}: no such folder; name the data set with --dataset_path")
-    folders = [path for path in dataset_path.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    folders = visible_folders(dataset_path)
     if not folders:
         raise MissingFileError(f"{dataset_path}: no class folders there; {LAYOUT}")
     return sorted(folders, key=lambda path: (natural(path.name), path.name))
@@ -129,14 +134,14 @@ def _clips_of(folder: Path) -> list[str]:
     return list(found)
 
 
-def group_of(name: str, pattern: str | None) -> str | None:
+def group_of(name: str, pattern: str) -> str | None:
     """The group of a clip by --group_pattern, with its class; None where that is not in the name.
 
     The pattern is looked for in the clip's file name without its suffix; the group is what its first
     brackets hold, or all of it where it has none.
     """
     path = PurePosixPath(name)
-    match = re.search(pattern, path.stem) if pattern else None
+    match = re.search(pattern, path.stem)
     return f"{path.parent.name}/{match[1] if match.re.groups else match[0]}" if match else None
 
 

@@ -13,6 +13,7 @@ import train
 from extract_frames import extract_all
 from splits.datasets import DataSettings, Listed, load_split
 from splits.folder import draw_folds, natural, source
+from training import setup
 from training.checkpoint import load_checkpoint
 from utils.process import UserError
 from video.reader import Video
@@ -282,6 +283,25 @@ def test_all_folds_are_trained_and_a_test_finds_the_very_same(call, mine, tmp_pa
     shutil.rmtree(tmp_path / "run/split1/lists")
     gone = call(test_script, "--checkpoint_model", "model_checkpoints/split2/ConvLSTM_1.pth")
     assert "lists: no such folder; name the lists that training wrote" in gone.one_line_error()
+
+
+def test_the_lists_are_those_that_were_trained_whatever_comes_while_encoding(
+    call, mine, tmp_path, monkeypatch
+):
+    encode = setup.open_cache
+
+    def slowly(*args, **options):
+        for number in range(4):
+            shutil.copy(mine / "wälk left/-person 1_1.avi", mine / f"wälk left/more{number}_1.avi")
+        return encode(*args, **options)
+
+    monkeypatch.setattr(setup, "open_cache", slowly)
+    flags = ("--dataset_path", mine, *FLAGS, "--num_epochs", 1, "--run_path", "run")
+    assert call(train, *flags).status == 0
+    rows = (tmp_path / "run/test/predictions.csv").read_text().splitlines()[1:]
+    kept = (tmp_path / "run/lists/testlist01.txt").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == kept
+    assert "more" not in (tmp_path / "run/lists/trainlist01.txt").read_text()
 
 
 def test_a_run_goes_on_with_its_own_folds(call, mine, tmp_path):

@@ -17,7 +17,7 @@ from features.near_copies import find_near_copies
 from features.settings import CacheSettings
 from features.streams import open_streams, pace, parse_streams
 from models import Classifier
-from splits.datasets import DataSettings, Listed, load_split
+from splits.datasets import Listed
 from splits.split import RANDOM, Clip, Split, hold_out, names_sha256, siblings, some_labels
 from training.batches import Batches, ClipBatches, EmbeddingClips, EncodedClips, frame_loader
 from training.checkpoint import Checkpoint
@@ -85,13 +85,13 @@ class ClipSource:
         return EncodedClips(loader, streams)
 
 
-def choose_split(data: DataSettings, split_number: int | str, seed: int) -> Split:
+def choose_split(listed: Listed, split_number: int | str, seed: int) -> Split:
     """The split to train on; warns of what is missing, and of a split that leaks.
 
     Raises: as `load_split`; UserError if there are too few clips.
     """
-    split = load_split(data, split_number, seed=seed)
-    for line in Listed(data).describe():
+    split = listed.split(split_number, seed=seed)
+    for line in listed.describe():
         say(line)
     if missing := split.missing():
         say(f"warning: {missing}")
@@ -102,8 +102,8 @@ def choose_split(data: DataSettings, split_number: int | str, seed: int) -> Spli
         )
     if len(split.train) < 2 or not split.test:
         raise UserError(
-            f"{data.dataset_path}: {len(split.train)} training and {len(split.test)} test clips of split "
-            f"{split_number} are there; it takes 2 and 1 at least"
+            f"{listed.data.dataset_path}: {len(split.train)} training and {len(split.test)} test clips of "
+            f"split {split_number} are there; it takes 2 and 1 at least"
         )
     return split
 
@@ -190,19 +190,23 @@ class Setup:
         """The same with other values in a group of the settings."""
         return replace(self, settings=self.settings.change(group, **values))
 
-    def in_folder(self, run_path: Path) -> Self:
+    def in_folder(self, run_path: Path, listed: Listed) -> Self:
         """The same with a folder for what shows its course.
 
         Lists that were drawn from clips are kept there, and which test clips are nearly training clips.
 
+        Args:
+            listed: what the split was chosen from; drawn anew by now it might be another, with other clips
+
         Raises: OSError if they cannot be written.
         """
-        listed = Listed(self.settings.data)
         lists = run_path / LISTS
-        kept = listed.keep(lists) if self.ranks.rank == 0 else listed.path or lists
-        if self.ranks.rank == 0 and self.source.kept:
-            self._tell_near_copies(run_path / NEAR_COPIES)
-        return self.change("output", run_path=run_path).change("data", split_path=kept, dataset=listed.name)
+        if self.ranks.rank == 0:
+            listed.keep(lists)
+            if self.source.kept:
+                self._tell_near_copies(run_path / NEAR_COPIES)
+        paths = {"split_path": listed.path or lists, "dataset": listed.name}
+        return self.change("output", run_path=run_path).change("data", **paths)
 
     def _tell_near_copies(self, path: Path) -> None:
         pairs = find_near_copies(self.source.kept[0], self.split.train, self.split.test)
