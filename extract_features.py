@@ -34,7 +34,7 @@ from splits.folder import class_folders, clip_names
 from utils.device import DeviceSettings, choose_device, choose_dtype, seed_everything
 from utils.files import json_bytes, make_writable_folder, write_whole
 from utils.flags import COUNT, add_flags, read
-from utils.process import UserError, run
+from utils.process import MissingFileError, UserError, run
 from video.files import find_videos
 from video.reader import Video
 
@@ -98,6 +98,9 @@ def find_sources(args: argparse.Namespace) -> dict[Path, Path]:
             raise UserError(f"{args.dataset_path}: no clips in its folders; name videos with --video_path")
     else:
         found = [(path, args.output / path.name) for path in find_videos(args.video_path)]
+        for path, _ in found:
+            if not path.exists():
+                raise MissingFileError(f"{path}: no such video file; check the path")
     targets: dict[Path, Path] = {}
     for path, target in found:
         stem = target.with_suffix("")
@@ -186,19 +189,21 @@ def main(argv: list[str] | None = None) -> int:
     encoder = Encoder(seen.encoder, state=seen.state()).to(device)
     encoder.prepare(choose_dtype(device_settings.precision, device), compile=device_settings.compile)
     stream = encoder_stream(encoder, "rgb", seen.img_dim or encoder.spec.input_size)
+    stride = args.frame_stride or encoder.spec.frame_stride
     settings = {
         "encoder": encoder.name,
         "encoder_sha256": encoder.sha256(),
         "computed_in": encoder.variant,
         "img_dim": stream.img_dim,
-        "frame_stride": args.frame_stride or encoder.spec.frame_stride,
+        "frame_stride": stride,
     }
     todo = {path: target for path, target in targets.items() if not is_done(path, target, settings)}
     failures = extract(todo, stream, settings, max(1, device_settings.num_workers)) if todo else []
-    done, span = len(targets) - len(failures), settings["frame_stride"] * stream.windows.hop
+    done, span = len(targets) - len(failures), stride * stream.windows.hop
+    each = f"one for every {span} frames" if span > 1 else "one for every frame"
     print(
         f"{done:,} of {len(targets):,} videos in {args.output}, {len(todo) - len(failures):,} of them now: "
-        f"embeddings of {encoder.width} numbers, one for every {span} frames"
+        f"embeddings of {encoder.width} numbers, {each}"
     )
     for failure in failures:
         print(f"not extracted: {failure}", file=sys.stderr)

@@ -64,12 +64,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def set_up(settings: TrainSettings, device: torch.device, ranks: Ranks, start: Checkpoint | None) -> Setup:
+def set_up(
+    settings: TrainSettings, listed: Listed, device: torch.device, ranks: Ranks, start: Checkpoint | None
+) -> Setup:
     """Clips, model and embeddings of a training, and a new folder below runs where it does not go on.
 
     Raises: as `train`.
     """
-    listed = Listed(settings.data)
     split = choose_split(listed, settings.clips.split_number, settings.loop.seed)
     model = start.model if start else build_model(settings, len(split.classes))
     if model.num_classes != len(split.classes):
@@ -194,15 +195,13 @@ def of_split(args: argparse.Namespace, number: int) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(args), **own})
 
 
-def split_numbers(
-    parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace
-) -> tuple[int, ...]:
-    """Of all splits of the data set, with --resume that of the run. Raises: as `Listed`."""
+def all_splits(parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace) -> Listed:
+    """The data set that is named, with --resume that of the run. Raises: as `Listed`."""
     first = of_split(args, 1)
     if args.resume:
         last = check_run(first.output_path / LAST)
         first = with_earlier_settings(parser, argv, first, load_checkpoint(last))
-    return Listed(read(DataSettings, first)).numbers
+    return Listed(read(DataSettings, first))
 
 
 def earlier_flags(
@@ -221,7 +220,10 @@ def earlier_flags(
     earlier = with_earlier_settings(parser, argv, args, loaded)
     if last.is_file():
         return earlier, loaded
-    own = {"split_number": args.split_number, "run_path": args.run_path, "resume": False}
+    before = earlier.run_path
+    # Beside that of the first split, where `of_split` put that one.
+    beside = before.with_name(f"split{args.split_number}") if before.name == first.parent.name else None
+    own = {"split_number": args.split_number, "run_path": args.run_path or beside, "resume": False}
     return argparse.Namespace(**{**vars(earlier), **own}), None
 
 
@@ -232,14 +234,13 @@ def main(argv: list[str] | None = None) -> int:
     device = choose_device(args.device)
     ranks = Ranks.from_environment(device)
     with contextlib.closing(ranks):
-        splits = [args]
+        splits, listed = [args], None
         if args.split_number == ALL:
-            splits = [of_split(args, number) for number in split_numbers(parser, argv, args)]
+            # Once: drawn anew for the next split they might be others, with other clips.
+            listed = all_splits(parser, argv, args)
+            splits = [of_split(args, number) for number in listed.numbers]
         tested: list[Tested] = []
-        lists: Path | None = None
         for flags in splits:
-            # Those that were drawn for the first split are the others' too.
-            flags.split_path = lists or flags.split_path
             start: Checkpoint | None = None
             earlier: dict[str, Any] = {}
             if args.resume:
@@ -257,8 +258,7 @@ def main(argv: list[str] | None = None) -> int:
                 check_pretraining(settings.model.model, settings.model.sequence_length)
             with hold_folder(settings.output.output_path, writes=ranks.rank == 0):
                 seed_everything(settings.loop.seed)
-                setup = set_up(settings, device, ranks, start)
-                lists = setup.settings.data.split_path
+                setup = set_up(settings, listed or Listed(settings.data), device, ranks, start)
                 done = train(setup, start if settings.output.resume else None)
                 tested += [done] if done else []
         if len(tested) > 1:

@@ -150,6 +150,8 @@ def _encode_clips(
             bar.set_postfix_str(f"{encoded / (time.monotonic() - started):.0f} frames/s")
             if isinstance(item, Exception):
                 failures.append(str(item))
+                # The others are encoded all the same, which may take hours.
+                bar.write(f"cannot be read: {item}")
                 writer.drop_clip()
             else:
                 writer.end_clip(clips[number].name, stamps[number])
@@ -251,7 +253,10 @@ def main(argv: list[str] | None = None) -> int:
     # With the kernels of training, whose roundings the cache's key names.
     seed_everything(0)
     with contextlib.closing(Ranks.from_environment(device)) as ranks:
-        split = Listed(data).all_clips()
+        listed = Listed(data)
+        split = listed.all_clips()
+        for line in listed.describe():
+            say(line)
         if missing := split.missing():
             say(f"warning: {missing}")
         names, dtype = parse_streams(seen.streams), choose_dtype(device_settings.precision, device)

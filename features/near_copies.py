@@ -17,9 +17,9 @@ from splits.split import Clip
 # 41 % (i3d) and 46 % (efficientnet_lite0) are more alike; of a class, out of two videos, 0.11 %, which show
 # one scene. Of copies i3d finds 77 of 80: all that are encoded anew, smaller, darker, cropped or mirrored.
 THRESHOLD = 0.95
-# Where an encoder finds everything alike, copies are those that are more alike than so many of the pairs of
-# different classes.
-OTHER_CLASSES = 0.999
+# Where an encoder finds everything alike, copies are those that are so many times as near as two clips of
+# different classes, in the median.
+NEARER = 8
 # Of a clip, evenly spread: all of UCF-101's would take minutes to read.
 EMBEDDINGS = 16
 # Test clips at once.
@@ -47,7 +47,7 @@ def mean_embeddings(kept: CachedClips, clips: Sequence[Clip]) -> np.ndarray:
 
 
 def find_near_copies(kept: CachedClips, train: Sequence[Clip], test: Sequence[Clip]) -> list[NearCopy]:
-    """The test clips that are nearly the same as a training clip of their class, the most alike first."""
+    """The test clips that are nearly the same as a training clip, of whatever class, the most alike first."""
     if not train or not test:
         return []
     trained, tested = mean_embeddings(kept, train), mean_embeddings(kept, test)
@@ -58,9 +58,9 @@ def find_near_copies(kept: CachedClips, train: Sequence[Clip], test: Sequence[Cl
         cosines = tested[start : start + BLOCK] @ trained.T
         different = np.array([clip.label for clip in test[start : start + BLOCK]])[:, None] != labels
         others.append(cosines[different][:: max(1, len(test) * len(train) // 10**6)])
-        cosines[different] = -1
         for row, best in enumerate(cosines.argmax(1).tolist()):
             if (cosine := float(cosines[row, best])) > THRESHOLD:
                 alike.append(NearCopy(test[start + row], train[best], min(1.0, cosine)))
-    ceiling = float(np.quantile(np.concatenate(others), OTHER_CLASSES)) if any(map(len, others)) else 0.0
-    return sorted((pair for pair in alike if pair.cosine > ceiling), key=lambda pair: -pair.cosine)
+    typical = float(np.median(np.concatenate(others))) if any(map(len, others)) else 0.0
+    least = 1 - (1 - typical) / NEARER
+    return sorted((pair for pair in alike if pair.cosine > least), key=lambda pair: -pair.cosine)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from splits.datasets import DataSettings, Listed
+from splits.datasets import DATASETS, DataSettings, Listed
 from splits.folder import class_folders, clip_names
 from video.files import VideoError, frame_files
 from video.reader import Video
@@ -78,7 +78,10 @@ def check(data: DataSettings, *, threads: int) -> Report:
         for side, entries in (("train", lists.train), ("test", lists.test)):
             for name, _ in entries:
                 if number in sides[name]:
-                    report.faults.append(f"{listed.path}: {name} stands twice in the lists of split {number}")
+                    report.faults.append(
+                        f"{listed.path}: {name} stands twice in the lists of split {number}, "
+                        f"{sides[name][number]} and {side}"
+                    )
                 sides[name][number] = side
     report.remarks += listed.describe()
     there = {name: path for folder in class_folders(data.dataset_path) for name, path in clip_names(folder)}
@@ -102,7 +105,7 @@ def check(data: DataSettings, *, threads: int) -> Report:
             folder = name.split("/")[0]
             if folder not in classes:
                 report.faults.append(f"{there[name]}: the class {folder} is not in the lists")
-            elif listed.name == "ucf101" and not _names_class(there[name], folder):
+            elif DATASETS[listed.name].names_class and not _names_class(there[name], folder):
                 report.faults.append(
                     f"{there[name]}: lies in the folder {folder}, and its name tells another class"
                 )

@@ -12,12 +12,10 @@ from splits import folder, hmdb51, ucf101
 from splits.split import RANDOM, Clip, Lists, Split, random_split
 from utils.flags import accepted_by, setting
 from utils.process import MissingFileError, UserError
-from video.files import check_whole
+from video.files import VIDEO_SUFFIXES, check_whole
 from video.reader import Video
 
 AUTO = "auto"
-# Those whose lists are found without being named.
-OFFICIAL = ("ucf101", "hmdb51")
 # Of --split_number: each split of a data set in turn.
 ALL = "all"
 
@@ -27,25 +25,38 @@ class Dataset:
     """How a data set is read.
 
     Attributes:
-        lists_folder: of the official lists, as they are unpacked
+        lists_folder: of the official lists, as they are unpacked; None where there are none
         is_lists: whether a folder holds lists of its form
         numbers: of the splits whose lists are in a folder
         read_lists: the lists of a split out of that folder
         splits_are_whole: each split names every clip, on one side or the other
         source: what a clip is cut out of, by its name; None where that does not tell
+        names_class: a clip's name holds that of its class
         next_step: where there are no lists
     """
 
-    lists_folder: str
+    lists_folder: str | None
     is_lists: Callable[[Path], bool]
     numbers: Callable[[Path], tuple[int, ...]]
     read_lists: Callable[[Path, int], Lists]
     splits_are_whole: bool
     source: Callable[[str], str | None]
+    names_class: bool
     next_step: str
 
 
+# Lists take the first form that fits: those of a folder are UCF-101's and one file more.
 DATASETS = {
+    "folder": Dataset(
+        lists_folder=None,
+        is_lists=folder.is_lists,
+        numbers=folder.list_numbers,
+        read_lists=ucf101.read_lists,
+        splits_are_whole=True,
+        source=folder.source,
+        names_class=False,
+        next_step="name the lists that training wrote into its folder below runs with --split_path",
+    ),
     "ucf101": Dataset(
         lists_folder="ucfTrainTestlist",
         is_lists=ucf101.is_lists,
@@ -53,6 +64,7 @@ DATASETS = {
         read_lists=ucf101.read_lists,
         splits_are_whole=True,
         source=ucf101.source,
+        names_class=True,
         next_step="unzip ucfTrainTestlist.zip, name it with --split_path",
     ),
     "hmdb51": Dataset(
@@ -62,18 +74,11 @@ DATASETS = {
         read_lists=hmdb51.read_lists,
         splits_are_whole=False,
         source=hmdb51.source,
+        names_class=False,
         next_step=hmdb51.GET_LISTS,
     ),
-    "folder": Dataset(
-        lists_folder="lists",
-        is_lists=folder.is_lists,
-        numbers=folder.list_numbers,
-        read_lists=ucf101.read_lists,
-        splits_are_whole=True,
-        source=folder.source,
-        next_step="name the lists that training wrote into its folder below runs with --split_path",
-    ),
 }
+OFFICIAL = [name for name, entry in DATASETS.items() if entry.lists_folder]
 
 
 def _check_pattern(text: str) -> None:
@@ -102,8 +107,9 @@ class DataSettings:
     )
     dataset: str = setting(
         AUTO,
-        "auto (default) is ucf101 or hmdb51 where lists of that form fit, else folder: classes are the "
-        "folders in --dataset_path, and its splits are five folds over groups of clips",
+        "auto (default) is ucf101 or hmdb51 where lists of that form name most of the clips that are there, "
+        "else folder: classes are the folders in --dataset_path, and its splits are five folds over groups "
+        "of clips",
         choices=(AUTO, *DATASETS),
     )
     group_pattern: str | None = setting(
@@ -141,9 +147,7 @@ class Listed:
         self._folds: folder.Folds | None = None
         self._pattern = data.group_pattern
         if self.path is None:
-            self._folds = folder.draw_folds(data.dataset_path, data.group_pattern)
-        elif not self.path.is_dir():
-            raise MissingFileError(f"{self.path}: no such folder; {self._dataset.next_step}")
+            self._folds = folder.draw_folds(data.dataset_path, self._source)
         elif folder.is_lists(self.path) and self._pattern is None:
             self._pattern = folder.read_pattern(self.path)
 
@@ -178,7 +182,7 @@ class Listed:
         """The clips of all splits, each once, as if all were trained on. Raises: as `load_split`."""
         numbers = self.numbers[:1] if self._dataset.splits_are_whole else self.numbers
         every = [self.lists(number) for number in numbers]
-        entries = dict.fromkeys(entry for lists in every for entry in lists.train + lists.test)
+        entries = dict.fromkeys(entry for lists in every for entry in lists.entries)
         return self._split(Lists(every[0].classes, list(entries), []))
 
     def _split(self, lists: Lists) -> Split:
@@ -199,9 +203,7 @@ class Listed:
         return split
 
     def _source(self, name: str) -> str | None:
-        if self._pattern:
-            return folder.group_of(name, self._pattern)
-        return self._dataset.source(name)
+        return folder.group_of(name, self._pattern) if self._pattern else self._dataset.source(name)
 
     def keep(self, path: Path) -> None:
         """Write lists that were drawn into a folder. Raises: OSError if they cannot be written."""
@@ -209,23 +211,36 @@ class Listed:
             folder.write_lists(path, self._folds, self.data.group_pattern)
 
     def describe(self) -> list[str]:
-        """What is worth knowing of splits that were drawn from the clips, in lines; else none."""
-        if not self._folds:
-            return []
+        """Which clips are read, and how splits were drawn, in lines, where it is not as a list says."""
         path = self.data.dataset_path
+        if self._folds is None:
+            if self.data.split_path or not path.is_dir():
+                return []
+            named = {stem for number in self.numbers for stem in self.lists(number).stems()}
+            unlisted = sorted(folder.stems(path) - named)
+            return [
+                f"warning: {len(unlisted):,} clips in {path} are in none of the lists in {self.path} and are "
+                f"left out, the first {first}; --dataset folder takes all, with splits of its own"
+                for first in unlisted[:1]
+            ]
         places = [
             place for name in OFFICIAL for place in list_places(name, path) if DATASETS[name].is_lists(place)
         ]
-        others = f", and the lists in {places[0]} name none of its clips" if places else ""
-        rule = self.data.group_pattern or "the form of their names"
+        others = f", and the lists in {places[0]} do not name most of its clips" if places else ""
         lines = [
             f"{path}: its folders are the classes{others}: {len(self._folds.fold):,} clips of "
-            f"{len(self._folds.classes):,} classes, {len(self._folds.numbers)} folds over groups by {rule}"
+            f"{len(self._folds.classes):,} classes, {len(self._folds.numbers)} folds over groups by "
+            f"{self._pattern or 'the form of their names'}"
         ]
         if outside := folder.linked_outside(path, self._folds):
             lines.append(
                 f"{len(outside):,} clips are links that leave {path} and are read where they lead, the first "
                 f"{outside[0]}"
+            )
+        if strays := folder.strays(path):
+            lines.append(
+                f"{len(strays):,} files in the class folders do not end as videos do "
+                f"({', '.join(VIDEO_SUFFIXES)}) and are left out, the first {strays[0]}"
             )
         return lines
 
@@ -233,16 +248,20 @@ class Listed:
 def find_lists(data: DataSettings) -> tuple[str, Path | None]:
     """The name of a data set, and the folder of its lists; None where they are to be drawn from the clips.
 
-    Raises: MissingFileError if there is no folder to tell it from.
+    Raises: MissingFileError if there is no folder to tell it from, or no lists; UserError for wrong ones.
     """
     if data.split_path:
-        of_form = [name for name in ("folder", "hmdb51") if DATASETS[name].is_lists(data.split_path)]
-        return (data.dataset if data.dataset != AUTO else (*of_form, "ucf101")[0]), data.split_path
-    if data.dataset == "folder":
-        return "folder", None
+        return _named(data.dataset, data.split_path), data.split_path
     if data.dataset != AUTO:
+        if data.dataset not in OFFICIAL:
+            return data.dataset, None
         places = list_places(data.dataset, data.dataset_path)
-        return data.dataset, next(filter(DATASETS[data.dataset].is_lists, places), places[0])
+        for path in filter(DATASETS[data.dataset].is_lists, places):
+            return data.dataset, path
+        raise MissingFileError(
+            f"{' or '.join(map(str, places))}: no lists of {data.dataset} there; "
+            f"{DATASETS[data.dataset].next_step}"
+        )
     if not data.dataset_path.is_dir():
         raise MissingFileError(f"{data.dataset_path}: no such folder; name the data set with --dataset_path")
     for name in OFFICIAL:
@@ -252,17 +271,36 @@ def find_lists(data: DataSettings) -> tuple[str, Path | None]:
     return "folder", None
 
 
+def _named(name: str, lists: Path) -> str:
+    """The data set whose lists are in a folder that was named; UCF-101 if there are none."""
+    forms = [form for form, entry in DATASETS.items() if entry.is_lists(lists)]
+    name = name if name != AUTO else (*forms, "ucf101")[0]
+    if not lists.is_dir():
+        raise MissingFileError(f"{lists}: no such folder; {DATASETS[name].next_step}")
+    if not forms:
+        for inner in sorted(folder.visible_folders(lists)):
+            if any(entry.is_lists(inner) for entry in DATASETS.values()):
+                raise MissingFileError(
+                    f"{lists}: no lists there, but in {inner}; name that with --split_path"
+                )
+    return name
+
+
 def list_places(name: str, dataset_path: Path) -> list[Path]:
     """Where official lists may be: in data/, beside the data set, and loose in it."""
     own = DATASETS[name].lists_folder
+    assert own
     return [Path("data") / own, dataset_path.parent / own, dataset_path]
 
 
 def _fit(name: str, path: Path, dataset_path: Path) -> bool:
-    """Whether a clip that the lists of the first split name is there."""
-    lists = DATASETS[name].read_lists(path, 1)
-    there = {label for label, name in enumerate(lists.classes) if (dataset_path / name).is_dir()}
-    return any(_video(dataset_path, name) for name, label in lists.train + lists.test if label in there)
+    """Whether the lists name most of the clips that are there."""
+    try:
+        lists = DATASETS[name].read_lists(path, 1)
+    except UserError as error:
+        raise type(error)(f"{error}; or do without these lists, with --dataset folder") from error
+    there = folder.stems(dataset_path)
+    return 2 * len(there & lists.stems()) > len(there)
 
 
 def _video(dataset_path: Path, name: str) -> Path | None:
@@ -293,7 +331,7 @@ def _check_classes(dataset_path: Path, classes: Sequence[str], lists: Path) -> N
         where = lists / "classInd.txt" if (lists / "classInd.txt").is_file() else lists
         raise UserError(
             f"{dataset_path / unknown[0]}: the class {unknown[0]} is not in {where}; "
-            "add it there, or move the folder away"
+            "add it there, move the folder away, or do without the lists, with --dataset folder"
         )
 
 

@@ -14,13 +14,13 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from splits import ucf101
+from splits import hmdb51, ucf101
 from splits.split import Lists
 from utils.files import json_bytes, write_whole
 from utils.process import MissingFileError, UserError
@@ -39,13 +39,14 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def source(name: str) -> str:
-    """The group of a clip: by UCF-101's form of names, or what stands before a number, or the clip itself.
+    """The group of a clip: by HMDB-51's or UCF-101's names, or what is before a number, or the clip itself.
 
     v_Jump_g01_c02 is of v_Jump_g01, and holiday_2 of holiday; the class goes with it.
     """
     path = PurePosixPath(name)
     stem = re.fullmatch(r"(.+)_\d+", path.stem)
-    return f"{path.parent.name}/{ucf101.source(name) or (stem[1] if stem else path.stem)}"
+    other = f"{path.parent.name}/{ucf101.source(name) or (stem[1] if stem else path.stem)}"
+    return hmdb51.source(name) or other
 
 
 def visible_folders(path: Path) -> list[Path]:
@@ -85,6 +86,26 @@ def clip_names(folder: Path) -> Iterator[tuple[str, Path]]:
             yield f"{folder.name}/{path.name}", path
 
 
+def stems(dataset_path: Path) -> set[str]:
+    """Names without their suffix, `<Class>/<file>`, of the videos and folders in the class folders."""
+    return {
+        f"{folder.name}/{path.name if path.is_dir() else path.stem}"
+        for folder in visible_folders(dataset_path)
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and (path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir())
+    }
+
+
+def strays(dataset_path: Path) -> list[str]:
+    """Names of the files in class folders that are not read, since they do not end as videos do."""
+    return [
+        f"{folder.name}/{path.name}"
+        for folder in class_folders(dataset_path)
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".") and path.suffix.lower() not in VIDEO_SUFFIXES and path.is_file()
+    ]
+
+
 def scan(dataset_path: Path) -> tuple[list[str], list[list[str]]]:
     """Class names, and the names of the clips of each.
 
@@ -101,7 +122,9 @@ def scan(dataset_path: Path) -> tuple[list[str], list[list[str]]]:
     spellings: dict[str, Path] = {}
     clips = []
     for folder in folders:
-        plain = re.sub(r"[\s_-]", "", unicodedata.normalize("NFKC", folder.name).casefold()) or folder.name
+        # But 1_1 is not 11.
+        plain = re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFKC", folder.name).casefold())
+        plain = re.sub(r"(?<!\d)_|_(?!\d)", "", plain) or folder.name
         if other := spellings.get(plain):
             raise UserError(
                 f"{folder}: {folder.name} and {other.name} look like one class in two spellings; put the "
@@ -115,9 +138,15 @@ def scan(dataset_path: Path) -> tuple[list[str], list[list[str]]]:
 def _clips_of(folder: Path) -> list[str]:
     found = dict(clip_names(folder))
     if not found:
-        below = any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.glob("*/*"))
-        where = "but videos in the folders in it" if below else "of " + ", ".join(VIDEO_SUFFIXES)
-        raise UserError(f"{folder}: no clips in this class folder, {where}; {LAYOUT}; or delete the folder")
+        if any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.glob("*/*")):
+            raise UserError(
+                f"{folder}: no clips in this class folder, but videos in the folders in it; {LAYOUT}; name "
+                "the folder of the class folders with --dataset_path"
+            )
+        raise UserError(
+            f"{folder}: no clips in this class folder, of {', '.join(VIDEO_SUFFIXES)}; {LAYOUT}; put some "
+            "there, or delete the folder"
+        )
     videos = {path.stem: path for path in found.values() if not path.is_dir()}
     for name, path in found.items():
         if path.is_dir() and path.name in videos:
@@ -134,15 +163,23 @@ def _clips_of(folder: Path) -> list[str]:
     return list(found)
 
 
-def group_of(name: str, pattern: str) -> str | None:
-    """The group of a clip by --group_pattern, with its class; None where that is not in the name.
+def group_of(name: str, pattern: str) -> str:
+    """The group of a clip by --group_pattern, with its class.
 
     The pattern is looked for in the clip's file name without its suffix; the group is what its first
     brackets hold, or all of it where it has none.
+
+    Raises: UserError where it is not in the name.
     """
     path = PurePosixPath(name)
     match = re.search(pattern, path.stem)
-    return f"{path.parent.name}/{match[1] if match.re.groups else match[0]}" if match else None
+    group = match and match[1 if match.re.groups else 0]
+    if not group:
+        raise UserError(
+            f"--group_pattern {pattern!r}: not found in {path.stem!r}, the name of {name}; widen it, as in "
+            "'person[0-9]+|.+'; what its first brackets hold is the group, if it has any"
+        )
+    return f"{path.parent.name}/{group}"
 
 
 @dataclass(frozen=True)
@@ -174,31 +211,32 @@ class Folds:
         )
 
 
-def draw_folds(dataset_path: Path, group_pattern: str | None) -> Folds:
+def draw_folds(dataset_path: Path, group_of_clip: Callable[[str], str | None] = source) -> Folds:
     """Five folds over groups, or as many as a class has groups; the same for the same names.
 
     The groups of each class are dealt out, the largest first, to the fold that has the fewest of its clips.
 
-    Raises: as `scan`; UserError for a class with one group, or a clip in whose name the pattern is not found.
+    Args:
+        group_of_clip: by its name
+
+    Raises: as `scan` and `group_of_clip`; UserError for a class with one group.
     """
     classes, clips = scan(dataset_path)
     by_class: list[dict[str, list[str]]] = []
     for name, names in zip(classes, clips, strict=True):
         groups: dict[str, list[str]] = defaultdict(list)
         for clip in names:
-            group = group_of(clip, group_pattern) if group_pattern else source(clip)
-            if group is None:
-                raise UserError(
-                    f"--group_pattern {group_pattern!r}: not found in {PurePosixPath(clip).stem!r}, the name "
-                    f"of {dataset_path / clip}; widen it, as in 'person[0-9]+|.+'"
-                )
-            groups[group].append(clip)
+            groups[group_of_clip(clip) or clip].append(clip)
         if len(groups) < 2:
             group = next(iter(groups)).removeprefix(f"{name}/")
+            names_differ = len({PurePosixPath(clip).stem for clip in names}) > 1
+            further = (
+                ", or say which part of a name tells the video: --group_pattern '.+' takes each clip for one "
+                "of its own"
+            )
             raise UserError(
                 f"{dataset_path / name}: all its clips ({len(names)}) are of one group, {group!r}, and a "
-                "group lies on one side of a split; add clips out of another video, or say which part of a "
-                "name tells the video: --group_pattern '.+' takes each clip for one of its own"
+                "group lies on one side of a split; add clips out of another video" + further * names_differ
             )
         by_class.append(groups)
     count = min(len(FOLDS), max(map(len, by_class)))

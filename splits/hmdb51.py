@@ -48,7 +48,7 @@ def read_lists(folder: Path, number: int) -> Lists:
                     f"{files[name]}, line {line_number}: {line!r} is not '<clip>.avi 1', or 2, or 0"
                 )
             sides[side].append((f"{name}/{clip}", label))
-    return Lists(classes, sides[TRAIN], sides[TEST])
+    return Lists(classes, sides[TRAIN], sides[TEST], sides[UNUSED])
 
 
 def source(name: str) -> str | None:

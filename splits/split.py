@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -61,11 +61,22 @@ class Lists:
     Attributes:
         classes: class names, by label
         train, test: names and labels
+        unused: those that the split leaves out
     """
 
     classes: list[str]
     train: list[tuple[str, int]]
     test: list[tuple[str, int]]
+    unused: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def entries(self) -> list[tuple[str, int]]:
+        """All that is trained on or tested."""
+        return self.train + self.test
+
+    def stems(self) -> set[str]:
+        """All names without their suffix, `<Class>/<file>`: a clip may be a video or a folder of frames."""
+        return {name.rsplit(".", 1)[0] for name, _ in self.entries + self.unused}
 
 
 @dataclass(frozen=True)

@@ -98,5 +98,7 @@ def test_wrong_videos_are_told_and_the_others_are_done(call, toy, tmp_path):
         "no class folders"
         in call(extract_features, "--dataset_path", clips / "deeper", *flags).one_line_error()
     )
+    done = call(extract_features, "--video_path", clips / "good.avi", "gone.mp4", *flags)
+    assert (done.one_line_error(), done.out) == ("error: gone.mp4: no such video file; check the path", "")
     for wrong in ((), ("--video_path", "x", "--dataset_path", "y")):
         assert call(extract_features, *wrong, *flags).status == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -57,6 +58,7 @@ def mine(toy, tmp_path):
         ("Run/12.mp4", "Run/12"),
         ("Run/_12.mp4", "Run/_12"),
         ("Run/take 2.mp4", "Run/take 2"),
+        ("run/Film_3_run_f_cm_np1_fr_med_4.avi", "run/Film_3"),
     ],
 )
 def test_the_group_of_a_name(name, group):
@@ -104,7 +106,7 @@ def test_folds_share_all_clips_out_and_no_group_is_on_both_sides(tmp_path):
 
 def test_there_are_as_many_folds_as_a_class_has_groups(tmp_path):
     folder = clips_at(tmp_path / "clips", A=["1.mp4", "2.mp4"], B=["3.mp4", "4.mp4", "5.mp4"])
-    assert draw_folds(folder, None).numbers == (1, 2, 3)
+    assert draw_folds(folder).numbers == (1, 2, 3)
     with pytest.raises(UserError, match="choose 1, 2 or 3"):
         load_split(DataSettings(dataset_path=folder), 4)
 
@@ -119,8 +121,9 @@ def test_a_pattern_says_what_a_group_is(tmp_path):
     assert {clip.group for clip in bracket.train + bracket.test} == {f"{c}/{n}" for c in "AB" for n in "123"}
     every = Listed(DataSettings(dataset_path=folder, group_pattern=".+")).split(1)
     assert len({clip.group for clip in every.train + every.test}) == 12
-    with pytest.raises(UserError, match=r"'p4' not found|not found in 's1_p1_1'"):
-        draw_folds(folder, "p4")
+    for pattern in ("p4", "_p(4)|.+"):
+        with pytest.raises(UserError, match=rf"{re.escape(repr(pattern))}: not found in 's1_p1_1'"):
+            Listed(DataSettings(dataset_path=folder, group_pattern=pattern))
 
 
 def test_the_kind_of_a_data_set_is_told_by_what_is_there(tmp_path, monkeypatch):
@@ -134,24 +137,77 @@ def test_the_kind_of_a_data_set_is_told_by_what_is_there(tmp_path, monkeypatch):
     (lists / "testlist01.txt").write_text("B/9.avi\n")
     # Lists of other clips are no lists for these.
     assert Listed(data).path is None
-    assert f"the lists in {lists} name none of its clips" in Listed(data).describe()[0]
+    assert f"the lists in {lists} do not name most of its clips" in Listed(data).describe()[0]
+    # Nor are those that name one of four by chance.
     (lists / "testlist01.txt").write_text("B/3.avi\n")
+    assert Listed(data).path is None
+    for split in (1, 2, 3):
+        (lists / f"trainlist{split:02d}.txt").write_text("A/1.avi 1\nA/2.avi 1\n")
+        (lists / f"testlist{split:02d}.txt").write_text("B/3.avi\n")
     assert (Listed(data).name, Listed(data).path) == ("ucf101", lists)
+    (line,) = Listed(data).describe()
+    assert line.startswith(f"warning: 1 clips in {folder} are in none of the lists in {lists}")
+    assert "the first B/4; --dataset folder takes all" in line
+    (folder / "B/4.avi").unlink()
     assert Listed(data).describe() == []
+    (folder / "B/4.avi").write_bytes(b"x")
     assert Listed(DataSettings(dataset_path=folder, dataset="folder")).path is None
     shutil.move(lists, tmp_path / "data/ucfTrainTestlist")
     assert str(Listed(data).path) == "data/ucfTrainTestlist"
     shutil.rmtree(tmp_path / "data")
-    with pytest.raises(FileNotFoundError, match=r"unzip ucfTrainTestlist\.zip"):
+    places = f"data/ucfTrainTestlist or {lists} or {folder}"
+    with pytest.raises(FileNotFoundError, match=rf"{places}: .* unzip ucfTrainTestlist\.zip"):
         Listed(DataSettings(dataset_path=folder, dataset="ucf101"))
     # Loose beside the class folders.
     for name, text in (
         ("classInd", "1 A\n2 B\n"),
-        ("trainlist01", "A/1.avi 1\n"),
+        ("trainlist01", "A/1.avi 1\nA/2.avi 1\n"),
         ("testlist01", "B/4.avi\n"),
     ):
         (folder / f"{name}.txt").write_text(text)
     assert Listed(data).path == folder
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"classInd.txt": "1 A\n2 B\n"},
+        {"classInd.txt": "hello\n"},
+        {"A_test_split1.txt": "notes about the first split\n"},
+    ],
+)
+def test_lists_that_are_wrong_can_be_done_without(tmp_path, monkeypatch, files):
+    monkeypatch.chdir(tmp_path)
+    folder = clips_at(tmp_path / "clips", A=["1.avi", "2.avi"], B=["3.avi", "4.avi"])
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{folder}/.*; or do without .* --dataset folder"):
+        Listed(DataSettings(dataset_path=folder))
+    assert Listed(DataSettings(dataset_path=folder, dataset="folder")).numbers == (1, 2)
+
+
+def test_a_folder_above_the_lists_is_told(tmp_path):
+    folder = clips_at(tmp_path / "clips", A=["1.avi", "2.avi"], B=["3.avi", "4.avi"])
+    Listed(DataSettings(dataset_path=folder)).keep(tmp_path / "run/lists")
+    data = DataSettings(dataset_path=folder, split_path=tmp_path / "run")
+    with pytest.raises(UserError, match=rf"no lists there, but in {tmp_path / 'run/lists'}"):
+        Listed(data)
+
+
+def test_files_that_do_not_end_as_videos_are_told(tmp_path):
+    folder = clips_at(tmp_path / "clips", A=["1.ts", "2.flv", "3.mxf"], B=["3.wmv", "4.3gp", "notes.txt"])
+    listed = Listed(DataSettings(dataset_path=folder))
+    assert len(listed.split(1).train + listed.split(1).test) == 4
+    assert "2 files in the class folders do not end as videos do" in listed.describe()[1]
+    assert listed.describe()[1].endswith("the first A/3.mxf")
+
+
+def test_classes_that_are_numbers_are_no_spellings(tmp_path):
+    names = {name: ["1.mp4", "2.mp4"] for name in ("1_1", "11", "1-1")}
+    with pytest.raises(UserError, match="two spellings"):
+        Listed(DataSettings(dataset_path=clips_at(tmp_path / "clips", **names)))
+    names.pop("1-1")
+    assert len(Listed(DataSettings(dataset_path=clips_at(tmp_path / "two", **names))).split(1).classes) == 2
 
 
 def no_folders(folder):
@@ -168,7 +224,12 @@ def one_class(folder):
 
 def one_clip(folder):
     clips_at(folder, A=["1.mp4", "2.mp4"], B=["3.mp4"])
-    return r"B: all its clips \(1\) are of one group, '3'"
+    return r"B: all its clips \(1\) are of one group, '3', .* add clips out of another video$"
+
+
+def one_name(folder):
+    clips_at(folder, A=["1.mp4", "2.mp4"], B=["3.mp4", "3.avi"])
+    return r"B: all its clips \(2\) are of one group, '3', .* add clips out of another video$"
 
 
 def one_group(folder):
@@ -185,7 +246,7 @@ def deeper(folder):
     clips_at(folder, train=[], test=[])
     clips_at(folder / "train", A=["1.mp4"])
     clips_at(folder / "test", A=["1.mp4"])
-    return "test: no clips in this class folder, but videos in the folders in it"
+    return "test: no clips in this class folder, but videos in the folders in it.*with --dataset_path$"
 
 
 def two_spellings(folder):
@@ -223,8 +284,8 @@ def broken_link(folder):
 @pytest.mark.parametrize(
     "spoil",
     [
-        no_folders, one_class, one_clip, one_group, empty_folder, deeper, two_spellings, video_and_frames,
-        line_break, no_utf8, spaces_around, broken_link,
+        no_folders, one_class, one_clip, one_name, one_group, empty_folder, deeper, two_spellings,
+        video_and_frames, line_break, no_utf8, spaces_around, broken_link,
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_folder_is_told_in_a_line(call, spoil, tmp_path):
@@ -280,7 +341,10 @@ def test_all_folds_are_trained_and_a_test_finds_the_very_same(call, mine, tmp_pa
         test_script, "--checkpoint_model", "model_checkpoints/split2/ConvLSTM_1.pth", "--split_number", 1
     )
     assert "was trained on split 2" in refused.one_line_error()
-    shutil.rmtree(tmp_path / "run/split1/lists")
+    assert (tmp_path / "run/split1/lists/testlist02.txt").read_bytes() == (
+        tmp_path / "run/split2/lists/testlist02.txt"
+    ).read_bytes()
+    shutil.rmtree(tmp_path / "run/split2/lists")
     gone = call(test_script, "--checkpoint_model", "model_checkpoints/split2/ConvLSTM_1.pth")
     assert "lists: no such folder; name the lists that training wrote" in gone.one_line_error()
 
@@ -321,6 +385,19 @@ def test_frames_of_own_clips_are_the_same_clips(call, mine, tmp_path):
     assert all(clip.video.path.is_dir() for clip in images.test)
 
 
+def test_a_copy_under_another_class_is_named(call, mine, tmp_path):
+    shutil.copy(mine / "wälk left/-person 1_1.avi", mine / "Walk 'right'/-person 9_1.avi")
+    named = ""
+    for number in (1, 2, 3):
+        run = tmp_path / f"run{number}"
+        done = call(train, "--dataset_path", mine, *FLAGS, "--num_epochs", 1, "--split_number", number,
+                    "--run_path", run)  # fmt: skip
+        assert done.status == 0, done.err
+        named += (run / "near_copies.csv").read_text() if (run / "near_copies.csv").is_file() else ""
+        assert ("under another class" in done.out) == ("wälk" in named.split("test_clip")[-1])
+    assert "Walk 'right'/-person 9_1.avi" in named
+
+
 def test_near_copies_on_both_sides_of_a_split_are_named(call, toy, tmp_path):
     folder = tmp_path / "clips"
     for name in ("WalkLeft", "SitDown"):
@@ -329,7 +406,11 @@ def test_near_copies_on_both_sides_of_a_split_are_named(call, toy, tmp_path):
             shutil.copy(toy / f"UCF-101/{name}/v_{name}_g{group:02d}_c01.avi", folder / name)
     flags = ("--dataset_path", folder, *FLAGS, "--num_epochs", 1)
     for number in (1, 2):
-        assert "nearly the same" not in call(train, *flags, "--split_number", number).out
+        run = tmp_path / f"run{number}"
+        assert call(train, *flags, "--split_number", number, "--run_path", run).status == 0
+        # The drawn figures stand in one scene, whatever they do.
+        rows = (run / "near_copies.csv").read_text().splitlines()[1:] if list(run.glob("near*")) else []
+        assert all(row.split("/")[0] != row.split(",")[1].split("/")[0] for row in rows)
     # Smaller, and compressed anew.
     video = Video(folder / "SitDown/v_SitDown_g03_c01.avi")
     frames = [np.ascontiguousarray(frame[::2, ::2]) for frame in video.frames()]
@@ -342,8 +423,7 @@ def test_near_copies_on_both_sides_of_a_split_are_named(call, toy, tmp_path):
         if "nearly the same as a training clip" in done.out:
             rows = (run / "near_copies.csv").read_text().splitlines()[1:]
             assert f"warning: {len(rows)} of" in done.out
-            # The tiny encoder takes others for alike too, but for less so.
-            named.append(rows[0].split(",")[:2])
+            named += [row.split(",")[:2] for row in rows]
     pair = ["SitDown/new.mp4", "SitDown/v_SitDown_g03_c01.avi"]
     assert pair in named
     assert pair[::-1] in named
@@ -357,6 +437,8 @@ def test_clips_that_cannot_be_read_are_named(call, mine, tmp_path):
     error = done.one_line_error()
     assert "2 of 14 clips cannot be read" in error
     assert "dataset.py check" in error
+    told = [line for line in done.out.splitlines() if line.startswith("cannot be read: ")]
+    assert len(told) == 2
     checked = call(dataset_script, "check", "--dataset_path", mine)
     assert checked.status == 1
     assert [name for name in ("a_1.mp4", "b_1.mp4") if f"{name}: " in checked.out] == ["a_1.mp4", "b_1.mp4"]

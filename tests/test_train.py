@@ -188,12 +188,14 @@ def test_all_splits_go_on_where_they_stopped(call, toy, train_flags, tmp_path, m
     with monkeypatch.context() as patch:
         # 3 batches of training an epoch, one of testing, one of the report: in the second split.
         stop_after(patch, 10, signal.SIGTERM)
-        done = call(train, *flags, "--output_path", "cut")
+        done = call(train, *flags, "--output_path", "cut", "--run_path", "cut-run")
     assert done.status == 128 + signal.SIGTERM
     assert not (tmp_path / "cut/split3").exists()
     done = call(train, "--resume", "--split_number", "all", "--output_path", "cut")
     assert done.status == 0, done.err
     assert done.out.splitlines()[-1] == whole.out.splitlines()[-1]
+    assert sorted(path.name for path in (tmp_path / "cut-run").iterdir()) == ["split1", "split2", "split3"]
+    assert (tmp_path / "cut-run/split3/test/report.json").is_file()
     done = call(train, "--resume", "--split_number", "all", "--output_path", "gone")
     assert (done.status, "no run to go on with" in done.one_line_error()) == (1, True)
 

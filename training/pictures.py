@@ -30,12 +30,15 @@ def png(figure: Figure) -> bytes:
 def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.ndarray, title: str) -> bytes:
     """What is taken for what: labels and predicted labels (N,), as a PNG file.
 
-    Of more than `PICTURED_CLASSES` it shows those with the most mistakes.
+    Of more than `NUMBERED_CLASSES` it shows those that occur, of more than `PICTURED_CLASSES` those with the
+    most mistakes.
     """
     from matplotlib.figure import Figure
     from sklearn import metrics
 
-    shown = np.unique(np.concatenate([labels, predicted]))
+    shown = np.arange(len(classes))
+    if len(classes) > NUMBERED_CLASSES:
+        shown = np.unique(np.concatenate([labels, predicted]))
     if len(shown) > PICTURED_CLASSES:
         mistakes = np.bincount(labels[labels != predicted], minlength=len(classes))
         title += f"\nthe {PICTURED_CLASSES} of {len(shown):,} classes with the most mistakes"
@@ -47,7 +50,7 @@ def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.n
     figure = Figure((side + 1, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    names = [classes[label] for label in shown]
+    names = [classes[label] for label in shown.tolist()]
     axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.set_xlabel("taken for")

@@ -79,9 +79,9 @@ class ClipSettings:
 
     split_number: int | str = setting(
         1,
-        "official split, or fold of a folder without lists; papers quote 1 (default), or the mean of all "
-        "three, which all gives; random, a fifth of all clips as in the original, leaks and is for "
-        "comparison only",
+        "official split, 1 to 3, or fold of a folder without lists, 1 to 5; papers quote 1 (default), or the "
+        "mean of all splits, which all gives; random, a fifth of all clips as in the original, leaks and is "
+        "for comparison only",
         split_number,
         choices=(*FOLDS, ALL, RANDOM),
     )

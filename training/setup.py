@@ -216,9 +216,11 @@ class Setup:
         rows = [[pair.test.name, pair.train.name, f"{pair.cosine:.4f}"] for pair in pairs]
         write_whole(path, csv_bytes([["test_clip", "training_clip", "cosine"], *rows]))
         first = pairs[0]
+        elsewhere = sum(pair.test.label != pair.train.label for pair in pairs)
+        other = f"; {elsewhere:,} under another class" if elsewhere else ""
         say(
             f"warning: {len(pairs):,} of {len(self.split.test):,} test clips are nearly the same as a "
-            f"training clip (copies, or one scene): {first.test.name} as {first.train.name}, cosine "
+            f"training clip (copies, or one scene{other}): {first.test.name} as {first.train.name}, cosine "
             f"{first.cosine:.3f}; all in {path}"
         )
 

@@ -10,7 +10,10 @@ from typing import BinaryIO
 
 from utils.process import MissingFileError, UserError
 
-VIDEO_SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg")
+VIDEO_SUFFIXES = (
+    *(".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob"),
+    *(".flv", ".wmv", ".asf", ".3gp", ".ogv"),
+)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
