@@ -12,7 +12,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from splits.datasets import ALL, Listed
+from splits.datasets import ALL, open_listed
 from training.checkpoint import load_checkpoint
 from training.loop import Plan, fit
 from training.masked import MaskedFrames, MaskedLearner, check_pretraining
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(problem)
         check_pretraining(settings.model.model, settings.model.sequence_length)
         seed_everything(settings.loop.seed)
-        listed = Listed(settings.data)
+        listed = open_listed(settings.data)
         split = choose_split(listed, settings.clips.split_number, settings.loop.seed)
         model = build_model(settings, len(split.classes))
         setup = Setup.build(settings, split, model, device, ranks)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from pretrain import pretrain
-from splits.datasets import ALL, DataSettings, Listed
+from splits.datasets import ALL, DataSettings, Listed, open_listed
 from splits.split import RANDOM
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.loop import Part, Plan, fit
@@ -201,7 +201,7 @@ def all_splits(parser: argparse.ArgumentParser, argv: list[str] | None, args: ar
     if args.resume:
         last = check_run(first.output_path / LAST)
         first = with_earlier_settings(parser, argv, first, load_checkpoint(last))
-    return Listed(read(DataSettings, first))
+    return open_listed(read(DataSettings, first))
 
 
 def earlier_flags(
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
                 check_pretraining(settings.model.model, settings.model.sequence_length)
             with hold_folder(settings.output.output_path, writes=ranks.rank == 0):
                 seed_everything(settings.loop.seed)
-                setup = set_up(settings, listed or Listed(settings.data), device, ranks, start)
+                setup = set_up(settings, listed or open_listed(settings.data), device, ranks, start)
                 done = train(setup, start if settings.output.resume else None)
                 tested += [done] if done else []
         if len(tested) > 1:

@@ -30,7 +30,7 @@ from features.pipeline import embed_ahead, read_ahead
 from features.settings import CacheSettings, EncoderSettings
 from features.shard_writer import ShardWriter
 from features.streams import Stream, encoder_stream, further_encoders, open_streams, pace, parse_streams
-from splits.datasets import DataSettings, Listed
+from splits.datasets import DataSettings, open_listed
 from splits.split import WHOLE, Clip, Shard
 from utils.device import DeviceSettings, choose_device, choose_dtype, seed_everything
 from utils.files import beside, write_whole
@@ -253,10 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     # With the kernels of training, whose roundings the cache's key names.
     seed_everything(0)
     with contextlib.closing(Ranks.from_environment(device)) as ranks:
-        listed = Listed(data)
-        split = listed.all_clips()
-        for line in listed.describe():
-            say(line)
+        split = open_listed(data).all_clips()
         if missing := split.missing():
             say(f"warning: {missing}")
         names, dtype = parse_streams(seen.streams), choose_dtype(device_settings.precision, device)

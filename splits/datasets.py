@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from splits import folder, hmdb51, ucf101
-from splits.split import RANDOM, Clip, Lists, Split, random_split
+from splits.split import RANDOM, Lists, Split, find_clips, random_split
 from utils.flags import accepted_by, setting
-from utils.process import MissingFileError, UserError
-from video.files import VIDEO_SUFFIXES, check_whole
-from video.reader import Video
+from utils.process import MissingFileError, UserError, say
+from video.files import VIDEO_SUFFIXES
 
 AUTO = "auto"
 # Of --split_number: each split of a data set in turn.
@@ -191,7 +190,7 @@ class Listed:
             raise MissingFileError(f"{path}: no such folder; name the data set with --dataset_path")
         if self.path:
             _check_classes(path, lists.classes, self.path)
-        find = partial(_find, path, self._source)
+        find = partial(find_clips, path, self._source)
         listed = lists.train + lists.test
         split = Split(lists.classes, find(lists.train), find(lists.test), len(listed))
         if not split.train and not split.test:
@@ -243,6 +242,14 @@ class Listed:
                 f"({', '.join(VIDEO_SUFFIXES)}) and are left out, the first {strays[0]}"
             )
         return lines
+
+
+def open_listed(data: DataSettings) -> Listed:
+    """A data set, having said what a user should know of its clips. Raises: as `Listed`."""
+    listed = Listed(data)
+    for line in listed.describe():
+        say(line)
+    return listed
 
 
 def find_lists(data: DataSettings) -> tuple[str, Path | None]:
@@ -301,26 +308,6 @@ def _fit(name: str, path: Path, dataset_path: Path) -> bool:
         raise type(error)(f"{error}; or do without these lists, with --dataset folder") from error
     there = folder.stems(dataset_path)
     return 2 * len(there & lists.stems()) > len(there)
-
-
-def _video(dataset_path: Path, name: str) -> Path | None:
-    """The file or the folder of frames of a clip; None if it is not there."""
-    file = dataset_path / name
-    if file.is_file():
-        return file
-    return frames if (frames := file.with_suffix("")).is_dir() else None
-
-
-def _find(
-    dataset_path: Path, source: Callable[[str], str | None], entries: Sequence[tuple[str, int]]
-) -> list[Clip]:
-    clips = []
-    for name, label in entries:
-        if path := _video(dataset_path, name):
-            if not path.is_dir():
-                check_whole(path)
-            clips.append(Clip(name, label, Video(path), source(name)))
-    return clips
 
 
 def _check_classes(dataset_path: Path, classes: Sequence[str], lists: Path) -> None:

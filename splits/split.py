@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from utils.process import UserError
+from video.files import check_whole
 from video.reader import Video
 
 RANDOM = "random"
@@ -112,6 +114,28 @@ class Split:
             f"{present:,} of {self.listed:,} listed clips found, "
             f"{len(labels)} of {len(self.classes)} classes; going on with those"
         )
+
+
+def find_clips(
+    dataset_path: Path, source: Callable[[str], str | None], entries: Sequence[tuple[str, int]]
+) -> list[Clip]:
+    """Those of the listed clips that are there, as a video or else as a folder of frames.
+
+    Args:
+        source: what a clip is cut out of, by its name
+        entries: names and labels
+
+    Raises: VideoError for a video that is empty or truncated.
+    """
+    clips = []
+    for name, label in entries:
+        path = dataset_path / name
+        if path.is_file():
+            check_whole(path)
+        elif not (path := path.with_suffix("")).is_dir():
+            continue
+        clips.append(Clip(name, label, Video(path), source(name)))
+    return clips
 
 
 def names_sha256(clips: Sequence[Clip]) -> str:

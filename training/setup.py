@@ -91,8 +91,6 @@ def choose_split(listed: Listed, split_number: int | str, seed: int) -> Split:
     Raises: as `load_split`; UserError if there are too few clips.
     """
     split = listed.split(split_number, seed=seed)
-    for line in listed.describe():
-        say(line)
     if missing := split.missing():
         say(f"warning: {missing}")
     if split_number == RANDOM:
