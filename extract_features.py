@@ -27,11 +27,12 @@ from tqdm import tqdm
 from annotation.segments import shown_at
 from features.cache import file_stamp
 from features.encoder import Encoder
+from features.execution import prepare_encoders
 from features.pipeline import embed_ahead, read_ahead
 from features.settings import EncoderSettings
 from features.streams import Stream, encoder_stream
 from splits.folder import class_folders, clip_names
-from utils.device import DeviceSettings, choose_device, choose_dtype, seed_everything
+from utils.device import DeviceSettings, choose_device, seed_everything
 from utils.files import json_bytes, make_writable_folder, write_whole
 from utils.flags import COUNT, add_flags, read
 from utils.process import MissingFileError, UserError, run
@@ -187,13 +188,13 @@ def main(argv: list[str] | None = None) -> int:
     seed_everything(0)
     make_writable_folder(args.output)
     encoder = Encoder(seen.encoder, state=seen.state()).to(device)
-    encoder.prepare(choose_dtype(device_settings.precision, device), compile=device_settings.compile)
     stream = encoder_stream(encoder, "rgb", seen.img_dim or encoder.spec.input_size)
+    prepare_encoders([(encoder, stream)], device_settings)
     stride = args.frame_stride or encoder.spec.frame_stride
     settings = {
         "encoder": encoder.name,
         "encoder_sha256": encoder.sha256(),
-        "computed_in": encoder.variant,
+        "computed_in": encoder.variant(),
         "img_dim": stream.img_dim,
         "frame_stride": stride,
     }

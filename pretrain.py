@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         listed = open_listed(settings.data)
         split = choose_split(listed, settings.clips.split_number, settings.loop.seed)
         model = build_model(settings, len(split.classes))
-        setup = Setup.build(settings, split, model, device, ranks)
+        setup = Setup.build(settings, listed, split, model, device, ranks)
         if not args.resume:
             folder = args.run_path or Path("runs") / f"{setup.name}-pretraining-seed{settings.loop.seed}"
             setup = setup.in_folder(unused(folder), listed)

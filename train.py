@@ -85,7 +85,7 @@ def set_up(
         )
     if start and sorted(start.classes) == sorted(split.classes):
         split = split.relabelled(start.classes)
-    setup = Setup.build(settings, split, model, device, ranks)
+    setup = Setup.build(settings, listed, split, model, device, ranks)
     if settings.output.resume:
         return setup
     name = f"{setup.name}-{settings.recipe_name}-seed{settings.loop.seed}"

@@ -140,9 +140,10 @@ def open_model(
             raise UserError(
                 "--backend onnxruntime runs what export.py wrote; name its folder with --checkpoint_model"
             )
-        if device_settings.compile or device_settings.precision == "bf16":
+        if device_settings.compile or device_settings.precision in ("bf16", "int8"):
             raise UserError(
-                "--compile and --precision bf16 are for --backend torch; an exported model is fp32"
+                f"--compile and --precision {device_settings.precision} are for --backend torch; an exported "
+                "model is fp32"
             )
         exported = OnnxModel(backend.checkpoint_model, threads)
         return exported, exported

@@ -10,20 +10,24 @@ import ctypes
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from features.networks import encoder_spec
+from features.openvino_network import OpenVinoNetwork, Quantized, convert, quantize
 from features.weights import State
 from features.windows import CHANGES, Windows
 from utils.process import UserError
 
 # What a frame may be seen as: itself, and what has changed since the frame before it.
 STREAMS = ("rgb", "diff")
+# What computes a network.
+ENGINES = TORCH, OPENVINO, INT8 = "torch", "openvino", "openvino-int8"
 # Neighbouring frames differ little; the embeddings tell actions apart best so (see benchmarks/README.md).
 GRAY, DIFF_GAIN = 128, 2
 
@@ -138,7 +142,8 @@ class Encoder(nn.Module):
         pretrained: its weights are those that its name stands for
         width: D
         dtype: what `embed` computes in; the answer is float32 all the same
-        variant: as `computation` has it
+        engine: what computes it, one of `ENGINES`
+        quantized: networks by what they see, one of `STREAMS`, for the engine `INT8`
 
     Raises: UserError for an unknown name, WeightsError where the weights cannot be had or do not fit.
     """
@@ -152,7 +157,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.spec = encoder_spec(name)
         self.name, self.pretrained, self.width = name, pretrained and state is None, self.spec.width
-        self.dtype, self.variant = torch.float32, "float32"
+        self.dtype, self.engine = torch.float32, TORCH
+        self.quantized: dict[str, Quantized] = {}
+        # By what they see and the side of the frames.
+        self._networks: dict[tuple[str, int], OpenVinoNetwork] = {}
         self._fast: Callable[[Tensor], Tensor] | None = None
         self._compiled = False
         # Set where memory is too small for the batches that are fastest.
@@ -193,13 +201,17 @@ class Encoder(nn.Module):
         most = self.spec.cpu_batch if self.device.type == "cpu" else self.spec.accelerator_batch
         return min(most, self._batch_limit)
 
-    def prepare(self, dtype: torch.dtype, *, compile: bool = False) -> None:
+    def prepare(self, dtype: torch.dtype, *, compile: bool = False, engine: str = TORCH) -> None:
         """Make a copy of the frozen network that is as fast as the device allows, for `embed` to use.
 
         Its BatchNorms are folded and its weights are of `dtype`. Call it when the encoder is on its device
         and has its final weights. With `compile` the copy is compiled at its first use, which takes a minute
-        or more.
+        or more; OpenVINO's is made at its first use too, in some seconds, or less where it is `quantized`.
         """
+        self.engine, self._networks = engine, {}
+        if engine != TORCH:
+            self.dtype, self._compiled, self._fast = dtype, False, None
+            return
         network = fold_batchnorm(copy.deepcopy(self.feature_extractor))
         network = channels_last(network.to(dtype))
         if self.device.type == "cpu":
@@ -207,10 +219,51 @@ class Encoder(nn.Module):
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
         self.dtype, self._compiled = dtype, compile
-        self.variant = computation(dtype, self.device.type, compile=compile)
         # In a closure, not an attribute: it has no part in state_dict, parameters or train.
         fast = torch.compile(network, dynamic=False, options={"freezing": True}) if compile else network
         self._fast = lambda batch: fast(batch)
+
+    def variant(self, stream: str = "rgb") -> str:
+        """All that may change a rounding of its embeddings on this machine, as cache keys hold it."""
+        if self.engine == INT8:
+            return f"{self.engine}-{self.quantized[stream].sha256[:12]}"
+        word = computation(self.dtype, self.device.type, compile=self._compiled)
+        return word if self.engine == TORCH else f"{self.engine}-{str(self.dtype).removeprefix('torch.')}"
+
+    def quantize(self, stream: str, windows: Iterable[np.ndarray]) -> Quantized:
+        """Its network in 8-bit integers, for what a stream shows it.
+
+        Args:
+            windows: that measure the ranges, (1, L, H, W, 3) uint8 each, all frames of one size
+
+        Raises: UserError as `convert`.
+        """
+        seen = [self._seen(torch.from_numpy(window), stream).numpy() for window in windows]
+        return quantize(self._converted(seen[0].shape[2], stream), seen)
+
+    def _converted(self, side: int, stream: str) -> Any:
+        frames = self.spec.windows.frames if stream == "rgb" else 1
+        network = fold_batchnorm(copy.deepcopy(self.feature_extractor))
+        example = torch.zeros(2, frames, side, side, 3, dtype=torch.uint8)
+        return convert(network, self.mean, self.scale, example, video=self.spec.video, name=self.name)
+
+    def _network(self, stream: str, side: int) -> OpenVinoNetwork:
+        """Raises: UserError where it is quantised for frames of another size."""
+        if (stream, side) not in self._networks:
+            model = self.quantized[stream] if self.engine == INT8 else self._converted(side, stream)
+            network = OpenVinoNetwork(model, self.dtype)
+            if network.side != side:
+                raise UserError(
+                    f"{self.name} was quantised for frames of {network.side} pixels, not {side}; leave out "
+                    "--img_dim, or use --engine torch"
+                )
+            self._networks[stream, side] = network
+        return self._networks[stream, side]
+
+    @staticmethod
+    def _seen(windows: Tensor, stream: str) -> Tensor:
+        """What the network is shown of windows of frames, whatever their layout: itself, or the changes."""
+        return difference_images(windows) if stream == "diff" else windows
 
     def windows(self, stream: str) -> Windows:
         """How it goes along a video in a stream, one of `STREAMS`.
@@ -261,6 +314,10 @@ class Encoder(nn.Module):
         return torch.cat(embeddings)
 
     def _embed_batch(self, batch: Tensor, stream: str) -> Tensor:
+        if self.engine != TORCH:
+            assert batch.dtype == torch.uint8
+            network = self._network(stream, batch.shape[-1])
+            return network(self._seen(batch.permute(0, 1, 3, 4, 2), stream)).view(len(batch), -1, self.width)
         count, batch = len(batch), self._filled_up(batch)
         if batch.dtype == torch.uint8:
             # By rows of pixels: the three values of a pixel are too few for a CPU's vectors.
@@ -269,12 +326,12 @@ class Encoder(nn.Module):
                 rows = difference_images(rows)
             rows.sub_(self.mean.repeat(width)).mul_(self.scale.repeat(width))
             batch = rows.unflatten(-1, (width, 3)).permute(0, 1, 4, 2, 3)
-        network = self._fast or self.feature_extractor
+        fast = self._fast or self.feature_extractor
         if self.spec.video:
             clips = batch.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
-            return network(clips.to(self.dtype)).float()[:count]
+            return fast(clips.to(self.dtype)).float()[:count]
         images = batch[:, -1].contiguous(memory_format=torch.channels_last)
-        return network(images.to(self.dtype)).float()[:count, None]
+        return fast(images.to(self.dtype)).float()[:count, None]
 
     def _filled_up(self, batch: Tensor) -> Tensor:
         """The batch, filled up to a power of two: at each new size cuDNN tunes, or a network is compiled."""

@@ -26,13 +26,14 @@ from tqdm import tqdm
 
 from features.cache import CacheError, CacheKey, EmbeddingCache, file_stamp
 from features.encoder import Encoder
+from features.execution import Calibration, prepare_encoders
 from features.pipeline import embed_ahead, read_ahead
 from features.settings import CacheSettings, EncoderSettings
 from features.shard_writer import ShardWriter
 from features.streams import Stream, encoder_stream, further_encoders, open_streams, pace, parse_streams
 from splits.datasets import DataSettings, open_listed
 from splits.split import WHOLE, Clip, Shard
-from utils.device import DeviceSettings, choose_device, choose_dtype, seed_everything
+from utils.device import DeviceSettings, choose_device, seed_everything
 from utils.files import beside, write_whole
 from utils.flags import add_flags, checked, read
 from utils.process import UserError, is_first, say
@@ -189,7 +190,7 @@ def open_cache(
     """
     own = encoder_stream(encoder, stream, img_dim)
     key = CacheKey(
-        encoder.name, encoder.sha256(), img_dim, encoder.variant, True, frame_stride,
+        encoder.name, encoder.sha256(), img_dim, encoder.variant(own.view_name), True, frame_stride,
         own.resize.words, own.view_name, own.windows,
     )  # fmt: skip
     if not flip and not (path / key.folder).is_dir():
@@ -253,26 +254,29 @@ def main(argv: list[str] | None = None) -> int:
     # With the kernels of training, whose roundings the cache's key names.
     seed_everything(0)
     with contextlib.closing(Ranks.from_environment(device)) as ranks:
-        split = open_listed(data).all_clips()
+        listed = open_listed(data)
+        split = listed.all_clips()
         if missing := split.missing():
             say(f"warning: {missing}")
-        names, dtype = parse_streams(seen.streams), choose_dtype(device_settings.precision, device)
+        names = parse_streams(seen.streams)
         spec = pace(seen.encoder, names)
-        encoder = Encoder(seen.encoder, state=seen.state())
-        further = further_encoders(names)
-        for each in (encoder, *further.values()):
-            assert isinstance(each, Encoder)
-            each.to(device).prepare(dtype, compile=device_settings.compile)
-        clips = split.train
-        for own, stream in open_streams(encoder, further, names, seen.img_dim):
+        encoder, further = Encoder(seen.encoder, state=seen.state()).to(device), further_encoders(names)
+        opened = open_streams(encoder, further.to(device), names, seen.img_dim)
+        clips, frame_stride = split.train, kept.frame_stride or spec.frame_stride
+        folder = cache_folder(kept.cache_path, data.dataset_path)
+        calibration = Calibration.on(
+            clips, listed.never_tested(), folder, frame_stride, ranks, one_split=False
+        )
+        prepare_encoders(opened, device_settings, calibration)
+        for own, stream in opened:
             cache = open_cache(
-                cache_folder(kept.cache_path, data.dataset_path),
+                folder,
                 clips,
                 own,
                 stream.img_dim,
                 flip=seen.mirrors(spec),
                 stream=stream.name,
-                frame_stride=kept.frame_stride or spec.frame_stride,
+                frame_stride=frame_stride,
                 threads=max(1, device_settings.num_workers),
                 ranks=ranks,
                 shard=args.shard,

@@ -151,6 +151,7 @@ class EncoderSpec:
         sequence_length: embeddings of a clip that a head is shown
         window_step: embeddings from one of the clip that labels a frame to the next
         categories: names of the classes that its own last layer tells, which is `last_layer` of the network
+        int8: quantised to 8-bit integers it names as many clips right, measured (RESULTS.md)
         settings: what changes its embeddings and may be another tomorrow under the same name; "" if nothing
     """
 
@@ -170,6 +171,7 @@ class EncoderSpec:
     sequence_length: int = 40
     window_step: int = 2
     categories: Callable[[], list[str]] | None = None
+    int8: bool = False
     settings: str = ""
 
     @property
@@ -248,6 +250,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         fps=25,
         resize=Resize(224, 256, "bilinear"),
         flip=False,
+        int8=True,
         sequence_length=16,
         window_step=1,
         categories=kinetics_categories,

@@ -177,6 +177,12 @@ class Listed:
             return random_split(self.split(1), seed)
         return self._split(self.lists(number))
 
+    def never_tested(self) -> set[str]:
+        """Names of the clips that no split tests. Raises: as `lists`."""
+        every = [self.lists(number) for number in self.numbers]
+        tested = {name for lists in every for name, _ in lists.test}
+        return {name for lists in every for name, _ in lists.train if name not in tested}
+
     def all_clips(self) -> Split:
         """The clips of all splits, each once, as if all were trained on. Raises: as `load_split`."""
         numbers = self.numbers[:1] if self._dataset.splits_are_whole else self.numbers

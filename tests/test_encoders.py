@@ -32,11 +32,11 @@ def test_uint8_frames_are_normalised_as_imagenet_wants(frames):
 
 def test_a_compiled_encoder_is_told_apart():
     encoder = Encoder("tiny")
-    assert encoder.variant == "float32"
+    assert encoder.variant() == "float32"
     encoder.prepare(torch.bfloat16)
-    assert encoder.variant == "bfloat16"
+    assert encoder.variant() == "bfloat16"
     encoder.prepare(torch.bfloat16, compile=True)
-    assert encoder.variant == "bfloat16-compiled"
+    assert encoder.variant() == "bfloat16-compiled"
 
 
 def test_many_frames_go_through_in_parts():

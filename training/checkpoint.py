@@ -2,7 +2,7 @@
 
 Our own file is a dictionary of tensors and plain values (`FORMAT`). It holds the trained parameters; the
 frozen encoder stands in it by name and SHA-256, and with its weights only where they are not those that the
-table of encoders gives.
+table of encoders gives. Where OpenVINO computed it in 8-bit integers, that network is in the file too.
 
 Nothing is loaded that could run code: `weights_only=True` everywhere.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from features.openvino_network import Quantized
 from features.streams import pace
 from models import FROZEN, MODELS, Classifier
 from training import original
@@ -100,6 +101,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
         "model": model.name,
         "config": model.config,
         "encoder_sha256": model.encoder.sha256(),
+        "quantized": [
+            {seen: {"graph": own.graph, "weights": own.weights} for seen, own in encoder.quantized.items()}
+            for encoder in model.encoders()
+        ],
         "further_sha256": [encoder.sha256() for encoder in model.encoders()[1:]],
         "state": state,
         "classes": checkpoint.classes,
@@ -180,6 +185,8 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
                 f"{path}: trained on other weights of {own.name} than the ones here "
                 f"(SHA-256 {digest[:12]}... there); put those in their place"
             )
+    for own, networks in zip(model.encoders(), contents.get("quantized", []), strict=False):
+        own.quantized = {seen: Quantized(**parts) for seen, parts in networks.items()}
     if len(contents["classes"]) != model.num_classes:
         raise CheckpointError(f"{path}: {len(contents['classes'])} names for {model.num_classes} classes")
     return Checkpoint(

@@ -43,7 +43,7 @@ SIZES = ("img_dim", "sequence_length", "frame_stride", "no_flip", "flip")
 # Settings of earlier versions that are gone, and their value where they were not used.
 GONE = {"ema": 0.0, "norm_freeze": 1.0, "frame_dropout": 0.0}
 # Those that earlier versions had not, and what they did.
-NEW = {"flip": False, "dataset": AUTO, "group_pattern": None}
+NEW = {"flip": False, "dataset": AUTO, "group_pattern": None, "engine": "torch"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch import nn
 
 from dataset import FrameClips, Sampling
 from features.cache import CachedClips
+from features.execution import Calibration, prepare_encoders
 from features.fill import cache_folder, open_cache
 from features.near_copies import find_near_copies
 from features.settings import CacheSettings
@@ -24,7 +25,7 @@ from training.checkpoint import Checkpoint
 from training.history import History
 from training.loop import Part
 from training.settings import TrainSettings
-from utils.device import DeviceSettings, choose_dtype
+from utils.device import DeviceSettings
 from utils.files import csv_bytes, write_whole
 from utils.process import UserError, say
 from utils.ranks import ALONE, Ranks
@@ -119,11 +120,23 @@ def build_model(settings: TrainSettings, num_classes: int) -> Classifier:
     )
 
 
-def prepare(model: Classifier, settings: DeviceSettings, device: torch.device) -> Classifier:
-    """The model on its device, its encoder as fast as that allows."""
+def prepare(
+    model: Classifier,
+    settings: DeviceSettings,
+    device: torch.device,
+    *,
+    img_dim: int | None = None,
+    calibration: Calibration | None = None,
+) -> Classifier:
+    """The model on its device, its encoders as fast as that allows. Raises: as `prepare_encoders`.
+
+    Args:
+        img_dim: of the frames that it will see, in pixels, where it may be quantised
+        calibration: what it may be quantised on
+    """
     model = model.to(device)
-    for encoder in model.encoders():
-        encoder.prepare(choose_dtype(settings.precision, device), compile=settings.compile)
+    opened = open_streams(model.encoder, model.further, model.streams, img_dim)
+    prepare_encoders(opened, settings, calibration)
     return model
 
 
@@ -156,21 +169,38 @@ class Setup:
 
     @classmethod
     def build(
-        cls, settings: TrainSettings, split: Split, model: Classifier, device: torch.device, ranks: Ranks
+        cls,
+        settings: TrainSettings,
+        listed: Listed,
+        split: Split,
+        model: Classifier,
+        device: torch.device,
+        ranks: Ranks,
     ) -> Self:
         """As the settings say; fills the cache.
+
+        Args:
+            listed: what the split was chosen from
 
         Raises: as `hold_out` and `ClipSource.open`.
         """
         seed, fraction = settings.loop.seed, settings.clips.val_fraction
         unlabelled, held_out = hold_out(split.train, fraction, seed) if fraction else (split.train, [])
-        prepare(model, settings.device, device)
         img_dim = settings.encoder.img_dim or model.encoder.spec.input_size
         settings = settings.change("encoder", img_dim=img_dim)
         flip = settings.encoder.mirrors(pace(model.encoder.name, model.streams))
         sequence_length, frame_stride = settings.model.sequence_length, settings.cache.frame_stride
         assert sequence_length
         assert frame_stride
+        random = settings.clips.split_number == RANDOM
+        calibration = Calibration.on(
+            split.train, set() if random else listed.never_tested(),
+            cache_folder(settings.cache.cache_path, settings.data.dataset_path), frame_stride, ranks,
+            one_split=True,
+        )  # fmt: skip
+        prepare(model, settings.device, device, img_dim=img_dim, calibration=calibration)
+        # What auto has become here, so that a run that goes on does not take another one.
+        settings = settings.change("device", engine=model.encoder.engine.split("-")[0])
         testing = Sampling(sequence_length, frame_stride=frame_stride)
         source = ClipSource.open(
             model, split.train + split.test, img_dim, settings.cache, settings.data.dataset_path,

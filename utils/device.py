@@ -31,8 +31,16 @@ class DeviceSettings:
     device: str = setting("auto", "cpu, cuda, ...; auto (default) takes the accelerator where there is one")
     precision: str = setting(
         "auto",
-        "of the frozen encoder; auto (default) is bf16 where the hardware has it, 2 to 5 times as fast",
-        choices=("auto", "fp32", "bf16"),
+        "of the frozen encoder; auto (default, recommended) is bf16 where the hardware has it, 2 to 5 times "
+        "as fast as fp32, and int8 where --engine says so",
+        choices=("auto", "fp32", "bf16", "int8"),
+    )
+    engine: str = setting(
+        "auto",
+        "what computes the frozen encoder on a CPU; auto (default, recommended) is OpenVINO in int8 where it "
+        "is installed (requirements-openvino.txt), in training with encoders that are known to lose nothing "
+        "by it (i3d, nearly twice as fast then) and for checkpoints of such a training; else torch",
+        choices=("auto", "torch", "openvino"),
     )
     compile: bool = setting(
         False,
@@ -82,8 +90,8 @@ def has_bf16(cpuinfo: str) -> bool:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What the frozen encoder computes in: bfloat16 if asked for, or if `auto` and the hardware has it."""
-    if precision == "auto":
+    """What the frozen encoder computes in: bfloat16 if asked for, or if not and the hardware has it."""
+    if precision in ("auto", "int8"):
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:

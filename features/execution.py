@@ -1,0 +1,212 @@
+"""How frozen encoders are computed: by which engine, in what precision, and with which quantised networks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from features.encoder import INT8, OPENVINO, TORCH, Encoder
+from features.openvino_network import GET_OPENVINO, Quantized, openvino_is_installed
+from features.streams import Cutter, Stream
+from splits.split import Clip
+from utils.device import DeviceSettings, choose_dtype
+from utils.files import write_whole
+from utils.process import UserError, say
+from utils.ranks import ALONE, Ranks
+
+# Of a data set: what measures the ranges of a network's activations. 32 windows of i3d are 2,048 frames.
+CLIPS, WINDOWS_OF_A_CLIP, FRAMES_OF_A_CLIP = 32, 8, 64
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What networks may be quantised on, and where they are kept.
+
+    Attributes:
+        clips: training clips that are there
+        names: of all clips that are trained on, there or not
+        folder: of all caches of the data set
+        frame_stride: every N-th frame is read
+        by_itself: without being asked for; a data set without clips that all splits train on would be
+            encoded anew for each
+        ranks: processes that compute together
+    """
+
+    clips: Sequence[Clip]
+    names: Collection[str]
+    folder: Path
+    frame_stride: int
+    by_itself: bool
+    ranks: Ranks = ALONE
+
+    @classmethod
+    def on(
+        cls,
+        clips: Sequence[Clip],
+        names: Collection[str],
+        folder: Path,
+        frame_stride: int,
+        ranks: Ranks,
+        *,
+        one_split: bool,
+    ) -> Self:
+        """On those of `clips` that no split tests, whose `names` they are among.
+
+        Args:
+            one_split: where there are none, on all of them, which one split trains on
+        """
+        chosen = [clip for clip in clips if clip.name in names]
+        if chosen or not one_split:
+            return cls(chosen, names, folder, frame_stride, bool(chosen), ranks)
+        return cls(clips, [clip.name for clip in clips], folder, frame_stride, False, ranks)
+
+
+def prepare_encoders(
+    opened: Sequence[tuple[Encoder, Stream]],
+    settings: DeviceSettings,
+    calibration: Calibration | None = None,
+) -> None:
+    """Make the encoders of some streams, which are on their device, as fast as that allows.
+
+    Without flags that say otherwise that is OpenVINO in 8-bit integers, on a CPU, where an encoder is
+    quantised, or is known to lose nothing by it and there are clips to do it with; PyTorch otherwise.
+
+    Raises: UserError for flags that exclude each other or what is here, or without a package.
+    """
+    for encoder, stream in opened:
+        if stream.view_name not in encoder.quantized and _wants_quantizing(encoder, settings, calibration):
+            if calibration is None:
+                raise UserError(
+                    "--precision int8: there is no network quantised for this, and no training clips to do "
+                    "it with; train with it first, or leave it out"
+                )
+            encoder.quantized[stream.view_name] = _quantized(encoder, stream, calibration)
+    for encoder in dict.fromkeys(encoder for encoder, _ in opened):
+        dtype = choose_dtype(settings.precision, encoder.device)
+        encoder.prepare(dtype, compile=settings.compile, engine=_engine(encoder, settings))
+
+
+def _engine(encoder: Encoder, settings: DeviceSettings) -> str:
+    """One of `encoder.ENGINES`. Raises: UserError for flags that exclude each other or what is here."""
+    on_cpu, int8 = encoder.device.type == "cpu", settings.precision == "int8"
+    quantized = bool(encoder.quantized) and settings.precision in ("auto", "int8")
+    if not on_cpu and (settings.engine == "openvino" or int8):
+        raise UserError(
+            f"OpenVINO, which computes int8, is for the CPU and not for {encoder.device}; add --device cpu, "
+            "or leave --engine and --precision out"
+        )
+    if settings.engine == "torch" and int8:
+        raise UserError(
+            "--precision int8 is for OpenVINO; leave out --engine torch, or take --precision bf16"
+        )
+    if settings.engine == "torch" or not on_cpu or (settings.engine == "auto" and not quantized):
+        if quantized:
+            say(
+                f"warning: {encoder.name} was quantised for training; here PyTorch computes it, whose "
+                "embeddings differ a little"
+            )
+        return TORCH
+    if not openvino_is_installed():
+        raise UserError(
+            f"OpenVINO is not installed, and computes {encoder.name}"
+            + (", which was quantised for training" if quantized else "")
+            + f"; run {GET_OPENVINO}, or use --engine torch"
+            + (", whose embeddings differ a little" if quantized else "")
+        )
+    return INT8 if quantized else OPENVINO
+
+
+def _wants_quantizing(encoder: Encoder, settings: DeviceSettings, calibration: Calibration | None) -> bool:
+    if settings.precision == "int8":
+        return settings.engine != "torch" and encoder.device.type == "cpu" and openvino_is_installed()
+    return (
+        encoder.spec.int8
+        and (settings.engine, settings.precision) in (("auto", "auto"), ("openvino", "auto"))
+        and calibration is not None
+        and calibration.by_itself
+        and encoder.device.type == "cpu"
+        and openvino_is_installed()
+    )
+
+
+def _quantized(encoder: Encoder, stream: Stream, calibration: Calibration) -> Quantized:
+    """A network that is kept beside the caches, or a new one, which is kept then.
+
+    One that was quantised on training clips serves whatever clips have come since.
+    """
+    folder, view = calibration.folder / "quantized", stream.view_name
+    about = {
+        "encoder": encoder.name,
+        "encoder_sha256": encoder.sha256(),
+        "img_dim": stream.img_dim,
+        "stream": view,
+        "resize": stream.resize.words,
+        "windows": stream.windows.words,
+        "frame_stride": calibration.frame_stride,
+    }
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+    start = f"{encoder.name.replace('/', '-')[-80:]}-{stream.img_dim}px-{key}-"
+    ranks = calibration.ranks
+    kept = _read_kept(folder, start, calibration.names)
+    # All have looked before the first one writes.
+    ranks.wait()
+    if kept is None and ranks.rank == 0:
+        chosen = _choose(calibration.clips)
+        if not chosen:
+            raise UserError("int8 needs training clips to measure ranges on, and none is there")
+        say(f"quantising {encoder.name} for {stream.img_dim} px on {len(chosen)} training clips")
+        made = encoder.quantize(view, _windows(chosen, stream, calibration.frame_stride))
+        buffer = io.BytesIO()
+        torch.save(
+            {"graph": made.graph, "weights": made.weights, "clips": [clip.name for clip in chosen], **about},
+            buffer,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / f"{start}{made.sha256[:12]}.pt", buffer.getbuffer())
+    ranks.wait()
+    # From the file in any case, so that every process has the same.
+    kept = kept or _read_kept(folder, start, calibration.names)
+    if kept is None:
+        raise UserError(f"{folder}: the quantised network is not there; all machines must see this folder")
+    network, path = kept
+    say(f"{encoder.name}: OpenVINO computes it in int8, as {path} has it; --engine torch does without")
+    return network
+
+
+def _read_kept(folder: Path, start: str, names: Collection[str]) -> tuple[Quantized, Path] | None:
+    for path in sorted(folder.glob(f"{start}*.pt")):
+        try:
+            contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            network = Quantized(contents["graph"], contents["weights"])
+            if path.stem.endswith(network.sha256[:12]) and set(contents["clips"]) <= set(names):
+                return network, path
+        # Whatever a damaged file makes the reader stumble over.
+        except Exception as error:
+            raise UserError(f"{path}: damaged; delete it, it is made again") from error
+    return None
+
+
+def _choose(clips: Sequence[Clip]) -> list[Clip]:
+    """Some of the clips, the same ones however many have come between them."""
+    by_hash = sorted(clips, key=lambda clip: hashlib.sha256(clip.name.encode()).digest())
+    return sorted(by_hash[:CLIPS], key=lambda clip: clip.name)
+
+
+def _windows(clips: Sequence[Clip], stream: Stream, frame_stride: int) -> Iterator[np.ndarray]:
+    """Windows of the clips' beginnings, (1, L, H, W, 3) uint8 each."""
+    for clip in clips:
+        cutter = Cutter([stream])
+        frames = list(islice(clip.video.frames(), 0, FRAMES_OF_A_CLIP * frame_stride, frame_stride))
+        cuts = [*cutter.read(frames)[0], *cutter.end()[0]]
+        windows = [window for cut in cuts for window in cut.windows]
+        for window in windows[:: max(1, len(windows) // WINDOWS_OF_A_CLIP)]:
+            yield np.ascontiguousarray(window[None])

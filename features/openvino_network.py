@@ -1,0 +1,187 @@
+"""OpenVINO computes a frozen network on a CPU: in floating point, or quantised to 8-bit integers.
+
+Quantised, weights are integers with a scale for each channel, and activations with one for each tensor
+(Jacob et al., CVPR 2018). NNCF measures the ranges of the activations on some windows of training clips, and
+corrects the bias that rounding leaves. Two 8-bit products take the place of one in bfloat16.
+
+Shapes: N windows, L frames of each, H x W pixels, K embeddings of each, D embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from features.weights import first_line
+from utils.process import UserError
+
+GET_OPENVINO = "pip install -r requirements-openvino.txt"
+
+
+def openvino_is_installed() -> bool:
+    """Whether OpenVINO, which runs networks, and NNCF, which quantises them, are there."""
+    return find_spec("openvino") is not None and find_spec("nncf") is not None
+
+
+def _load(name: str) -> Any:
+    """A package that takes seconds to load, when it is needed.
+
+    Raises: UserError if it is not installed.
+    """
+    # Both report their use over the network where this package is there; they do without.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return __import__(name)
+    except ImportError as error:
+        raise UserError(
+            f"this needs the package {name}; run {GET_OPENVINO}, or use --engine torch"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised network, in OpenVINO's own format.
+
+    Attributes:
+        graph: its XML, uint8 (bytes,)
+        weights: uint8 (bytes,)
+    """
+
+    graph: Tensor
+    weights: Tensor
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of both, as 64 hexadecimal digits."""
+        digest = hashlib.sha256(self.graph.numpy().tobytes())
+        digest.update(self.weights.numpy().tobytes())
+        return digest.hexdigest()
+
+
+class _Seen(nn.Module):
+    """A network that takes frames as they are decoded: (N, L, H, W, 3) uint8 -> (N, K, D) or (N, D)."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, mean: Tensor, scale: Tensor, *, video: bool) -> None:
+        super().__init__()
+        self.network, self.video = network, video
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        values = (windows.float() - self.mean) * self.scale
+        if self.video:
+            return self.network(values.permute(0, 4, 1, 2, 3))
+        return self.network(values[:, -1].permute(0, 3, 1, 2))
+
+
+def convert(
+    network: nn.Module, mean: Tensor, scale: Tensor, example: Tensor, *, video: bool, name: str
+) -> Any:
+    """A network as OpenVINO's model, of windows of any number and any length.
+
+    Args:
+        network: float32, on the CPU, its BatchNorms folded
+        mean, scale: of the three channels, for values in [0, 255]
+        example: two windows as long as most, (2, L, H, W, 3) uint8
+        video: it sees all frames of a window at once
+        name: of the encoder, for the error
+
+    Raises: UserError without the package, or if it cannot take this network.
+    """
+    openvino = _load("openvino")
+    height, width = example.shape[2:4]
+    many = {0: torch.export.Dim("windows", min=1, max=2**16)}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(
+                _Seen(network, mean, scale, video=video).eval(),
+                (example,),
+                dynamic_shapes=(many,),
+                strict=False,
+            )
+            model = openvino.convert_model(exported)
+            # Padding depends on the length only by whether it is odd, and windows are whole hops.
+            model.reshape([-1, -1, height, width, 3])
+    # The two packages raise whatever the layer that they do not know makes them stumble over.
+    except Exception as error:
+        raise UserError(
+            f"OpenVINO cannot take {name} ({first_line(error)[:200]}); use --engine torch"
+        ) from error
+    return model
+
+
+def quantize(model: Any, windows: Iterable[np.ndarray]) -> Quantized:
+    """Quantise a model of `convert`.
+
+    Args:
+        windows: (1, L, H, W, 3) uint8 each; some dozens of them measure the ranges
+
+    Raises: UserError without the packages.
+    """
+    openvino, nncf = _load("openvino"), _load("nncf")
+    nncf.set_log_level(logging.ERROR)
+    windows = list(windows)
+    quantized = nncf.quantize(model, nncf.Dataset(windows), subset_size=len(windows))
+    with tempfile.TemporaryDirectory() as folder:
+        openvino.save_model(quantized, Path(folder) / "network.xml")
+        graph, weights = (
+            torch.frombuffer(bytearray((Path(folder) / f"network.{end}").read_bytes()), dtype=torch.uint8)
+            for end in ("xml", "bin")
+        )
+    return Quantized(graph, weights)
+
+
+class OpenVinoNetwork:
+    """A network that OpenVINO computes on the cores that PyTorch may use.
+
+    Args:
+        model: of `convert`, or quantised
+        dtype: what is not quantised is computed in
+
+    Attributes:
+        side: height and width of the frames that it takes, in pixels
+
+    Raises: UserError without the package, or for a quantised network that is damaged.
+    """
+
+    def __init__(self, model: Any | Quantized, dtype: torch.dtype) -> None:
+        openvino = _load("openvino")
+        core = openvino.Core()
+        if isinstance(model, Quantized):
+            try:
+                model = core.read_model(model.graph.numpy().tobytes(), model.weights.numpy().tobytes())
+            except RuntimeError as error:
+                raise UserError(
+                    f"the quantised network is damaged, or of a later OpenVINO ({first_line(error)[:200]}); "
+                    f"{GET_OPENVINO}, or train anew"
+                ) from error
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        self._compiled = core.compile_model(model, "CPU", settings)
+        self.side = int(self._compiled.inputs[0].partial_shape[2].get_length())
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        """Embeddings of windows: (N, L, H, W, 3) uint8 -> (N, K, D) or (N, D) float32."""
+        answer = self._compiled([windows.contiguous().numpy()], share_inputs=True)[0]
+        return torch.from_numpy(np.array(answer, np.float32))

@@ -1,0 +1,140 @@
+"""Frozen encoders that OpenVINO computes, in floating point and quantised to 8-bit integers."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import features.execution
+import features.fill as fill_script
+import test as test_script
+import train
+from features import networks
+from features.encoder import INT8, OPENVINO, Encoder
+from training.checkpoint import load_checkpoint
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "lengths", "stream"),
+    [
+        ("tiny", 32, (1,), "rgb"),
+        ("tiny", 32, (2,), "diff"),
+        ("tiny_video", 24, (8, 12, 16), "rgb"),
+        ("i3d", 32, (16, 24, 64), "rgb"),
+    ],
+)
+def test_its_embeddings_are_those_of_pytorch(name, side, lengths, stream):
+    encoder = Encoder(name, pretrained=name != "i3d")
+    for count, length in zip((3, 1, 2), lengths, strict=False):
+        windows = torch.randint(0, 256, (count, length, 3, side, side), dtype=torch.uint8)
+        encoder.prepare(torch.float32)
+        expected = encoder.embed(windows, stream)
+        encoder.prepare(torch.float32, engine=OPENVINO)
+        given = encoder.embed(windows, stream)
+        assert given.shape == expected.shape
+        assert torch.allclose(given, expected, atol=1e-3 * float(expected.abs().max()))
+    assert encoder.variant() == "openvino-float32"
+
+
+@pytest.mark.parametrize("stream", ["rgb", "diff"])
+def test_quantised_it_is_nearly_the_same(stream):
+    encoder = Encoder("resnet18", pretrained=False)
+    length = 2 if stream == "diff" else 1
+    windows = torch.randint(0, 256, (8, length, 3, 64, 64), dtype=torch.uint8)
+    expected = encoder.embed(windows, stream)[:, 0]
+    seen = windows.permute(0, 1, 3, 4, 2).contiguous()
+    encoder.quantized[stream] = encoder.quantize(stream, [window[None].numpy() for window in seen])
+    encoder.prepare(torch.float32, engine=INT8)
+    given = encoder.embed(windows, stream)[:, 0]
+    assert not torch.equal(given, expected)
+    assert torch.cosine_similarity(given, expected).min() > 0.98
+    assert encoder.variant(stream) == f"openvino-int8-{encoder.quantized[stream].sha256[:12]}"
+    with pytest.raises(ValueError, match="quantised for frames of 64 pixels, not 32"):
+        encoder.embed(windows[..., :32, :32], stream)
+
+
+def test_a_training_keeps_the_quantised_network_and_a_test_uses_it(call, toy, train_flags, tmp_path):
+    flags = [*train_flags(toy), "--num_epochs", 1, "--cache_path", tmp_path / "cache", "--precision", "int8"]
+    first = call(train, *flags)
+    assert first.status == 0, first.err
+    assert "quantising tiny for 32 px on 16 training clips" in first.out
+    (kept,) = (tmp_path / "cache/quantized").iterdir()
+    chosen = torch.load(kept, weights_only=True)["clips"]
+    tested = "".join((toy / f"ucfTrainTestlist/testlist0{split}.txt").read_text() for split in (1, 2, 3))
+    assert not [name for name in chosen if name in tested]
+    checkpoint = load_checkpoint(tmp_path / "model_checkpoints/ConvLSTM_1.pth")
+    network = checkpoint.model.encoder.quantized["rgb"]
+    assert kept.stem.endswith(network.sha256[:12])
+    assert checkpoint.settings["engine"] == "openvino"
+    # Another split has the same network, and so the same cache.
+    second = call(train, *flags, "--split_number", 2, "--output_path", "second")
+    assert second.status == 0, second.err
+    assert ("quantising" in second.out, "encoding" in second.out) == (False, False)
+    # On another machine, where the checkpoint is all there is.
+    shutil.rmtree(tmp_path / "cache")
+    done = call(test_script, "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth", "--run_path", "again",
+                "--cache_path", tmp_path / "other")  # fmt: skip
+    assert done.status == 0, done.err
+    (run,) = (path for path in (tmp_path / "runs").iterdir() if "split1" in path.name)
+    before, after = (
+        json.loads((path / "report.json").read_text()) for path in (run / "test", tmp_path / "again")
+    )
+    assert before["encoder_computed_in"] == after["encoder_computed_in"] == checkpoint_variant(network)
+    assert before["figures"] == after["figures"]
+    done = call(test_script, "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth", "--engine", "torch")
+    assert done.status == 0, done.err
+    assert "warning: tiny was quantised for training; here PyTorch computes it" in done.out
+
+
+def checkpoint_variant(network):
+    return f"openvino-int8-{network.sha256[:12]}"
+
+
+def test_auto_quantises_what_loses_nothing_by_it(call, toy, train_flags, tmp_path, monkeypatch):
+    flags = [*train_flags(toy), "--num_epochs", 1, "--cache_path", tmp_path / "cache"]
+    plain = call(train, *flags)
+    assert plain.status == 0, plain.err
+    assert "OpenVINO" not in plain.out
+    monkeypatch.setitem(networks.ENCODERS, "tiny", replace(networks.ENCODERS["tiny"], int8=True))
+    # A run that has begun otherwise stays as it was.
+    done = call(train, "--resume")
+    assert (done.status, "OpenVINO" in done.out) == (0, False), done.err
+    done = call(train, *flags, "--output_path", "int8")
+    assert done.status == 0, done.err
+    assert "tiny: OpenVINO computes it in int8" in done.out
+    for more in (("--engine", "torch"), ("--precision", "fp32"), ("--split_number", "random")):
+        done = call(train, *flags, *more, "--output_path", "without")
+        assert (done.status, "OpenVINO" in done.out) == (0, False), done.err
+    # Each fold would want a network of its own, and so the whole data set encoded anew.
+    own = ["--dataset_path", toy / "UCF-101", "--dataset", "folder", *flags[4:]]
+    done = call(train, *own, "--output_path", "own")
+    assert (done.status, "OpenVINO" in done.out) == (0, False), done.err
+
+
+def test_what_does_not_go_is_told_in_a_line(call, toy, train_flags, tmp_path, monkeypatch):
+    flags = [*train_flags(toy), "--num_epochs", 1, "--cache_path", tmp_path / "cache"]
+    done = call(train, *flags, "--precision", "int8", "--engine", "torch")
+    assert "--precision int8 is for OpenVINO; leave out --engine torch" in done.one_line_error()
+    monkeypatch.setattr(features.execution, "openvino_is_installed", lambda: False)
+    done = call(train, *flags, "--engine", "openvino")
+    assert "OpenVINO is not installed, and computes tiny; run pip install -r" in done.one_line_error()
+    done = call(train, *flags, "--precision", "int8")
+    assert "OpenVINO is not installed" in done.one_line_error()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    networks.ENCODERS.setdefault("tiny", None)
+
+
+def test_features_are_filled_in_int8_and_a_damaged_network_is_told(call, toy, tmp_path):
+    flags = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist", "--img_dim", 32,
+             "--cache_path", tmp_path / "cache", "--precision", "int8", "--encoder", "tiny"]  # fmt: skip
+    done = call(fill_script, *flags)
+    assert done.status == 0, done.err
+    assert "-openvino-int8-" in done.out.splitlines()[-1]
+    (kept,) = (tmp_path / "cache/quantized").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1000])
+    assert f"{kept}: damaged; delete it, it is made again" in call(fill_script, *flags).one_line_error()
