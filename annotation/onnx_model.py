@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from features.encoder import Encoder, difference_images, fold_batchnorm
+from features.encoder import Encoder, difference_images
+from features.folding import fold_batchnorm
 from features.streams import Stream, open_streams
 from features.windows import Windows
 from models import Classifier

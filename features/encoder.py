@@ -6,18 +6,15 @@ Shapes: N windows, L frames of each, H x W pixels, K embeddings of each, D embed
 from __future__ import annotations
 
 import copy
-import ctypes
 import hashlib
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 
+from features.folding import channels_last, fold_batchnorm, keep_freed_memory
 from features.networks import encoder_spec
 from features.openvino_network import OpenVinoNetwork, Quantized, convert, quantize
 from features.weights import State
@@ -31,58 +28,6 @@ ENGINES = TORCH, OPENVINO, INT8 = "torch", "openvino", "openvino-int8"
 # Neighbouring frames differ little; the embeddings tell actions apart best so (see benchmarks/README.md).
 GRAY, DIFF_GAIN = 128, 2
 
-CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
-BATCHNORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-class _LayerTracer(fx.Tracer):
-    """Sees a network as a graph of convolutions and BatchNorms, timm's own kinds included."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        layers = isinstance(m, CONVOLUTIONS + BATCHNORMS)
-        return layers or super().is_leaf_module(m, module_qualified_name)
-
-
-def fold_batchnorm(network: nn.Module) -> nn.Module:
-    """Fold each BatchNorm that follows a convolution into its weights, in place; returns the network.
-
-    In eval mode BatchNorm is a constant scale and shift per channel, so the answers stay the same but for
-    rounding (Jacob et al., CVPR 2018, section 3.2), and a pass over the activations is saved.
-    """
-    layers = dict(network.named_modules())
-    if not any(isinstance(layer, BATCHNORMS) for layer in layers.values()):
-        return network
-    try:
-        graph = _LayerTracer().trace(network)
-    # A network whose way depends on its input has no such graph. It works as it is, only slower.
-    except Exception:
-        return network
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(layers[node.target], BATCHNORMS):
-            continue
-        source, norm = node.args[0], layers[node.target]
-        # A layer that is called twice would be folded with the one, and used with the other.
-        if (
-            source.op == "call_module"
-            and isinstance(layers[source.target], CONVOLUTIONS)
-            and len(source.users) == 1
-            and calls[source.target] == calls[node.target] == 1
-        ):
-            network.set_submodule(source.target, fuse_conv_bn_eval(layers[source.target], norm))
-            # Timm's BatchNormAct2d holds the activation too.
-            network.set_submodule(node.target, getattr(norm, "act", nn.Identity()))
-    return network
-
-
-def channels_last(network: nn.Module) -> nn.Module:
-    """Lay the kernels out so that convolutions read them fastest, in place; returns the network."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for tensor in network.parameters():
-        if tensor.ndim in formats:
-            tensor.data = tensor.data.contiguous(memory_format=formats[tensor.ndim])
-    return network
-
 
 def difference_images(windows: Tensor) -> Tensor:
     """What has changed from frame to frame, as images: (N, 2, ...) -> (N, 1, ...), values in [0, 255].
@@ -92,22 +37,6 @@ def difference_images(windows: Tensor) -> Tensor:
     """
     change = windows[:, 1:].float() - windows[:, :-1].float()
     return change.mul_(DIFF_GAIN).add_(GRAY).clamp_(0, 255).to(windows.dtype)
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next tensor instead of giving it back to the system.
-
-    A network's activations are freed and asked for again layer by layer. What went back to the system
-    comes again as zeroed pages, thousands of page faults in each pass: EfficientNet-Lite0 took 40 ms for 32
-    frames with them and 24 ms without. Each arena keeps its own, so threads share two of them: the web page
-    grew from 0.9 to 1.3 GB in the course of 160 videos before. Only glibc has these settings (mallopt(3));
-    elsewhere nothing is done.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_threshold, arena_max = -1, -3, -8
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(arena_max, 2)
 
 
 def computation(dtype: torch.dtype, device_type: str, *, compile: bool) -> str:
@@ -239,18 +168,21 @@ class Encoder(nn.Module):
         Raises: UserError as `convert`.
         """
         seen = [self._seen(torch.from_numpy(window), stream).numpy() for window in windows]
-        return quantize(self._converted(seen[0].shape[2], stream), seen)
+        return quantize(self._converted(seen[0].shape[2]), seen)
 
-    def _converted(self, side: int, stream: str) -> Any:
-        frames = self.spec.windows.frames if stream == "rgb" else 1
+    def _converted(self, side: int) -> Any:
+        # Of changes, it is shown the images that they make.
+        windows = self.spec.windows
         network = fold_batchnorm(copy.deepcopy(self.feature_extractor))
-        example = torch.zeros(2, frames, side, side, 3, dtype=torch.uint8)
-        return convert(network, self.mean, self.scale, example, video=self.spec.video, name=self.name)
+        example = torch.zeros(2, windows.frames, side, side, 3, dtype=torch.uint8)
+        return convert(
+            self.name, network, self.mean, self.scale, example, least=windows.least, video=self.spec.video
+        )
 
     def _network(self, stream: str, side: int) -> OpenVinoNetwork:
         """Raises: UserError where it is quantised for frames of another size."""
         if (stream, side) not in self._networks:
-            model = self.quantized[stream] if self.engine == INT8 else self._converted(side, stream)
+            model = self.quantized[stream] if self.engine == INT8 else self._converted(side)
             network = OpenVinoNetwork(model, self.dtype)
             if network.side != side:
                 raise UserError(

@@ -98,7 +98,6 @@ def prepare_encoders(
 def _engine(encoder: Encoder, settings: DeviceSettings) -> str:
     """One of `encoder.ENGINES`. Raises: UserError for flags that exclude each other or what is here."""
     on_cpu, int8 = encoder.device.type == "cpu", settings.precision == "int8"
-    quantized = bool(encoder.quantized) and settings.precision in ("auto", "int8")
     if not on_cpu and (settings.engine == "openvino" or int8):
         raise UserError(
             f"OpenVINO, which computes int8, is for the CPU and not for {encoder.device}; add --device cpu, "
@@ -108,8 +107,9 @@ def _engine(encoder: Encoder, settings: DeviceSettings) -> str:
         raise UserError(
             "--precision int8 is for OpenVINO; leave out --engine torch, or take --precision bf16"
         )
-    if settings.engine == "torch" or not on_cpu or (settings.engine == "auto" and not quantized):
-        if quantized:
+    as_trained = bool(encoder.quantized) and settings.precision in ("auto", "int8")
+    if settings.engine == "torch" or not on_cpu or not (settings.engine == "openvino" or as_trained or int8):
+        if encoder.quantized:
             say(
                 f"warning: {encoder.name} was quantised for training; here PyTorch computes it, whose "
                 "embeddings differ a little"
@@ -118,11 +118,11 @@ def _engine(encoder: Encoder, settings: DeviceSettings) -> str:
     if not openvino_is_installed():
         raise UserError(
             f"OpenVINO is not installed, and computes {encoder.name}"
-            + (", which was quantised for training" if quantized else "")
+            + (", which was quantised for training" if as_trained else "")
             + f"; run {GET_OPENVINO}, or use --engine torch"
-            + (", whose embeddings differ a little" if quantized else "")
+            + (", whose embeddings differ a little" if as_trained else "")
         )
-    return INT8 if quantized else OPENVINO
+    return INT8 if as_trained else OPENVINO
 
 
 def _wants_quantizing(encoder: Encoder, settings: DeviceSettings, calibration: Calibration | None) -> bool:

@@ -92,34 +92,43 @@ class _Seen(nn.Module):
 
 
 def convert(
-    network: nn.Module, mean: Tensor, scale: Tensor, example: Tensor, *, video: bool, name: str
+    name: str, network: nn.Module, mean: Tensor, scale: Tensor, example: Tensor, *, least: int, video: bool
 ) -> Any:
     """A network as OpenVINO's model, of windows of any number and any length.
 
     Args:
+        name: of the encoder, for the error
         network: float32, on the CPU, its BatchNorms folded
         mean, scale: of the three channels, for values in [0, 255]
         example: two windows as long as most, (2, L, H, W, 3) uint8
+        least: frames of the shortest window
         video: it sees all frames of a window at once
-        name: of the encoder, for the error
 
-    Raises: UserError without the package, or if it cannot take this network.
+    Raises: UserError without the package, or if it cannot take this network, or computes another one.
     """
     openvino = _load("openvino")
     height, width = example.shape[2:4]
+    seen = _Seen(network, mean, scale, video=video).eval()
     many = {0: torch.export.Dim("windows", min=1, max=2**16)}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             exported = torch.export.export(
-                _Seen(network, mean, scale, video=video).eval(),
+                seen,
                 (example,),
                 dynamic_shapes=(many,),
                 strict=False,
             )
             model = openvino.convert_model(exported)
-            # Padding depends on the length only by whether it is odd, and windows are whole hops.
             model.reshape([-1, -1, height, width, 3])
+            # A network that reckons with the length of the example is another one at the shortest.
+            short = torch.arange(3 * least * height * width).remainder(251).to(torch.uint8)
+            short = short.view(1, least, height, width, 3)
+            expected, given = seen(short), OpenVinoNetwork(model, torch.float32)(short)
+            if given.shape != expected.shape or not torch.allclose(
+                given, expected, atol=1e-2 * float(expected.abs().max())
+            ):
+                raise ValueError("its answers differ from PyTorch's")
     # The two packages raise whatever the layer that they do not know makes them stumble over.
     except Exception as error:
         raise UserError(

@@ -10,7 +10,8 @@ import train
 from conftest import embed_frames
 from features import encoder as encoder_module
 from features import networks
-from features.encoder import Encoder, computation, fold_batchnorm
+from features.encoder import Encoder, computation
+from features.folding import fold_batchnorm
 from features.networks import ENCODERS, encoder_spec
 from features.weights import WeightsError, read_weights
 from utils.process import UserError

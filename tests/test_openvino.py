@@ -14,6 +14,7 @@ import train
 from features import networks
 from features.encoder import INT8, OPENVINO, Encoder
 from training.checkpoint import load_checkpoint
+from utils.process import UserError
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
@@ -23,7 +24,6 @@ pytest.importorskip("openvino", reason="OpenVINO is not installed")
     [
         ("tiny", 32, (1,), "rgb"),
         ("tiny", 32, (2,), "diff"),
-        ("tiny_video", 24, (8, 12, 16), "rgb"),
         ("i3d", 32, (16, 24, 64), "rgb"),
     ],
 )
@@ -38,6 +38,13 @@ def test_its_embeddings_are_those_of_pytorch(name, side, lengths, stream):
         assert given.shape == expected.shape
         assert torch.allclose(given, expected, atol=1e-3 * float(expected.abs().max()))
     assert encoder.variant() == "openvino-float32"
+
+
+def test_a_network_that_reckons_with_one_length_is_told():
+    encoder = Encoder("tiny_video")
+    encoder.prepare(torch.float32, engine=OPENVINO)
+    with pytest.raises(UserError, match=r"OpenVINO cannot take tiny_video .*; use --engine torch"):
+        encoder.embed(torch.zeros(1, 16, 3, 24, 24, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("stream", ["rgb", "diff"])
@@ -95,7 +102,7 @@ def checkpoint_variant(network):
 
 
 def test_auto_quantises_what_loses_nothing_by_it(call, toy, train_flags, tmp_path, monkeypatch):
-    flags = [*train_flags(toy), "--num_epochs", 1, "--cache_path", tmp_path / "cache"]
+    flags = [*train_flags(toy), "--num_epochs", 1, "--cache_path", tmp_path / "cache", "--precision", "auto"]
     plain = call(train, *flags)
     assert plain.status == 0, plain.err
     assert "OpenVINO" not in plain.out
@@ -124,9 +131,6 @@ def test_what_does_not_go_is_told_in_a_line(call, toy, train_flags, tmp_path, mo
     assert "OpenVINO is not installed, and computes tiny; run pip install -r" in done.one_line_error()
     done = call(train, *flags, "--precision", "int8")
     assert "OpenVINO is not installed" in done.one_line_error()
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    networks.ENCODERS.setdefault("tiny", None)
 
 
 def test_features_are_filled_in_int8_and_a_damaged_network_is_told(call, toy, tmp_path):
