@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from annotation.labels import (
-    Batch,
     ClipLayout,
     FrameModel,
-    Labelled,
     Smoother,
+    encode_ahead,
     label_frames,
     read_windows,
+    thin_out,
 )
 from annotation.onnx_model import OnnxModel
 from annotation.overlay import OVERLAYS, Overlay
@@ -34,7 +34,7 @@ from annotation.segments import (
     steady,
     write_tables,
 )
-from features.pipeline import OneAhead, Prefetch
+from features.pipeline import Prefetch
 from features.windows import joint_hop
 from training.checkpoint import Checkpoint
 from training.setup import prepare
@@ -244,15 +244,10 @@ class Annotator:
         check_length(path, len(list(islice(video.frames(), MIN_FRAMES))))
         make_writable_folder(output.parent)
         frames = read_windows(video, self.streams, self.layout.stride, shots=not self.settings.no_cuts)
-        reader: OneAhead[Batch] | Prefetch[Batch]
-        labels: Generator[Labelled] | Prefetch[Labelled]
-        if model.device.type == "cpu":
-            # The encoder needs all cores; drawing and writing leave one to read the next frames.
-            reader = OneAhead(frames)
-            labels = _reading_meanwhile(label_frames(model, self.streams, reader, self.layout), reader)
-        else:
-            reader = Prefetch(frames, 1)
-            labels = Prefetch(label_frames(model, self.streams, reader, self.layout), 1)
+        # Frames are read, encoded, labelled, and drawn and written, all at a time.
+        reader = Prefetch(frames, 1)
+        coming = encode_ahead(thin_out(reader, self.streams, self.layout), self.streams)
+        labels = Prefetch(label_frames(model, self.streams, coming, self.layout), 1)
         rows: list[np.ndarray] = []
         settled: list[int] = []
         times = video.times()
@@ -317,9 +312,3 @@ class Annotator:
         tables = write_tables(output, probabilities, labels, runs, classes, fps, about, times)
         second = partial(shown_at, fps=fps, times=times)
         return Annotated(classes, probabilities, fps, runs, mean, label, tables, overlay.color, second)
-
-
-def _reading_meanwhile(labels: Iterable[Labelled], reader: OneAhead) -> Generator[Labelled]:
-    for labelled in labels:
-        reader.start()
-        yield labelled

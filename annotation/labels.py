@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dataset import padding_of, window_indices
-from features.streams import Cutter, Joiner, Stream
+from features.streams import Coming, Cutter, Joiner, Stream
 from features.windows import Cut
 from training.checkpoint import check_answers
 from video.reader import Video
@@ -31,13 +31,15 @@ class Batch:
     """Consecutive frames of a video, (H, W, 3) uint8 RGB, and the windows that they complete.
 
     Attributes:
-        cuts: windows of each stream
+        cuts: windows of each stream, or what becomes their embeddings
         ended: of the shot; what comes next is of another one
+        step: the windows are of every `step`-th frame that a stride keeps; the same in a whole shot
     """
 
     frames: list[np.ndarray]
-    cuts: list[list[Cut]]
+    cuts: Sequence[Sequence[Cut | Coming]]
     ended: bool = False
+    step: int = 1
 
 
 class FrameModel(Protocol):
@@ -119,6 +121,61 @@ def read_windows(
     yield Batch([], cutter.end(), ended=True)
 
 
+def thin_out(batches: Iterable[Batch], streams: Sequence[Stream], layout: ClipLayout) -> Iterator[Batch]:
+    """The same batches without the windows that no clip holds.
+
+    With a step of 2 the clips of frames that are labelled 10 by 10 hold every second embedding of a shot. One
+    that is too short for such clips has a smaller step, and keeps all.
+    """
+    step, whole = layout.step, layout.step * layout.sequence_length
+    if layout.every % step or any(stream.windows.frames > 1 for stream in streams):
+        yield from batches
+        return
+    # Windows of the shot that were read and given out; the step of the shot, once it is known.
+    read = given = own = 0
+    held: list[Batch] = []
+    for batch in batches:
+        held.append(batch)
+        read += _count_windows(batch)
+        own = own or (step if read >= whole else int(batch.ended))
+        if own:
+            for one in held:
+                yield replace(one, cuts=[_every(cuts, -given % own, own) for cuts in one.cuts], step=own)
+                given += _count_windows(one)
+            held = []
+        if batch.ended:
+            read = given = own = 0
+
+
+def _every(cuts: Sequence[Cut | Coming], start: int, step: int) -> list[Cut]:
+    kept = [replace(cut, windows=cut.windows[start::step]) for cut in cuts if isinstance(cut, Cut)]
+    return [cut for cut in kept if len(cut.windows)]
+
+
+def _count_windows(batch: Batch) -> int:
+    return sum(len(cut.windows) for cut in batch.cuts[0] if isinstance(cut, Cut))
+
+
+def encode_ahead(batches: Iterable[Batch], streams: Sequence[Stream]) -> Iterator[Batch]:
+    """The same batches, each given out when the next one is on its way through the encoders of a CPU.
+
+    An accelerator has its batches as they are: it does not keep those waiting who begin something.
+    """
+    waiting: deque[Batch] = deque()
+    for batch in batches:
+        if any(stream.device.type != "cpu" for stream in streams):
+            yield batch
+            continue
+        coming = [
+            [Coming.begin(stream, cut) for cut in cuts if isinstance(cut, Cut)]
+            for stream, cuts in zip(streams, batch.cuts, strict=True)
+        ]
+        waiting.append(replace(batch, cuts=coming))
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
 @torch.no_grad()
 def label_clips(model: FrameModel, embeddings: Tensor, padding: Tensor) -> Tensor:
     """Class probabilities of clips: embeddings (B, T, S D) and padding (B, T) -> (B, C), on the CPU.
@@ -151,7 +208,11 @@ def label_frames(
     """
     coming = iter(batches)
     for batch in coming:
-        yield from _label_shot(model, streams, chain([batch], coming), layout)
+        step = batch.step
+        own = replace(
+            layout, step=layout.step // step, every=layout.every // step, stride=layout.stride * step
+        )
+        yield from _label_shot(model, streams, chain([batch], coming), own)
 
 
 def _label_shot(
@@ -163,7 +224,7 @@ def _label_shot(
     joiner = Joiner(streams)
     shared = every * joiner.hop * layout.stride  # frames with the same label
     embeddings = torch.empty(0, model.width, device=model.device)  # first to read - 1
-    first = done = read = 0  # embeddings, groups of embeddings, embeddings
+    first = done = read = came = 0  # embeddings, groups of embeddings, embeddings, frames
 
     def labelled(clips: np.ndarray) -> Labelled:
         nonlocal done
@@ -183,11 +244,14 @@ def _label_shot(
     span = step * (length - 1)
     for batch in batches:
         held.extend(batch.frames)
+        came += len(batch.frames)
         embeddings = torch.cat([embeddings, joiner.add(batch.cuts, ended=batch.ended)])
         read = first + len(embeddings)
         # Shorter videos have a smaller step, which is known at their end only.
         complete = read - span + span // 2 if read >= step * length else 0
         groups = min(read, max(0, complete + every - 1 - every // 2)) // every
+        # The last embedding may stand for frames that are still to come.
+        groups = min(groups, came // shared)
         if groups > done and not batch.ended:
             starts = np.maximum(every * np.arange(done, groups) + every // 2 - span // 2, 0)
             yield labelled(starts[:, None] + step * np.arange(length))

@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from features.encoder import Encoder
+from features.encoder import INT8, TORCH, Encoder
+from features.execution import calibration_windows, choose_clips
 from features.networks import ENCODERS
+from features.streams import encoder_stream
 from models import Classifier
-from splits.datasets import DataSettings, load_split
+from splits.datasets import DataSettings, Listed, load_split
 from splits.split import Clip
 from utils.device import available_cores, choose_dtype
 from video.reader import Video
@@ -58,11 +60,36 @@ def clips(data: Path) -> list[Clip]:
     return split.train + split.test
 
 
-def make_encoder(name: str, device: torch.device, *, random_weights: bool) -> Encoder:
+def make_encoder(
+    name: str,
+    device: torch.device,
+    *,
+    random_weights: bool,
+    img_dim: int = 0,
+    engine: str = TORCH,
+    calibration: Sequence[Clip] = (),
+) -> Encoder:
+    """An encoder in bfloat16, where the hardware has it, or in int8.
+
+    Args:
+        img_dim: of the frames, where it is quantised
+        engine: of `features.encoder.ENGINES`
+        calibration: clips that it is quantised on
+    """
     torch.manual_seed(0)
     encoder = Encoder(name, pretrained=not random_weights).to(device)
-    encoder.prepare(choose_dtype("auto", device))
+    if engine == INT8:
+        stream = encoder_stream(encoder, "rgb", img_dim)
+        encoder.quantized["rgb"] = encoder.quantize("rgb", calibration_windows(calibration, stream, 1))
+    encoder.prepare(choose_dtype("auto", device), engine=engine)
     return encoder
+
+
+def never_tested(data: Path) -> list[Clip]:
+    """Some clips that no split tests, the ones that training quantises on."""
+    listed = Listed(data_settings(data))
+    names = listed.never_tested()
+    return choose_clips([clip for clip in clips(data) if clip.name in names])
 
 
 def make_model(name: str, device: torch.device, *, random_weights: bool) -> Classifier:
@@ -88,7 +115,8 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def raw_rate(encoder: Encoder, img_dim: int, device: torch.device, *, batches: int = 4) -> float:
     """Frames/s of the bare network on random data in memory, in the dtype in use and batches of 32 on a CPU.
 
-    On all cores at once, and in the batch size that is best that way: what a bare loop would do.
+    On all cores at once, and in the batch size that is best that way: what a bare loop would do. OpenVINO's
+    has frames as they are decoded.
     """
     spec = encoder.spec
     if spec.video:
@@ -97,9 +125,15 @@ def raw_rate(encoder: Encoder, img_dim: int, device: torch.device, *, batches: i
     else:
         shape = (32 if device.type == "cpu" else encoder.batch_size, 3, img_dim, img_dim)
         layout = torch.channels_last
-    data = torch.randn(shape, device=device).to(encoder.dtype).contiguous(memory_format=layout)
-    assert encoder._fast is not None
-    network = encoder._fast
+    network: Callable[[torch.Tensor], object]
+    if encoder.engine == TORCH:
+        data = torch.randn(shape, device=device).to(encoder.dtype).contiguous(memory_format=layout)
+        assert encoder._fast is not None
+        network = encoder._fast
+    else:
+        frames = spec.windows.frames if spec.video else 1
+        data = torch.randint(0, 256, (shape[0], frames, img_dim, img_dim, 3), dtype=torch.uint8)
+        network = encoder._network("rgb", img_dim)
     with torch.no_grad():
         network(data)
 

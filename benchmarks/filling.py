@@ -5,6 +5,7 @@ An encoder of videos is compared with the raw ResNet-152 at 112 px instead of th
 python3 benchmarks/filling.py --encoder resnet152 --img_dim 112
 python3 benchmarks/filling.py --encoder efficientnet_lite0 --frames 12000
 python3 benchmarks/filling.py --encoder i3d --img_dim 224 --frames 3000
+python3 benchmarks/filling.py --encoder i3d --img_dim 224 --frames 6000 --engine openvino-int8
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 import common
 import torch
 
-from features.encoder import Encoder
+from features.encoder import ENGINES, TORCH, Encoder
 from features.fill import open_cache
 from splits.split import Clip
 from utils.device import available_cores, choose_device
@@ -27,9 +28,13 @@ def main() -> None:
     flags.add_argument("--img_dim", type=int, default=112)
     flags.add_argument("--frames", type=int, default=1000, help="about how many frames are encoded each time")
     flags.add_argument("--no_flip", action="store_true", help="one view of each frame, not two")
+    flags.add_argument("--engine", default=TORCH, choices=ENGINES, help="what computes the encoder")
     args = flags.parse_args()
     device = choose_device(args.device)
-    encoder = common.make_encoder(args.encoder, device, random_weights=args.random_weights)
+    encoder = common.make_encoder(
+        args.encoder, device, random_weights=args.random_weights, img_dim=args.img_dim, engine=args.engine,
+        calibration=common.never_tested(args.data),
+    )  # fmt: skip
     views = 2 if encoder.spec.flip and not args.no_flip else 1
     every = common.clips(args.data)
     # Clips from all over the data set, as many as hold the frames asked for.
@@ -60,7 +65,7 @@ def main() -> None:
     common.table(
         f"Filling the cache, {args.encoder} at {args.img_dim} px, {held:,} frames of {len(chosen)} clips, "
         f"{views} view{'s' * (views - 1)} of each, "
-        f"batches of {encoder.batch_size} in {str(encoder.dtype).removeprefix('torch.')}",
+        f"batches of {encoder.batch_size}, {encoder.variant()}",
         [
             (other_name, common.spread(old, "frames/s")),
             ("raw encoder on random data", common.spread(raw, "frames/s")),

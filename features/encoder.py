@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -90,6 +91,7 @@ class Encoder(nn.Module):
         self.quantized: dict[str, Quantized] = {}
         # By what they see and the side of the frames.
         self._networks: dict[tuple[str, int], OpenVinoNetwork] = {}
+        self._converting = threading.Lock()
         self._fast: Callable[[Tensor], Tensor] | None = None
         self._compiled = False
         # Set where memory is too small for the batches that are fastest.
@@ -181,16 +183,17 @@ class Encoder(nn.Module):
 
     def _network(self, stream: str, side: int) -> OpenVinoNetwork:
         """Raises: UserError where it is quantised for frames of another size."""
-        if (stream, side) not in self._networks:
-            model = self.quantized[stream] if self.engine == INT8 else self._converted(side)
-            network = OpenVinoNetwork(model, self.dtype)
-            if network.side != side:
-                raise UserError(
-                    f"{self.name} was quantised for frames of {network.side} pixels, not {side}; leave out "
-                    "--img_dim, or use --engine torch"
-                )
-            self._networks[stream, side] = network
-        return self._networks[stream, side]
+        with self._converting:
+            if (stream, side) not in self._networks:
+                model = self.quantized[stream] if self.engine == INT8 else self._converted(side)
+                network = OpenVinoNetwork(model, self.dtype)
+                if network.side != side:
+                    raise UserError(
+                        f"{self.name} was quantised for frames of {network.side} pixels, not {side}; leave "
+                        "out --img_dim, or use --engine torch"
+                    )
+                self._networks[stream, side] = network
+            return self._networks[stream, side]
 
     @staticmethod
     def _seen(windows: Tensor, stream: str) -> Tensor:

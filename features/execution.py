@@ -160,11 +160,11 @@ def _quantized(encoder: Encoder, stream: Stream, calibration: Calibration) -> Qu
     # All have looked before the first one writes.
     ranks.wait()
     if kept is None and ranks.rank == 0:
-        chosen = _choose(calibration.clips)
+        chosen = choose_clips(calibration.clips)
         if not chosen:
             raise UserError("int8 needs training clips to measure ranges on, and none is there")
         say(f"quantising {encoder.name} for {stream.img_dim} px on {len(chosen)} training clips")
-        made = encoder.quantize(view, _windows(chosen, stream, calibration.frame_stride))
+        made = encoder.quantize(view, calibration_windows(chosen, stream, calibration.frame_stride))
         buffer = io.BytesIO()
         torch.save(
             {"graph": made.graph, "weights": made.weights, "clips": [clip.name for clip in chosen], **about},
@@ -195,13 +195,13 @@ def _read_kept(folder: Path, start: str, names: Collection[str]) -> tuple[Quanti
     return None
 
 
-def _choose(clips: Sequence[Clip]) -> list[Clip]:
+def choose_clips(clips: Sequence[Clip]) -> list[Clip]:
     """Some of the clips, the same ones however many have come between them."""
     by_hash = sorted(clips, key=lambda clip: hashlib.sha256(clip.name.encode()).digest())
     return sorted(by_hash[:CLIPS], key=lambda clip: clip.name)
 
 
-def _windows(clips: Sequence[Clip], stream: Stream, frame_stride: int) -> Iterator[np.ndarray]:
+def calibration_windows(clips: Sequence[Clip], stream: Stream, frame_stride: int) -> Iterator[np.ndarray]:
     """Windows of the clips' beginnings, (1, L, H, W, 3) uint8 each."""
     for clip in clips:
         cutter = Cutter([stream])

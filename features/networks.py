@@ -161,7 +161,7 @@ class EncoderSpec:
     fixed_size: bool = False
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    cpu_batch: int = 32
+    cpu_batch: int = 16
     accelerator_batch: int = 256
     windows: Windows = PHOTOGRAPHS
     live_frames: int = 1

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from features.weights import first_line
+from features.workers import count_workers, is_worker
 from utils.process import UserError
 
 GET_OPENVINO = "pip install -r requirements-openvino.txt"
@@ -173,24 +175,37 @@ class OpenVinoNetwork:
 
     def __init__(self, model: Any | Quantized, dtype: torch.dtype) -> None:
         openvino = _load("openvino")
-        core = openvino.Core()
+        self._core = openvino.Core()
         if isinstance(model, Quantized):
             try:
-                model = core.read_model(model.graph.numpy().tobytes(), model.weights.numpy().tobytes())
+                model = self._core.read_model(model.graph.numpy().tobytes(), model.weights.numpy().tobytes())
             except RuntimeError as error:
                 raise UserError(
                     f"the quantised network is damaged, or of a later OpenVINO ({first_line(error)[:200]}); "
                     f"{GET_OPENVINO}, or train anew"
                 ) from error
-        settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        self._compiled = core.compile_model(model, "CPU", settings)
-        self.side = int(self._compiled.inputs[0].partial_shape[2].get_length())
+        self._model, self._precision = model, "bf16" if dtype == torch.bfloat16 else "f32"
+        self.side = int(model.inputs[0].partial_shape[2].get_length())
+        # By how many windows are computed side by side.
+        self._compiled: dict[int, Any] = {}
+        self._compiling = threading.Lock()
+        self._own = threading.local()
+
+    def _compile(self, streams: int) -> Any:
+        with self._compiling:
+            if streams not in self._compiled:
+                settings = {
+                    "INFERENCE_PRECISION_HINT": self._precision,
+                    "NUM_STREAMS": streams,
+                    "INFERENCE_NUM_THREADS": streams * torch.get_num_threads(),
+                }
+                self._compiled[streams] = self._core.compile_model(self._model, "CPU", settings)
+            return self._compiled[streams]
 
     def __call__(self, windows: Tensor) -> Tensor:
         """Embeddings of windows: (N, L, H, W, 3) uint8 -> (N, K, D) or (N, D) float32."""
-        answer = self._compiled([windows.contiguous().numpy()], share_inputs=True)[0]
+        if not hasattr(self._own, "request"):
+            network = self._compile(count_workers() if is_worker() else 1)
+            self._own.request = network.create_infer_request()
+        answer = self._own.request.infer([windows.contiguous().numpy()], share_inputs=True)[0]
         return torch.from_numpy(np.array(answer, np.float32))

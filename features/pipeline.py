@@ -6,8 +6,8 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from features.streams import Cutter, Stream
 from features.windows import Cut
+from features.workers import count_workers, in_worker, stay_on
 from video.files import VideoError
 from video.reader import Video
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 # The number of a video, and some of its windows, or None at its end, or what made it end.
 Pieces = tuple[int, Cut | Exception | None]
+# The same with embeddings (n, views, D) of these windows.
+Rows = tuple[int, np.ndarray | Exception | None]
 
 
 class Prefetch(Iterator[T]):
@@ -43,6 +46,7 @@ class Prefetch(Iterator[T]):
         self._thread.start()
 
     def _run(self, items: Iterator[T]) -> None:
+        stay_on(1)
         try:
             for item in items:
                 if not self._put(True, item):
@@ -77,28 +81,6 @@ class Prefetch(Iterator[T]):
         self._thread.join()
 
 
-class OneAhead(Iterator[T]):
-    """Gets the next item of an iterator in a thread, from when it is told that a core is free for that."""
-
-    def __init__(self, items: Iterable[T]) -> None:
-        self._items, self._pool = iter(items), ThreadPoolExecutor(1)
-        self._next: Future[T] | None = None
-
-    def start(self) -> None:
-        """Begin to get the next item, if that has not begun."""
-        self._next = self._next or self._pool.submit(next, self._items)
-
-    def __next__(self) -> T:
-        self.start()
-        assert self._next is not None
-        coming, self._next = self._next, None
-        return coming.result()
-
-    def close(self) -> None:
-        """Wait for the item under way; further items are lost."""
-        self._pool.shutdown()
-
-
 class _Reader:
     """Windows of a video, read on some frames at a time when it is told to."""
 
@@ -130,8 +112,7 @@ class _Reader:
 def read_in_turns(videos: Sequence[Video], stream: Stream, stride: int, threads: int) -> Generator[Pieces]:
     """Windows of many videos in order, decoded by `threads` threads some hundred frames at a time.
 
-    Nothing is decoded while the frames so far are in use: an encoder on the CPU keeps all cores busy, and a
-    thread that takes one of them from it lets all others wait. Memory does not grow with the videos.
+    Memory does not grow with the videos.
 
     Args:
         stride: every N-th frame is read
@@ -159,7 +140,7 @@ def read_in_turns(videos: Sequence[Video], stream: Stream, stride: int, threads:
 
         list(pool.map(read_one, range(AHEAD * (threads + 1))))
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=stay_on, initargs=(1,)) as pool:
         for number in range(len(videos)):
             more = True
             while more:
@@ -171,17 +152,9 @@ def read_in_turns(videos: Sequence[Video], stream: Stream, stride: int, threads:
             readers.popleft()
 
 
-def read_ahead(
-    videos: Sequence[Video], stream: Stream, stride: int, threads: int
-) -> Generator[Pieces] | Prefetch[Pieces]:
-    """`read_in_turns`; an encoder on an accelerator leaves the cores free to read meanwhile."""
-    pieces = read_in_turns(videos, stream, stride, threads)
-    return pieces if stream.device.type == "cpu" else Prefetch(pieces, threads * AHEAD)
-
-
-def _overlaps(device: torch.device) -> bool:
-    """Whether a batch is computed while this process does something else."""
-    return device.type != "cpu"
+def read_ahead(videos: Sequence[Video], stream: Stream, stride: int, threads: int) -> Prefetch[Pieces]:
+    """`read_in_turns`, while an encoder computes."""
+    return Prefetch(read_in_turns(videos, stream, stride, threads), threads * AHEAD)
 
 
 class Batches:
@@ -194,22 +167,23 @@ class Batches:
 
     def __init__(self, stream: Stream, flip: bool) -> None:
         self._stream, self._flip, self._size = stream, flip, stream.batch_size
-        # An accelerator computes on one of two while the other is filled.
-        self.buffers = 2 if _overlaps(stream.device) else 1
+        self._on_cpu = stream.device.type == "cpu"
+        # One is filled while others are computed.
+        self._buffers = 1 + (count_workers() if self._on_cpu else 1)
         self._rooms: dict[torch.Size, deque[Tensor]] = {}
         self._room = torch.empty(0)
         self._used = 0
         self._parts: list[tuple[int, tuple[int, int, int] | Exception | None]] = []
-        self.encoded: deque[tuple[tuple[Tensor, torch.Event | None] | None, list]] = deque()
+        self._encoded: deque[tuple[Callable[[], Tensor] | None, list]] = deque()
 
-    def add(self, number: int, piece: Cut | Exception | None) -> None:
-        """Take windows of a video, or what made it end."""
+    def add(self, number: int, piece: Cut | Exception | None) -> Iterator[Rows]:
+        """Take windows of a video, or what made it end; what is ready is given out."""
         if not isinstance(piece, Cut):
             self._parts.append((number, piece))
             return
         windows = piece.tensor()
         if self._used and windows.shape[1:] != self._room.shape[1:]:
-            self.flush()
+            yield from self._flush()
         while len(windows):
             if not self._used:
                 self._room = self._buffer(windows)
@@ -218,7 +192,7 @@ class Batches:
             self._parts.append((number, (count, piece.skip, piece.count)))
             self._used, windows = self._used + count, windows[count:]
             if self._used == self._size:
-                self.flush()
+                yield from self._flush()
 
     def _buffer(self, windows: Tensor) -> Tensor:
         """Room for a batch of windows like these, in the layout that they come in and networks want."""
@@ -226,42 +200,54 @@ class Batches:
             length, channels, height, width = windows.shape[1:]
             shape = (self._size, length, height, width, channels)
             pinned = self._stream.device.type == "cuda"
-            rooms = [torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(self.buffers)]
+            rooms = [torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(self._buffers)]
             self._rooms[windows.shape[1:]] = deque(room.permute(0, 1, 4, 2, 3) for room in rooms)
         rooms_of_shape = self._rooms[windows.shape[1:]]
         rooms_of_shape.rotate()
         return rooms_of_shape[0]
 
-    def flush(self) -> None:
-        """Encode what there is.
+    def end(self) -> Iterator[Rows]:
+        """Encode what is left, and give out all."""
+        yield from self._flush()
+        while self._encoded:
+            yield from self._give_out()
+
+    def _flush(self) -> Iterator[Rows]:
+        """Encode what there is; the buffer that is filled next must have been read.
 
         What stands in the rest of the batch is encoded too, but for windows that differ in length: they make
         most batches short.
         """
         layout = self._stream.windows
         batch = self._room[: self._used] if layout.least < layout.frames else self._room
-        self.encoded.append((self._encode(batch) if self._used else None, self._parts))
+        self._encoded.append((self._encode(batch) if self._used else None, self._parts))
         self._used, self._parts = 0, []
+        while len(self._encoded) >= self._buffers:
+            yield from self._give_out()
 
-    def _encode(self, batch: Tensor) -> tuple[Tensor, torch.Event | None]:
-        """Embeddings (N, K, views, D) on their way to the CPU, and what tells that they are there."""
-        windows = batch.to(self._stream.device, non_blocking=True)
-        views = [windows, windows.flip(-1)] if self._flip else [windows]
-        embeddings = torch.stack([self._stream.embed(view) for view in views], dim=2)
-        if windows.device.type == "cpu":
-            return embeddings, None
+    def _encode(self, batch: Tensor) -> Callable[[], Tensor]:
+        """What waits for embeddings (N, K, views, D) on the CPU."""
+        if self._on_cpu:
+            return in_worker(self._embed, batch).result
+        embeddings = self._embed(batch.to(self._stream.device, non_blocking=True))
         # Behind this batch in its stream, and before the next: waiting for it does not wait for that one.
         copied = embeddings.to("cpu", non_blocking=True)
-        return copied, torch.accelerator.current_stream().record_event()
+        ready = torch.accelerator.current_stream().record_event()
 
-    def give_out(self) -> Iterator[tuple[int, np.ndarray | Exception | None]]:
+        def wait() -> Tensor:
+            ready.synchronize()
+            return copied
+
+        return wait
+
+    def _embed(self, windows: Tensor) -> Tensor:
+        views = [windows, windows.flip(-1)] if self._flip else [windows]
+        return torch.stack([self._stream.embed(view) for view in views], dim=2)
+
+    def _give_out(self) -> Iterator[Rows]:
         """What the oldest batch holds."""
-        batch, contents = self.encoded.popleft()
-        rows = np.empty(0)
-        if batch is not None:
-            if batch[1] is not None:
-                batch[1].synchronize()
-            rows = batch[0].numpy()
+        wait, contents = self._encoded.popleft()
+        rows = wait().numpy() if wait else np.empty(0)
         start = 0
         for number, part in contents:
             if isinstance(part, tuple):
@@ -273,23 +259,16 @@ class Batches:
                 yield number, part
 
 
-def embed_ahead(
-    stream: Stream, pieces: Iterable[Pieces], *, flip: bool
-) -> Iterator[tuple[int, np.ndarray | Exception | None]]:
+def embed_ahead(stream: Stream, pieces: Iterable[Pieces], *, flip: bool) -> Iterator[Rows]:
     """Embeddings of what `read_ahead` gives, in batches across the borders of clips.
 
     Every batch has the same size, the last one filled up: compiled networks and autotuned kernels want it,
-    and an embedding does not depend on where a run was interrupted. An accelerator computes the next batch
-    while the rows of the last one are given out.
+    and an embedding does not depend on where a run was interrupted. The next batches are computed while the
+    rows of the last one are given out.
 
     Yields: as `read_ahead`, with float32 (n, views, D) in place of windows; view 1 is of mirrored frames.
     """
     batches = Batches(stream, flip)
     for number, piece in pieces:
-        batches.add(number, piece)
-        # The buffer that is filled next must have been read.
-        while len(batches.encoded) >= batches.buffers:
-            yield from batches.give_out()
-    batches.flush()
-    while batches.encoded:
-        yield from batches.give_out()
+        yield from batches.add(number, piece)
+    yield from batches.end()

@@ -6,7 +6,9 @@ Shapes: N windows, L frames of each, H x W pixels, K embeddings of each, D embed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from features.encoder import STREAMS, Encoder
 from features.networks import EncoderSpec, encoder_spec
 from features.windows import Cut, WindowReader, Windows, joint_hop, joint_indices
+from features.workers import in_worker
 from utils.process import UserError
 from video.frames import Resize, resize_frames
 
@@ -171,6 +174,33 @@ class Cutter:
         return [reader.end() for reader in self._readers]
 
 
+@dataclass(frozen=True)
+class Coming:
+    """Windows of a video that are on their way through an encoder.
+
+    Attributes:
+        parts: what becomes their embeddings, (n, K, D) each
+        skip, count: as in `Cut`
+    """
+
+    parts: Sequence[Future[Tensor]]
+    skip: int
+    count: int
+
+    @classmethod
+    def begin(cls, stream: Stream, cut: Cut) -> Self:
+        """Have a CPU's cores encode windows side by side."""
+        windows = cut.tensor().split(stream.batch_size)
+        return cls([in_worker(stream.embed, part) for part in windows], cut.skip, cut.count)
+
+
+def _embedded(stream: Stream, piece: Cut | Coming) -> Tensor:
+    """Embeddings (N, K, D) of windows."""
+    if isinstance(piece, Coming):
+        return torch.cat([part.result() for part in piece.parts])
+    return stream.embed(piece.tensor().to(stream.device))
+
+
 class Joiner:
     """Embeddings of all streams of a video side by side, as its windows come."""
 
@@ -183,16 +213,15 @@ class Joiner:
         # Rows of each stream that are not held any more.
         self._dropped = [0] * len(streams)
 
-    def add(self, cuts: Sequence[Sequence[Cut]], *, ended: bool = False) -> Tensor:
-        """Encode windows of each stream; the embeddings (n, sum of D) that they complete.
+    def add(self, cuts: Sequence[Sequence[Cut | Coming]], *, ended: bool = False) -> Tensor:
+        """Encode windows of each stream, or wait for them; the embeddings (n, sum of D) that they complete.
 
         Args:
             ended: there are no more
         """
         for place, (stream, pieces) in enumerate(zip(self._streams, cuts, strict=True)):
             for piece in pieces:
-                embedded = stream.embed(piece.tensor().to(stream.device))
-                kept = embedded[:, piece.skip : piece.skip + piece.count].flatten(0, 1)
+                kept = _embedded(stream, piece)[:, piece.skip : piece.skip + piece.count].flatten(0, 1)
                 self._rows[place] = torch.cat([self._rows[place], kept])
         counts = [dropped + len(rows) for dropped, rows in zip(self._dropped, self._rows, strict=True)]
         ready = self._ready(counts, ended)

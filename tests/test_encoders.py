@@ -259,7 +259,7 @@ def test_batches_are_halved_where_memory_is_too_small(monkeypatch):
 
     monkeypatch.setattr(encoder, "_fast", small_memory)
     assert torch.allclose(embed_frames(encoder, frames), expected, atol=1e-6)
-    assert seen[:3] == [32, 16, 8]
+    assert seen[:3] == [16, 8, 8]
     assert encoder.batch_size == 8
     assert set(seen[3:]) <= {8, 6}
     monkeypatch.setattr(encoder, "_fast", lambda batch: small_memory(frames))
@@ -277,7 +277,7 @@ def test_ragged_batches_are_filled_up_where_each_size_costs(monkeypatch):
     monkeypatch.setattr(encoder, "_compiled", True)
     for count in (45, 33, 1, 3):
         assert torch.allclose(embed_frames(encoder, frames[:count]), expected[:count], atol=1e-6)
-    assert seen == [32, 16, 32, 1, 1, 4]
+    assert seen == [16, 16, 16, 16, 16, 1, 1, 4]
 
 
 def test_the_key_of_a_cache_tells_whatever_may_change_a_rounding(monkeypatch):

@@ -19,7 +19,7 @@ from features import fill, pipeline
 from features.cache import CacheError, CacheKey, EmbeddingCache
 from features.encoder import Encoder
 from features.fill import open_cache
-from features.pipeline import OneAhead, Prefetch, embed_ahead, read_ahead
+from features.pipeline import Prefetch, embed_ahead, read_ahead
 from features.streams import encoder_stream
 from features.windows import Windows
 from models import Classifier
@@ -371,37 +371,12 @@ def test_prefetch_hands_on_items_errors_and_the_end():
     assert len(taken) == count <= 7
 
 
-def test_one_ahead_takes_the_next_item_only_when_told():
-    taken = []
-
-    def items():
-        for number in range(3):
-            taken.append(number)
-            yield number
-        raise ValueError("broke off")
-
-    reader = OneAhead(items())
-    assert next(reader) == 0
-    time.sleep(0.05)
-    assert taken == [0]
-    reader.start()
-    reader.start()
-    reader.close()  # waits for the item under way
-    assert taken == [0, 1]
-
-    reader = OneAhead(items())
-    assert list(zip(range(3), reader, strict=False)) == [(0, 0), (1, 1), (2, 2)]
-    with pytest.raises(ValueError, match="broke off"):
-        next(reader)
-    assert list(OneAhead(range(2))) == [0, 1]
-
-
-def test_an_accelerator_gets_the_next_batch_before_the_rows_of_the_last_are_given_out(small, monkeypatch):
-    """By order alone, on a CPU: which batches are begun, and when their rows come."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_next_batches_are_begun_before_the_rows_of_the_last_are_given_out(small, monkeypatch, workers):
+    monkeypatch.setattr(pipeline, "count_workers", lambda: workers)
     stream, events = encoder_stream(Encoder("tiny"), "rgb", 32), []
     videos = [clip.video for clip in clips_of(small)]
     plain = list(embed_ahead(stream, read_ahead(videos, stream, 1, 2), flip=True))
-    monkeypatch.setattr(pipeline, "_overlaps", lambda device: True)
     encode = pipeline.Batches._encode
 
     def noted(batches, batch):
@@ -413,10 +388,13 @@ def test_an_accelerator_gets_the_next_batch_before_the_rows_of_the_last_are_give
     for item in embed_ahead(stream, read_ahead(videos, stream, 1, 2), flip=True):
         events.append(("rows", None))
         overlapped.append(item)
-    assert [kind for kind, _ in events[:3]] == ["begun", "begun", "rows"]
+    assert [kind for kind, _ in events[: workers + 2]] == [*["begun"] * (workers + 1), "rows"]
     buffers = [pointer for kind, pointer in events if kind == "begun"]
-    assert len(set(buffers)) == 2
-    assert all(one != other for one, other in itertools.pairwise(buffers)), "none is filled while it is read"
+    assert len(set(buffers)) == workers + 1
+    for place in range(len(buffers) - workers):
+        assert len(set(buffers[place : place + workers + 1])) == workers + 1, (
+            "none is filled while it is read"
+        )
     assert len(plain) == len(overlapped)
     for (number, rows), (same_number, same_rows) in zip(plain, overlapped, strict=True):
         assert number == same_number

@@ -2,6 +2,7 @@ import csv
 import itertools
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -17,8 +18,10 @@ from annotation.labels import (
     ClipLayout,
     Labelled,
     Smoother,
+    encode_ahead,
     label_frames,
     read_windows,
+    thin_out,
 )
 from annotation.segments import segments, write_tables
 from features.streams import Stream, View
@@ -111,6 +114,47 @@ def test_frames_that_come_in_pieces_get_the_labels_of_the_whole_video(cuts, leng
     assert all(part.frames for part in found)
     assert [frame.item() for part in found for frame in part.frames] == list(range(count))
     check_labels(found, count, length, step, every, hop * stride)
+
+
+@given(
+    cuts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    length=st.integers(1, 9),
+    step=st.integers(1, 5),
+    every=st.integers(1, 9),
+    stride=st.integers(1, 3),
+    shots=st.integers(1, 3),
+)
+def test_only_embeddings_that_clips_hold_are_computed(cuts, length, step, every, stride, shots):
+    *before, last = cuts
+    cuts = [cut * stride for cut in before] + [last]
+    count, model, seen = sum(cuts), Counting(), []
+    embed = model.streams[0].embed
+    model.streams[0] = replace(
+        model.streams[0], embed=lambda windows: seen.append(len(windows)) or embed(windows)
+    )
+    layout = ClipLayout(length, step, every, stride)
+    batches = [batch for _ in range(shots) for batch in pieces_of(model, cuts, stride)]
+    ahead = encode_ahead(thin_out(batches, model.streams, layout), model.streams)
+    found = list(label_frames(model, model.streams, ahead, layout))
+    assert [frame.item() for part in found for frame in part.frames] == list(range(count)) * shots
+    embeddings = -(-count // stride)
+    thin = step if every % step == 0 and embeddings >= step * length else 1
+    assert sum(seen) == shots * -(-embeddings // thin)
+    probabilities = torch.cat([part.probabilities for part in found]).chunk(shots)
+    assert all(torch.equal(own, probabilities[0]) for own in probabilities)
+    if thin == 1:
+        expected = torch.cat([part.probabilities for part in label_frames(
+            model, model.streams, pieces_of(model, cuts, stride), layout)])  # fmt: skip
+    else:
+        # Of the embeddings that are left, as of a video of these alone.
+        left = -(-embeddings // step)
+        middles = [
+            min(frame // (stride * every) * (every // step) + every // step // 2, left - 1)
+            for frame in range(count)
+        ]
+        clips = [[step * place for place in window_of(middle, left, length, 1)] for middle in middles]
+        expected = labels_of(clips)
+    assert torch.allclose(probabilities[0], expected, atol=1e-3)
 
 
 class Rows(TorchFunctionMode):
