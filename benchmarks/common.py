@@ -23,6 +23,7 @@ from torchvision import transforms
 
 from features.encoder import INT8, TORCH, Encoder
 from features.execution import calibration_windows, choose_clips
+from features.folding import BATCHNORMS
 from features.networks import ENCODERS
 from features.streams import encoder_stream
 from models import Classifier
@@ -78,6 +79,11 @@ def make_encoder(
     """
     torch.manual_seed(0)
     encoder = Encoder(name, pretrained=not random_weights).to(device)
+    if random_weights:
+        for layer in encoder.modules():
+            if isinstance(layer, BATCHNORMS):
+                # Untrained residual layers add up beyond float16.
+                layer.weight.data.mul_(0.5)
     if engine == INT8:
         stream = encoder_stream(encoder, "rgb", img_dim)
         encoder.quantized["rgb"] = encoder.quantize("rgb", calibration_windows(calibration, stream, 1))
