@@ -1,6 +1,6 @@
-# `make demo` shows the whole pipeline on drawn clips; `make test` runs lint, types and tests, and
-# `make test-browser` those that need a browser and a screen. All create .venv when it is missing and do only
-# what is missing when run again.
+# `make demo` shows the whole pipeline on drawn clips; `make test` runs lint, types and tests,
+# `make test-browser` those that need a browser and a screen, `make test-cuda` those that need a GPU. All
+# create .venv when it is missing and do only what is missing when run again.
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -14,7 +14,7 @@ DEMO_RUN := runs/demo
 DEMO_VIDEO := annotated/demo.mp4
 SHOWN := JumpingJack WalkLeft SitDown
 
-.PHONY: demo test test-browser assets
+.PHONY: demo test test-browser test-cuda assets
 
 demo: .venv/installed
 	@test -d $(TOY) || $(PY) data/make_toy_actions.py --output_path $(TOY)
@@ -51,6 +51,11 @@ test: .venv/installed-test
 # The page names the action with the model that `make demo` trains.
 test-browser: .venv/installed-browser demo
 	$(PY) -m pytest -m browser
+
+# On a machine with a GPU: that it computes what a CPU does, and how fast.
+test-cuda: .venv/installed-test
+	$(PY) -m pytest -m cuda
+	$(PY) benchmarks/gpu.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

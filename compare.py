@@ -34,10 +34,9 @@ from models import MODELS
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.pictures import png
 from training.report import interval, markdown
-from utils.device import available_cores
 from utils.files import csv_bytes, unused, write_whole
 from utils.flags import COUNT
-from utils.process import UserError, run
+from utils.process import UserError, available_cores, run
 
 HERE = Path(__file__).resolve().parent
 # Clips classified at once, and how often, where that is timed.

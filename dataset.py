@@ -25,9 +25,8 @@ from features.windows import joint_indices
 from splits.check import check
 from splits.datasets import DataSettings
 from splits.split import Clip
-from utils.device import available_cores
 from utils.flags import add_flags, read
-from utils.process import run
+from utils.process import available_cores, run
 from video.frames import resize_frames
 from video.reader import check_length
 

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.device import available_cores
 from utils.files import beside, make_writable_folder
 from utils.flags import COUNT, number
-from utils.process import MissingFileError, UserError, run
+from utils.process import MissingFileError, UserError, available_cores, run
 from video.files import find_videos
 from video.opencv import cv2
 from video.reader import Video, worker_context

@@ -26,10 +26,10 @@ from annotation.labels import Smoother
 from annotation.live import Chooser, LiveLabels, LiveVideo, Log, is_live, watch
 from annotation.overlay import Overlay
 from annotation.segments import Steady, name_of
-from utils.device import DeviceSettings, available_cores
+from utils.device import DeviceSettings
 from utils.files import make_writable_folder, unused
 from utils.flags import add_flags, read
-from utils.process import Deferred, MissingFileError, run
+from utils.process import Deferred, MissingFileError, available_cores, run
 from video.files import VideoError, find_videos
 from video.opencv import cv2
 from video.reader import Video

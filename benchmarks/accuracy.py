@@ -28,8 +28,9 @@ from features.fill import open_cache
 from splits.datasets import load_split
 from splits.split import Clip
 from training.report import interval, markdown
-from utils.device import available_cores, choose_device, choose_dtype
+from utils.device import choose_device, choose_dtype
 from utils.files import beside
+from utils.process import available_cores
 
 ROOT = common.ROOT
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from annotation.labels import ClipLayout, FrameModel, label_frames, read_windows
 from annotation.onnx_model import OnnxModel, export
 from training.checkpoint import Checkpoint, load_checkpoint
-from utils.device import available_cores, choose_dtype
+from utils.device import choose_dtype
+from utils.process import available_cores
 from video.reader import Video
 
 

@@ -29,7 +29,8 @@ from features.streams import encoder_stream
 from models import Classifier
 from splits.datasets import DataSettings, Listed, load_split
 from splits.split import Clip
-from utils.device import available_cores, choose_dtype
+from utils.device import choose_dtype
+from utils.process import available_cores
 from video.reader import Video
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -148,6 +149,19 @@ def raw_rate(encoder: Encoder, img_dim: int, device: torch.device, *, batches: i
                 network(data)
 
         return batches * shape[0] * (spec.windows.frames if spec.video else 1) / seconds(work, device)
+
+
+def matrix_peak(device: torch.device) -> float:
+    """GFLOP/s of products of 2048 x 2048 matrices in bfloat16, where the hardware has it."""
+    dtype = choose_dtype("auto", device)
+    one, other = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
+
+    def work() -> None:
+        for _ in range(20):
+            one @ other
+
+    work()
+    return 20 * 2 * 2048**3 / min(seconds(work, device) for _ in range(3)) / 1e9
 
 
 class Original(nn.Module):

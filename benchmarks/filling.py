@@ -19,7 +19,8 @@ import torch
 from features.encoder import ENGINES, TORCH, Encoder
 from features.fill import open_cache
 from splits.split import Clip
-from utils.device import available_cores, choose_device
+from utils.device import choose_device
+from utils.process import available_cores
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """How the cost grows with the data: seconds and bytes of the cache, seconds of an epoch, memory.
 
-python3 benchmarks/growth.py --clips 10 100 391
+More clips than there are: the same files under other names.
+
+python3 benchmarks/growth.py --clips 10 100 391 4000
 """
 
 import json
@@ -14,6 +16,7 @@ from utils.device import choose_device
 
 CHILD = """
 import json, sys, time
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, "benchmarks")
 import common, torch
@@ -21,17 +24,23 @@ from torch.nn import functional as F
 from dataset import Sampling
 from training.batches import ClipBatches, EmbeddingClips
 from features.fill import open_cache
+from video.reader import Video
 data, encoder, img_dim, count, folder = sys.argv[1:]
 every = common.clips(Path(data))
 count = int(count)
-chosen = [every[index * len(every) // count] for index in range(count)]
+chosen = [every[index * len(every) // count] for index in range(min(count, len(every)))]
+for index in range(len(chosen), count):
+    clip, link = every[index % len(every)], Path(folder) / f"links/{index}.avi"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(clip.video.path.resolve())
+    chosen.append(replace(clip, name=f"{index}/{clip.name}", video=Video(link)))
 model = common.make_model(encoder, torch.device("cpu"), random_weights=False)
 start = time.perf_counter()
 cache = open_cache(Path(folder), chosen, model.encoder, int(img_dim), flip=False, threads=2)
 kept = cache.view(chosen)
 fill = time.perf_counter() - start
-frames = sum(clip.video.count() for clip in chosen)
-size = sum(path.stat().st_size for path in cache.folder.iterdir())
+frames = sum(kept.count(clip) for clip in chosen)
+size = sum(path.stat().st_size for path in cache.folder.iterdir() if path.is_file())
 trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=5e-4)
 batches = ClipBatches(len(chosen), 16, shuffle=True)

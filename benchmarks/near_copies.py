@@ -17,7 +17,8 @@ from features.fill import cache_folder, open_cache
 from features.near_copies import THRESHOLD, mean_embeddings
 from splits.split import Clip
 from training.report import markdown
-from utils.device import available_cores, choose_device
+from utils.device import choose_device
+from utils.process import available_cores
 from video.opencv import cv2
 from video.reader import Video
 from video.writer import write_video

@@ -44,6 +44,8 @@ def _load(name: str) -> Any:
     """
     # Both report their use over the network where this package is there; they do without.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    # NNCF has kernels for GPUs, which PyTorch says it cannot build without one.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

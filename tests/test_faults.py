@@ -204,27 +204,6 @@ def test_spoiled_files_end_well_or_in_one_line():
     assert "24 cases, seed 3: 0 ended badly" in done.out
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_out_of_memory_on_cuda_says_which_flag_to_lower(call, small, train_flags):
-    _, total = torch.cuda.mem_get_info()
-    torch.cuda.set_per_process_memory_fraction(min(1, 1e8 / total))
-    try:
-        done = call(
-            train,
-            *train_flags(small),
-            "--device",
-            "cuda",
-            "--encoder",
-            "efficientnet_lite0",
-            "--img_dim",
-            512,
-        )
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    assert done.status == 1
-    assert "--batch_size" in done.one_line_error()
-
-
 def test_an_embedding_index_that_lies_is_refused(small, tmp_path):
     folder = tmp_path / "cache"
     encoder = Encoder("tiny")

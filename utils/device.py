@@ -16,12 +16,7 @@ import numpy as np
 import torch
 
 from utils.flags import NATURAL, setting
-from utils.process import UserError, say
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which containers and job schedulers limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from utils.process import UserError, available_cores, say
 
 
 @dataclass(frozen=True, kw_only=True)

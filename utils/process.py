@@ -9,8 +9,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
-import torch
-
 
 class UserError(ValueError):
     """Input that is wrong; all that is shown is the message, one line with the bad value and the next step.
@@ -21,6 +19,11 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user named, or that must be there, is not."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which containers and job schedulers limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_first() -> bool:
@@ -76,7 +79,9 @@ def _interrupt(signum: int, _: FrameType | None) -> None:
 
 def _explain(error: Exception) -> str | None:
     """An error in one line that says what to do; None for a bug."""
-    if isinstance(error, torch.OutOfMemoryError):
+    # Loading it takes seconds; where it is not loaded, this is not its error.
+    torch = sys.modules.get("torch")
+    if torch and isinstance(error, torch.OutOfMemoryError):
         reason = str(error).split(".", 1)[0]
         return f"the accelerator's memory is full ({reason}); lower --batch_size"
     # The system's own errors (a full disk, no permission) have a number.
