@@ -73,7 +73,7 @@ def training(
             raise SystemExit(done.stderr[-2000:])
         reports = sorted(Path(folder).rglob("test/report.json"))
         return (
-            [json.loads(path.read_text())["figures"]["top1"] for path in reports],
+            [json.loads(path.read_text())["figures"]["top1_percent"] for path in reports],
             time.perf_counter() - start,
         )
 
@@ -103,8 +103,8 @@ def main() -> None:
         heads = (long - short) * args.num_epochs / (args.num_epochs - 1) * UCF101_CLIPS / clips / 3600
         words = [
             f"{size} px", stride, how, f"{rate:.0f}", f"{1000 * rate / peak:.0f}", f"{encoding:.2f} h",
-            f"{heads:.2f} h", f"{encoding + heads:.2f} h", " / ".join(f"{100 * top:.1f}" for top in tops),
-            f"{100 * sum(tops) / len(tops):.2f} %",
+            f"{heads:.2f} h", f"{encoding + heads:.2f} h", " / ".join(f"{top:.1f}" for top in tops),
+            f"{sum(tops) / len(tops):.2f} %",
         ]  # fmt: skip
         rows.append(f"| {' | '.join(words)} |")
         print(rows[-1], flush=True)

@@ -21,7 +21,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Shard:
-    """Rows (rows, views, D) of one file, mapped into memory."""
+    """Rows (rows, views, D) of one file, mapped into memory.
+
+    Attributes:
+        copies: of the rows, on accelerators
+    """
 
     path: Path
     rows: np.ndarray
+    copies: dict[torch.device, Tensor] = field(default_factory=dict, compare=False)
+
+    def on_device(self, device: torch.device) -> Tensor:
+        """A copy of the rows, made once."""
+        if device not in self.copies:
+            # PyTorch takes mapped pages only if they may be written.
+            self.copies[device] = torch.from_numpy(np.array(self.rows)).to(device)
+        return self.copies[device]
 
     def damaged(self, entry: Entry) -> bool:
         """Whether the rows of a clip are not those that were written."""
@@ -169,14 +181,49 @@ class CachedClips:
 
     def gather(self, clips: Sequence[Clip], indices: np.ndarray, flipped: np.ndarray) -> Tensor:
         """Embeddings (B, T, D) float16 out of B clips, by number (B, T), mirrored where `flipped` (B,)."""
-        places = [self._places[clip.name] for clip in clips]
-        numbers = np.array([entry.row for _, entry in places])[:, None] + indices
-        views = np.broadcast_to(flipped[:, None].astype(int), numbers.shape)
+        places, numbers, views = self._find(clips, indices, flipped)
         embeddings = np.empty((*numbers.shape, self.width), np.float16)
         for shard in {shard.path: shard for shard, _ in places}.values():
             chosen = np.array([other.path == shard.path for other, _ in places])
             embeddings[chosen] = shard.rows[numbers[chosen], views[chosen]]
         return torch.from_numpy(embeddings)
+
+    def _find(
+        self, clips: Sequence[Clip], indices: np.ndarray, flipped: np.ndarray
+    ) -> tuple[list[tuple[_Shard, Entry]], np.ndarray, np.ndarray]:
+        """The shards of clips, and rows and views in them, (B, T) each."""
+        places = [self._places[clip.name] for clip in clips]
+        numbers = np.array([entry.row for _, entry in places])[:, None] + indices
+        return places, numbers, np.broadcast_to(flipped[:, None].astype(int), numbers.shape)
+
+    def on_device(self, device: torch.device, room: int) -> CachedClips:
+        """The same on an accelerator, all of them, where `room` bytes hold them; else as they are."""
+        shards = {shard.path: shard for shard, _ in self._places.values()}.values()
+        if sum(shard.rows.nbytes for shard in shards if device not in shard.copies) > room:
+            return self
+        return _OnDevice(self._places, self.width, device)
+
+
+class _OnDevice(CachedClips):
+    """`CachedClips` that an accelerator's memory holds."""
+
+    def __init__(self, places: dict[str, tuple[_Shard, Entry]], width: int, device: torch.device) -> None:
+        super().__init__(places, width)
+        shards = {shard.path: shard for shard, _ in places.values()}
+        self._tables = {path: shard.on_device(device) for path, shard in shards.items()}
+        self._device = device
+
+    def gather(self, clips: Sequence[Clip], indices: np.ndarray, flipped: np.ndarray) -> Tensor:
+        """As `CachedClips.gather`, on the device."""
+        places, numbers, views = self._find(clips, indices, flipped)
+        rows, sides = (torch.tensor(part, device=self._device) for part in (numbers, views))
+        if len(self._tables) == 1:
+            return next(iter(self._tables.values()))[rows, sides]
+        embeddings = torch.empty(*numbers.shape, self.width, dtype=torch.float16, device=self._device)
+        for path, table in self._tables.items():
+            chosen = torch.tensor([shard.path == path for shard, _ in places], device=self._device)
+            embeddings[chosen] = table[rows[chosen], sides[chosen]]
+        return embeddings
 
 
 class EmbeddingCache:

@@ -131,6 +131,11 @@ class EncodedClips:
         return torch.stack(rows)
 
 
+def _room(device: torch.device) -> int:
+    """Bytes of a GPU's memory that embeddings may take: half of what is free. UCF-101's in I3D are 0.6 GB."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
+
+
 class EmbeddingClips:
     """`Batches` of clips whose embeddings are kept.
 
@@ -154,7 +159,8 @@ class EmbeddingClips:
         batches: ClipBatches,
         device: torch.device,
     ) -> None:
-        self.kept, self.layouts, self.clips, self.sampling = kept, layouts, clips, sampling
+        self.layouts, self.clips, self.sampling = layouts, clips, sampling
+        self.kept = [own.on_device(device, _room(device) // len(kept)) for own in kept]
         self.batches, self.device = batches, device
         if joint_hop(layouts) == 1:
             for clip in clips:
@@ -192,5 +198,7 @@ class EmbeddingClips:
         places = torch.from_numpy(padding)
         if self.device.type == "cuda":
             # Only from pinned memory does a copy go on while others compute.
-            embeddings, places = embeddings.pin_memory(), places.pin_memory()
+            embeddings, places = (
+                part.pin_memory() if part.device.type == "cpu" else part for part in (embeddings, places)
+            )
         return embeddings, places, torch.tensor([clip.label for clip in clips])
