@@ -15,7 +15,7 @@ from annotation.onnx_model import export
 from annotation.pretrained import ModelSettings
 from utils.files import make_writable_folder
 from utils.flags import add_flags, read
-from utils.process import run
+from utils.process import run, say
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -41,6 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     if output.exists():
         parser.error(f"--output {output} is there already; choose another name")
     checkpoint = settings.load()
+    for encoder in checkpoint.model.encoders():
+        if encoder.quantized:
+            say(
+                f"warning: {encoder.name} was quantised for training; the exported model computes it in "
+                "fp32, whose embeddings differ a little"
+            )
     make_writable_folder(output.parent)
     # Whole or not there.
     beside = output.with_name(f".{output.name}.part")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import export as export_script
 import features.execution
 import features.fill as fill_script
 import test as test_script
@@ -95,6 +96,9 @@ def test_a_training_keeps_the_quantised_network_and_a_test_uses_it(call, toy, tr
     done = call(test_script, "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth", "--engine", "torch")
     assert done.status == 0, done.err
     assert "warning: tiny was quantised for training; here PyTorch computes it" in done.out
+    done = call(export_script, "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth")
+    assert done.status == 0, done.err
+    assert "warning: tiny was quantised for training; the exported model computes it in fp32" in done.out
 
 
 def checkpoint_variant(network):
