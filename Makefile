@@ -54,6 +54,7 @@ test-browser: .venv/installed-browser demo
 
 # On a machine with a GPU: that it computes what a CPU does, and how fast.
 test-cuda: .venv/installed-test
+	@$(PY) -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'PyTorch finds no CUDA device here, so nothing is proved')"
 	$(PY) -m pytest -m cuda
 	$(PY) benchmarks/gpu.py
 
@@ -65,7 +66,7 @@ test-cuda: .venv/installed-test
 	$(PIP) --no-deps -r requirements-i3d.txt
 	@touch $@
 
-.venv/installed-test: .venv/installed requirements-onnx.txt requirements-demo.txt requirements-hf.txt requirements-test.txt
+.venv/installed-test: .venv/installed requirements-onnx.txt requirements-demo.txt requirements-hf.txt requirements-openvino.txt requirements-test.txt
 	$(PIP) -r requirements-test.txt
 	@touch $@
 

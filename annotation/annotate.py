@@ -140,10 +140,14 @@ def open_model(
             raise UserError(
                 "--backend onnxruntime runs what export.py wrote; name its folder with --checkpoint_model"
             )
-        if device_settings.compile or device_settings.precision in ("bf16", "int8"):
+        asked = {
+            "--compile": device_settings.compile,
+            f"--precision {device_settings.precision}": device_settings.precision in ("bf16", "int8"),
+            f"--engine {device_settings.engine}": device_settings.engine != "auto",
+        }
+        if typed := [flag for flag, is_typed in asked.items() if is_typed]:
             raise UserError(
-                f"--compile and --precision {device_settings.precision} are for --backend torch; an exported "
-                "model is fp32"
+                f"{typed[0]} is for --backend torch; an exported model is fp32, and onnxruntime computes it"
             )
         exported = OnnxModel(backend.checkpoint_model, threads)
         return exported, exported

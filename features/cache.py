@@ -115,6 +115,10 @@ class Entry:
     crc32: int
 
 
+# Rows that go to an accelerator at once.
+COPIED = 2**14
+
+
 @dataclass(frozen=True)
 class _Shard:
     """Rows (rows, views, D) of one file, mapped into memory.
@@ -130,8 +134,12 @@ class _Shard:
     def on_device(self, device: torch.device) -> Tensor:
         """A copy of the rows, made once."""
         if device not in self.copies:
-            # PyTorch takes mapped pages only if they may be written.
-            self.copies[device] = torch.from_numpy(np.array(self.rows)).to(device)
+            copy = torch.empty(self.rows.shape, dtype=torch.float16, device=device)
+            for start in range(0, len(self.rows), COPIED):
+                some = self.rows[start : start + COPIED]
+                # PyTorch takes mapped pages only if they may be written.
+                copy[start : start + len(some)] = torch.from_numpy(np.array(some)).to(device)
+            self.copies[device] = copy
         return self.copies[device]
 
     def damaged(self, entry: Entry) -> bool:
@@ -196,11 +204,13 @@ class CachedClips:
         numbers = np.array([entry.row for _, entry in places])[:, None] + indices
         return places, numbers, np.broadcast_to(flipped[:, None].astype(int), numbers.shape)
 
-    def on_device(self, device: torch.device, room: int) -> CachedClips:
-        """The same on an accelerator, all of them, where `room` bytes hold them; else as they are."""
+    def needs(self, device: torch.device) -> int:
+        """Bytes that `on_device` will take there."""
         shards = {shard.path: shard for shard, _ in self._places.values()}.values()
-        if sum(shard.rows.nbytes for shard in shards if device not in shard.copies) > room:
-            return self
+        return sum(shard.rows.nbytes for shard in shards if device not in shard.copies)
+
+    def on_device(self, device: torch.device) -> CachedClips:
+        """The same in an accelerator's memory, with all that lies in the same files."""
         return _OnDevice(self._places, self.width, device)
 
 

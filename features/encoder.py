@@ -30,6 +30,10 @@ ENGINES = TORCH, OPENVINO, INT8 = "torch", "openvino", "openvino-int8"
 GRAY, DIFF_GAIN = 128, 2
 
 
+# Tracing a network changes PyTorch's own functions meanwhile.
+_converting = threading.Lock()
+
+
 def difference_images(windows: Tensor) -> Tensor:
     """What has changed from frame to frame, as images: (N, 2, ...) -> (N, 1, ...), values in [0, 255].
 
@@ -91,7 +95,6 @@ class Encoder(nn.Module):
         self.quantized: dict[str, Quantized] = {}
         # By what they see and the side of the frames.
         self._networks: dict[tuple[str, int], OpenVinoNetwork] = {}
-        self._converting = threading.Lock()
         self._fast: Callable[[Tensor], Tensor] | None = None
         self._compiled = False
         # Set where memory is too small for the batches that are fastest.
@@ -156,10 +159,11 @@ class Encoder(nn.Module):
 
     def variant(self, stream: str = "rgb") -> str:
         """All that may change a rounding of its embeddings on this machine, as cache keys hold it."""
+        dtype = str(self.dtype).removeprefix("torch.")
         if self.engine == INT8:
-            return f"{self.engine}-{self.quantized[stream].sha256[:12]}"
+            return f"{self.engine}-{self.quantized[stream].sha256[:12]}-{dtype}"
         word = computation(self.dtype, self.device.type, compile=self._compiled)
-        return word if self.engine == TORCH else f"{self.engine}-{str(self.dtype).removeprefix('torch.')}"
+        return word if self.engine == TORCH else f"{self.engine}-{dtype}"
 
     def quantize(self, stream: str, windows: Iterable[np.ndarray]) -> Quantized:
         """Its network in 8-bit integers, for what a stream shows it.
@@ -183,7 +187,7 @@ class Encoder(nn.Module):
 
     def _network(self, stream: str, side: int) -> OpenVinoNetwork:
         """Raises: UserError where it is quantised for frames of another size."""
-        with self._converting:
+        with _converting:
             if (stream, side) not in self._networks:
                 model = self.quantized[stream] if self.engine == INT8 else self._converted(side)
                 network = OpenVinoNetwork(model, self.dtype)

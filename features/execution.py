@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -15,11 +16,11 @@ import numpy as np
 import torch
 
 from features.encoder import INT8, OPENVINO, TORCH, Encoder
-from features.openvino_network import GET_OPENVINO, Quantized, openvino_is_installed
+from features.openvino_network import GET_OPENVINO, Quantized, can_quantize, openvino_is_installed
 from features.streams import Cutter, Stream
 from splits.split import Clip
 from utils.device import DeviceSettings, choose_dtype
-from utils.files import write_whole
+from utils.files import make_writable_folder, write_whole
 from utils.process import UserError, say
 from utils.ranks import ALONE, Ranks
 
@@ -82,20 +83,23 @@ def prepare_encoders(
 
     Raises: UserError for flags that exclude each other or what is here, or without a package.
     """
+    auto = _takes_int8_by_itself([encoder for encoder, _ in opened], settings, calibration)
     for encoder, stream in opened:
-        if stream.view_name not in encoder.quantized and _wants_quantizing(encoder, settings, calibration):
+        if stream.view_name not in encoder.quantized and (auto or _must_quantize(encoder, settings)):
             if calibration is None:
                 raise UserError(
                     "--precision int8: there is no network quantised for this, and no training clips to do "
                     "it with; train with it first, or leave it out"
                 )
             encoder.quantized[stream.view_name] = _quantized(encoder, stream, calibration)
+    # All or none, so that one word tells a training that goes on what computes its encoders.
+    as_trained = any(encoder.quantized for encoder, _ in opened) and settings.precision in ("auto", "int8")
     for encoder in dict.fromkeys(encoder for encoder, _ in opened):
         dtype = choose_dtype(settings.precision, encoder.device)
-        encoder.prepare(dtype, compile=settings.compile, engine=_engine(encoder, settings))
+        encoder.prepare(dtype, compile=settings.compile, engine=_engine(encoder, settings, as_trained))
 
 
-def _engine(encoder: Encoder, settings: DeviceSettings) -> str:
+def _engine(encoder: Encoder, settings: DeviceSettings, as_trained: bool) -> str:
     """One of `encoder.ENGINES`. Raises: UserError for flags that exclude each other or what is here."""
     on_cpu, int8 = encoder.device.type == "cpu", settings.precision == "int8"
     if not on_cpu and (settings.engine == "openvino" or int8):
@@ -107,14 +111,15 @@ def _engine(encoder: Encoder, settings: DeviceSettings) -> str:
         raise UserError(
             "--precision int8 is for OpenVINO; leave out --engine torch, or take --precision bf16"
         )
-    as_trained = bool(encoder.quantized) and settings.precision in ("auto", "int8")
     if settings.engine == "torch" or not on_cpu or not (settings.engine == "openvino" or as_trained or int8):
         if encoder.quantized:
-            say(
-                f"warning: {encoder.name} was quantised for training; here PyTorch computes it, whose "
-                "embeddings differ a little"
-            )
+            _say_it_differs(encoder, "PyTorch computes it")
         return TORCH
+    if settings.compile:
+        raise UserError(
+            f"--compile is for PyTorch, and OpenVINO computes {encoder.name}; leave it out, or add "
+            "--engine torch"
+        )
     if not openvino_is_installed():
         raise UserError(
             f"OpenVINO is not installed, and computes {encoder.name}"
@@ -122,20 +127,50 @@ def _engine(encoder: Encoder, settings: DeviceSettings) -> str:
             + f"; run {GET_OPENVINO}, or use --engine torch"
             + (", whose embeddings differ a little" if as_trained else "")
         )
-    return INT8 if as_trained else OPENVINO
+    if as_trained and encoder.quantized:
+        return INT8
+    if encoder.quantized:
+        _say_it_differs(encoder, f"OpenVINO computes it in {settings.precision}")
+    return OPENVINO
 
 
-def _wants_quantizing(encoder: Encoder, settings: DeviceSettings, calibration: Calibration | None) -> bool:
-    if settings.precision == "int8":
-        return settings.engine != "torch" and encoder.device.type == "cpu" and openvino_is_installed()
+def _say_it_differs(encoder: Encoder, how: str) -> None:
+    say(f"warning: {encoder.name} was quantised for training; here {how}, whose embeddings differ a little")
+
+
+def _must_quantize(encoder: Encoder, settings: DeviceSettings) -> bool:
+    """Whether flags ask for it, and what runs it is there; `_engine` says what is not."""
     return (
-        encoder.spec.int8
-        and (settings.engine, settings.precision) in (("auto", "auto"), ("openvino", "auto"))
-        and calibration is not None
-        and calibration.by_itself
+        settings.precision == "int8"
+        and settings.engine != "torch"
+        and not settings.compile
         and encoder.device.type == "cpu"
         and openvino_is_installed()
     )
+
+
+def _takes_int8_by_itself(
+    encoders: Sequence[Encoder], settings: DeviceSettings, calibration: Calibration | None
+) -> bool:
+    """Whether encoders are quantised without being asked for; where only something lacks, that is said."""
+    if (
+        calibration is None
+        or settings.precision != "auto"
+        or settings.engine == "torch"
+        or settings.compile
+        or not all(encoder.spec.int8 and encoder.device.type == "cpu" for encoder in encoders)
+    ):
+        return False
+    names = " and ".join(dict.fromkeys(encoder.name for encoder in encoders))
+    if not can_quantize():
+        say(f"{names}: nearly twice as fast in int8, which OpenVINO computes; {GET_OPENVINO}")
+        return False
+    if not calibration.by_itself:
+        say(
+            f"{names}: not in int8, since there is no cache, or no clip that all splits train on to measure "
+            "ranges with; --precision int8 quantises on the training clips of this split"
+        )
+    return calibration.by_itself
 
 
 def _quantized(encoder: Encoder, stream: Stream, calibration: Calibration) -> Quantized:
@@ -162,7 +197,11 @@ def _quantized(encoder: Encoder, stream: Stream, calibration: Calibration) -> Qu
     if kept is None and ranks.rank == 0:
         chosen = choose_clips(calibration.clips)
         if not chosen:
-            raise UserError("int8 needs training clips to measure ranges on, and none is there")
+            raise UserError(
+                "int8 needs clips that every split trains on to measure ranges with, and none is there; "
+                "train.py --precision int8 takes those of its own split"
+            )
+        make_writable_folder(folder)
         say(f"quantising {encoder.name} for {stream.img_dim} px on {len(chosen)} training clips")
         made = encoder.quantize(view, calibration_windows(chosen, stream, calibration.frame_stride))
         buffer = io.BytesIO()
@@ -170,7 +209,6 @@ def _quantized(encoder: Encoder, stream: Stream, calibration: Calibration) -> Qu
             {"graph": made.graph, "weights": made.weights, "clips": [clip.name for clip in chosen], **about},
             buffer,
         )
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / f"{start}{made.sha256[:12]}.pt", buffer.getbuffer())
     ranks.wait()
     # From the file in any case, so that every process has the same.
@@ -183,7 +221,7 @@ def _quantized(encoder: Encoder, stream: Stream, calibration: Calibration) -> Qu
 
 
 def _read_kept(folder: Path, start: str, names: Collection[str]) -> tuple[Quantized, Path] | None:
-    for path in sorted(folder.glob(f"{start}*.pt")):
+    for path in sorted(folder.glob(f"{glob.escape(start)}*.pt")):
         try:
             contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             network = Quantized(contents["graph"], contents["weights"])
@@ -208,5 +246,5 @@ def calibration_windows(clips: Sequence[Clip], stream: Stream, frame_stride: int
         frames = list(islice(clip.video.frames(), 0, FRAMES_OF_A_CLIP * frame_stride, frame_stride))
         cuts = [*cutter.read(frames)[0], *cutter.end()[0]]
         windows = [window for cut in cuts for window in cut.windows]
-        for window in windows[:: max(1, len(windows) // WINDOWS_OF_A_CLIP)]:
+        for window in windows[:: max(1, -(-len(windows) // WINDOWS_OF_A_CLIP))]:
             yield np.ascontiguousarray(window[None])

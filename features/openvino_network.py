@@ -9,6 +9,7 @@ Shapes: N windows, L frames of each, H x W pixels, K embeddings of each, D embed
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import sys
@@ -33,8 +34,13 @@ GET_OPENVINO = "pip install -r requirements-openvino.txt"
 
 
 def openvino_is_installed() -> bool:
-    """Whether OpenVINO, which runs networks, and NNCF, which quantises them, are there."""
-    return find_spec("openvino") is not None and find_spec("nncf") is not None
+    """Whether OpenVINO, which runs networks, is there."""
+    return find_spec("openvino") is not None
+
+
+def can_quantize() -> bool:
+    """Whether NNCF, which quantises networks, is there too."""
+    return openvino_is_installed() and find_spec("nncf") is not None
 
 
 def _load(name: str) -> Any:
@@ -152,7 +158,13 @@ def quantize(model: Any, windows: Iterable[np.ndarray]) -> Quantized:
     openvino, nncf = _load("openvino"), _load("nncf")
     nncf.set_log_level(logging.ERROR)
     windows = list(windows)
-    quantized = nncf.quantize(model, nncf.Dataset(windows), subset_size=len(windows))
+    # It shows its progress there, where a command's results go.
+    with contextlib.redirect_stdout(sys.stderr):
+        quantized = nncf.quantize(model, nncf.Dataset(windows), subset_size=len(windows))
+    # Names are numbered through a process; without them the same network has the same SHA-256.
+    quantized.set_friendly_name("network")
+    for number, operation in enumerate(quantized.get_ordered_ops()):
+        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
     with tempfile.TemporaryDirectory() as folder:
         openvino.save_model(quantized, Path(folder) / "network.xml")
         graph, weights = (
@@ -183,8 +195,8 @@ class OpenVinoNetwork:
                 model = self._core.read_model(model.graph.numpy().tobytes(), model.weights.numpy().tobytes())
             except RuntimeError as error:
                 raise UserError(
-                    f"the quantised network is damaged, or of a later OpenVINO ({first_line(error)[:200]}); "
-                    f"{GET_OPENVINO}, or train anew"
+                    "the quantised network is damaged, or of a later OpenVINO "
+                    f"({str(error).strip().splitlines()[-1][:200]}); {GET_OPENVINO}, or train anew"
                 ) from error
         self._model, self._precision = model, "bf16" if dtype == torch.bfloat16 else "f32"
         self.side = int(model.inputs[0].partial_shape[2].get_length())

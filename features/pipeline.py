@@ -46,8 +46,8 @@ class Prefetch(Iterator[T]):
         self._thread.start()
 
     def _run(self, items: Iterator[T]) -> None:
-        stay_on(1)
         try:
+            stay_on(1)
             for item in items:
                 if not self._put(True, item):
                     break

@@ -26,7 +26,7 @@ _here = threading.local()
 def stay_on(cores: int) -> None:
     """Have what PyTorch computes in this thread use so many cores; other threads keep theirs."""
     with _setting:
-        before = torch.get_num_threads()
+        before = _all_cores()
         _here.others = before
         torch.set_num_threads(cores)
         # It is also what threads begin with that come later.
@@ -52,7 +52,9 @@ def is_worker() -> bool:
 
 def in_worker(function: Callable[..., T], *args: Any) -> Future[T]:
     """Call `function` in one of the threads; what it returns or raises is in the answer."""
-    return _pool(_all_cores()).submit(function, *args)
+    with _setting:
+        pool = _pool(_all_cores())
+    return pool.submit(function, *args)
 
 
 @cache

@@ -15,6 +15,7 @@ import train
 from features import networks
 from features.encoder import INT8, OPENVINO, Encoder
 from training.checkpoint import load_checkpoint
+from utils.device import choose_dtype
 from utils.process import UserError
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -60,7 +61,10 @@ def test_quantised_it_is_nearly_the_same(stream):
     given = encoder.embed(windows, stream)[:, 0]
     assert not torch.equal(given, expected)
     assert torch.cosine_similarity(given, expected).min() > 0.98
-    assert encoder.variant(stream) == f"openvino-int8-{encoder.quantized[stream].sha256[:12]}"
+    digest = encoder.quantized[stream].sha256
+    assert encoder.variant(stream) == f"openvino-int8-{digest[:12]}-float32"
+    # Whatever the process has made before.
+    assert encoder.quantize(stream, [window[None].numpy() for window in seen]).sha256 == digest
     with pytest.raises(ValueError, match="quantised for frames of 64 pixels, not 32"):
         encoder.embed(windows[..., :32, :32], stream)
 
@@ -96,13 +100,24 @@ def test_a_training_keeps_the_quantised_network_and_a_test_uses_it(call, toy, tr
     done = call(test_script, "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth", "--engine", "torch")
     assert done.status == 0, done.err
     assert "warning: tiny was quantised for training; here PyTorch computes it" in done.out
+    # What goes on from it without that network holds it no longer.
+    done = call(train, *train_flags(toy)[:4], "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth",
+                "--engine", "torch", "--num_epochs", 1, "--output_path", "plain")  # fmt: skip
+    assert done.status == 0, done.err
+    assert load_checkpoint(tmp_path / "plain/ConvLSTM_1.pth").model.encoder.quantized == {}
+    contents = torch.load("model_checkpoints/ConvLSTM_1.pth", weights_only=True)
+    contents["quantized"][0]["rgb"]["weights"][100] += 1
+    torch.save(contents, "damaged.pth")
+    damaged = call(test_script, "--checkpoint_model", "damaged.pth").one_line_error()
+    assert "damaged.pth: damaged; its quantised network is not the one that was written" in damaged
     done = call(export_script, "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth")
     assert done.status == 0, done.err
     assert "warning: tiny was quantised for training; the exported model computes it in fp32" in done.out
 
 
 def checkpoint_variant(network):
-    return f"openvino-int8-{network.sha256[:12]}"
+    dtype = choose_dtype("auto", torch.device("cpu"))
+    return f"openvino-int8-{network.sha256[:12]}-{str(dtype).removeprefix('torch.')}"
 
 
 def test_auto_quantises_what_loses_nothing_by_it(call, toy, train_flags, tmp_path, monkeypatch):
@@ -130,6 +145,8 @@ def test_what_does_not_go_is_told_in_a_line(call, toy, train_flags, tmp_path, mo
     flags = [*train_flags(toy), "--num_epochs", 1, "--cache_path", tmp_path / "cache"]
     done = call(train, *flags, "--precision", "int8", "--engine", "torch")
     assert "--precision int8 is for OpenVINO; leave out --engine torch" in done.one_line_error()
+    done = call(train, *flags, "--engine", "openvino", "--compile")
+    assert "--compile is for PyTorch, and OpenVINO computes tiny; leave it out" in done.one_line_error()
     monkeypatch.setattr(features.execution, "openvino_is_installed", lambda: False)
     done = call(train, *flags, "--engine", "openvino")
     assert "OpenVINO is not installed, and computes tiny; run pip install -r" in done.one_line_error()

@@ -160,7 +160,9 @@ class EmbeddingClips:
         device: torch.device,
     ) -> None:
         self.layouts, self.clips, self.sampling = layouts, clips, sampling
-        self.kept = [own.on_device(device, _room(device) // len(kept)) for own in kept]
+        self.kept = list(kept)
+        if device.type != "cpu" and sum(own.needs(device) for own in kept) <= _room(device):
+            self.kept = [own.on_device(device) for own in kept]
         self.batches, self.device = batches, device
         if joint_hop(layouts) == 1:
             for clip in clips:

@@ -102,7 +102,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
         "config": model.config,
         "encoder_sha256": model.encoder.sha256(),
         "quantized": [
-            {seen: {"graph": own.graph, "weights": own.weights} for seen, own in encoder.quantized.items()}
+            {
+                seen: {"graph": own.graph, "weights": own.weights, "sha256": own.sha256}
+                for seen, own in encoder.quantized.items()
+            }
             for encoder in model.encoders()
         ],
         "further_sha256": [encoder.sha256() for encoder in model.encoders()[1:]],
@@ -164,6 +167,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     raise CheckpointError(f"{path}: not a checkpoint of this project nor of the original Action-Recognition")
 
 
+def _quantized(path: Path, networks: Any) -> dict[str, Quantized]:
+    """Quantised networks as a checkpoint holds them. Raises: CheckpointError if they are damaged."""
+    try:
+        found = {seen: Quantized(parts["graph"], parts["weights"]) for seen, parts in networks.items()}
+        if all(network.sha256 == networks[seen]["sha256"] for seen, network in found.items()):
+            return found
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise CheckpointError(f"{path}: damaged; its quantised network is not the one that was written")
+
+
 def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
     if contents["model"] not in MODELS:
         raise CheckpointError(
@@ -186,7 +200,7 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
                 f"(SHA-256 {digest[:12]}... there); put those in their place"
             )
     for own, networks in zip(model.encoders(), contents.get("quantized", []), strict=False):
-        own.quantized = {seen: Quantized(**parts) for seen, parts in networks.items()}
+        own.quantized = _quantized(path, networks)
     if len(contents["classes"]) != model.num_classes:
         raise CheckpointError(f"{path}: {len(contents['classes'])} names for {model.num_classes} classes")
     return Checkpoint(

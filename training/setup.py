@@ -12,6 +12,7 @@ from torch import nn
 
 from dataset import FrameClips, Sampling
 from features.cache import CachedClips
+from features.encoder import INT8
 from features.execution import Calibration, prepare_encoders
 from features.fill import cache_folder, open_cache
 from features.near_copies import find_near_copies
@@ -198,7 +199,13 @@ class Setup:
             cache_folder(settings.cache.cache_path, settings.data.dataset_path), frame_stride, ranks,
             one_split=True,
         )  # fmt: skip
+        if settings.cache.cache == "off":
+            calibration = replace(calibration, by_itself=False)
         prepare(model, settings.device, device, img_dim=img_dim, calibration=calibration)
+        for own in model.encoders():
+            if own.engine != INT8:
+                # A checkpoint holds what it was trained with.
+                own.quantized.clear()
         # What auto has become here, so that a run that goes on does not take another one.
         settings = settings.change("device", engine=model.encoder.engine.split("-")[0])
         testing = Sampling(sequence_length, frame_stride=frame_stride)
