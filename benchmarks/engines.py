@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from features.encoder import INT8, OPENVINO, TORCH, Encoder
 from features.execution import calibration_windows
 from features.streams import encoder_stream
+from splits.datasets import load_split
 from utils.device import choose_device
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
@@ -82,7 +83,7 @@ def main() -> None:
             calibration=common.never_tested(args.data),
         )  # fmt: skip
 
-    tested = [clip for clip in common.clips(args.data) if clip not in common.never_tested(args.data)]
+    tested = load_split(common.data_settings(args.data), 1).test
     count = args.windows * (1 if exact.spec.video else 16)
     frames = [
         torch.from_numpy(window)

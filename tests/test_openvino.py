@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -40,6 +41,19 @@ def test_its_embeddings_are_those_of_pytorch(name, side, lengths, stream):
         assert given.shape == expected.shape
         assert torch.allclose(given, expected, atol=1e-3 * float(expected.abs().max()))
     assert encoder.variant() == "openvino-float32"
+
+
+def test_two_networks_are_converted_at_once():
+    """By threads of their own, as in a model with two encoders."""
+    encoders = [Encoder("tiny"), Encoder("resnet18", pretrained=False)] * 2
+    windows = torch.randint(0, 256, (2, 1, 3, 32, 32), dtype=torch.uint8)
+    expected = [encoder.embed(windows) for encoder in encoders]
+    for encoder in encoders:
+        encoder.prepare(torch.float32, engine=OPENVINO)
+    with ThreadPoolExecutor(4) as pool:
+        given = list(pool.map(lambda encoder: encoder.embed(windows), encoders))
+    for one, other in zip(given, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-3 * float(other.abs().max()))
 
 
 def test_a_network_that_reckons_with_one_length_is_told():
