@@ -124,8 +124,9 @@ def read_windows(
 def thin_out(batches: Iterable[Batch], streams: Sequence[Stream], layout: ClipLayout) -> Iterator[Batch]:
     """The same batches without the windows that no clip holds.
 
-    With a step of 2 the clips of frames that are labelled 10 by 10 hold every second embedding of a shot. One
-    that is too short for such clips has a smaller step, and keeps all.
+    With a step of 2 the clips of frames that are labelled 10 by 10 hold every second embedding of a shot: the
+    same ones for clips of an even length, those beside them for an odd one. A shot that is too short for such
+    clips has a smaller step, and keeps all.
     """
     step, whole = layout.step, layout.step * layout.sequence_length
     if layout.every % step or any(stream.windows.frames > 1 for stream in streams):
