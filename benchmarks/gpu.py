@@ -127,7 +127,7 @@ def main() -> None:
     args = flags.parse_args()
     device = choose_device(args.device)
     with tempfile.TemporaryDirectory() as folder:
-        clips = common.clips(args.data or draw_clips(Path(folder) / "toy", 2 if args.quick else 16))
+        clips = common.clips(args.data or draw_clips(Path(folder) / "toy", 8 if args.quick else 16))
         clips = clips[:4] if args.quick else clips
         print(common.machine(device), flush=True)
         print(f"bf16 matrix peak: {common.matrix_peak(device) / 1000:.2f} TFLOP/s; {len(clips)} clips\n")

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+import torchvision
 from test_ranks import torchrun
 
 import export as export_script
@@ -33,7 +34,8 @@ def flags(small, tmp_path):
 
 def weights(folder):
     path = folder / "resnet18.pth"
-    torch.save(Encoder("resnet18", pretrained=False).feature_extractor.state_dict(), path)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), path)
     return path
 
 
