@@ -89,7 +89,8 @@ def test_trained_twice_and_killed_and_resumed_the_weights_are_the_same(call, fla
 def test_one_process_of_torchrun_trains_as_none(call, flags, tmp_path):
     flags += ["--num_epochs", 2, "--cache_path", tmp_path / "cache"]
     assert call(train, *flags, "--output_path", tmp_path / "alone").status == 0
-    torchrun("train.py", *flags, "--output_path", tmp_path / "torchrun", processes=1, cwd=tmp_path)
+    places = ["--output_path", tmp_path / "torchrun", "--run_path", tmp_path / "run"]
+    torchrun("train.py", *flags, *places, processes=1)
     alone, together = (state(tmp_path / name / "ConvLSTM_2.pth") for name in ("alone", "torchrun"))
     for name, tensor in alone.items():
         assert torch.allclose(tensor.float(), together[name].float(), atol=1e-4), name
