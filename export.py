@@ -13,9 +13,10 @@ from pathlib import Path
 
 from annotation.onnx_model import export
 from annotation.pretrained import ModelSettings
+from features.execution import say_it_differs
 from utils.files import make_writable_folder
 from utils.flags import add_flags, read
-from utils.process import run, say
+from utils.process import run
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -43,10 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = settings.load()
     for encoder in checkpoint.model.encoders():
         if encoder.quantized:
-            say(
-                f"warning: {encoder.name} was quantised for training; the exported model computes it in "
-                "fp32, whose embeddings differ a little"
-            )
+            say_it_differs(encoder, "the exported model computes it in fp32")
     make_writable_folder(output.parent)
     # Whole or not there.
     beside = output.with_name(f".{output.name}.part")

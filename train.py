@@ -112,12 +112,12 @@ def train(setup: Setup, start: Checkpoint | None) -> Tested | None:
     progress = Run(
         output.output_path, setup.checkpoint(), learner, output.save_seconds, writes=ranks.rank == 0
     )
-    computed = f"{model.encoder.name} in {model.encoder.variant(model.open_streams()[0].view_name)}"
     say(
         f"training {progress.name} ({number_of_parameters(learner.trained):,} parameters) "
         f"on {len(setup.clips):,} clips, "
         + (f"validating on {len(setup.held_out):,}, " if setup.held_out else "")
-        + f"testing on {len(setup.split.test):,}; {computed} on {model.device}"
+        + f"testing on {len(setup.split.test):,}; {model.encoder.name} in "
+        + f"{setup.source.computed_in} on {model.device}"
         + (f", {ranks.size} processes" if ranks.size > 1 else "")
     )
     if start is not None:

@@ -149,12 +149,18 @@ def thin_out(batches: Iterable[Batch], streams: Sequence[Stream], layout: ClipLa
 
 
 def _every(cuts: Sequence[Cut | Coming], start: int, step: int) -> list[Cut]:
-    kept = [replace(cut, windows=cut.windows[start::step]) for cut in cuts if isinstance(cut, Cut)]
+    kept = [replace(cut, windows=cut.windows[start::step]) for cut in _not_begun(cuts)]
     return [cut for cut in kept if len(cut.windows)]
 
 
 def _count_windows(batch: Batch) -> int:
-    return sum(len(cut.windows) for cut in batch.cuts[0] if isinstance(cut, Cut))
+    return sum(len(cut.windows) for cut in _not_begun(batch.cuts[0]))
+
+
+def _not_begun(cuts: Sequence[Cut | Coming]) -> list[Cut]:
+    windows = [cut for cut in cuts if isinstance(cut, Cut)]
+    assert len(windows) == len(cuts), "some are on their way already"
+    return windows
 
 
 def encode_ahead(batches: Iterable[Batch], streams: Sequence[Stream]) -> Iterator[Batch]:
@@ -162,15 +168,13 @@ def encode_ahead(batches: Iterable[Batch], streams: Sequence[Stream]) -> Iterato
 
     An accelerator has its batches as they are: it does not keep those waiting who begin something.
     """
+    if any(stream.device.type != "cpu" for stream in streams):
+        yield from batches
+        return
     waiting: deque[Batch] = deque()
     for batch in batches:
-        if any(stream.device.type != "cpu" for stream in streams):
-            yield batch
-            continue
-        coming = [
-            [Coming.begin(stream, cut) for cut in cuts if isinstance(cut, Cut)]
-            for stream, cuts in zip(streams, batch.cuts, strict=True)
-        ]
+        cuts = zip(streams, map(_not_begun, batch.cuts), strict=True)
+        coming = [[Coming.begin(stream, cut) for cut in own] for stream, own in cuts]
         waiting.append(replace(batch, cuts=coming))
         if len(waiting) > 1:
             yield waiting.popleft()

@@ -14,7 +14,6 @@ which would be wrong at another. Packages: onnx and onnxscript write, onnxruntim
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import tempfile
@@ -29,7 +28,6 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from features.encoder import Encoder, difference_images
-from features.folding import fold_batchnorm
 from features.streams import Stream, open_streams
 from features.windows import Windows
 from models import Classifier
@@ -46,22 +44,6 @@ TOLERANCE = 1e-3
 
 class OnnxError(UserError):
     """A model cannot be exported, or an exported one cannot be run; the message says what to do."""
-
-
-class _Windows(nn.Module):
-    """Normalisation and the frozen network in one."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.network = fold_batchnorm(copy.deepcopy(encoder.feature_extractor))
-        self.mean, self.scale = encoder.mean.view(1, 1, 3, 1, 1), encoder.scale.view(1, 1, 3, 1, 1)
-        self.video = encoder.spec.video
-
-    def forward(self, windows: Tensor) -> Tensor:
-        values = (windows.float() - self.mean) * self.scale
-        if self.video:
-            return self.network(values.transpose(1, 2))
-        return self.network(values[:, 0])[:, None]
 
 
 class _Clips(nn.Module):
@@ -168,7 +150,7 @@ def _export_encoder(
     shape = (3, encoder.spec.windows.frames, 3, size, size)
     windows = torch.randint(0, 256, shape, dtype=torch.uint8, generator=numbers)
     free = {0: Dim("windows", min=1, max=2**20)}
-    _write(path, _Windows(encoder), {"windows": windows}, "embeddings", free)
+    _write(path, encoder.normalized(by_pixel=False), {"windows": windows}, "embeddings", free)
     return windows, encoder.embed(windows)
 
 

@@ -81,15 +81,19 @@ def make_encoder(
     torch.manual_seed(0)
     encoder = Encoder(name, pretrained=not random_weights).to(device)
     if random_weights:
-        for layer in encoder.modules():
-            if isinstance(layer, BATCHNORMS):
-                # Untrained residual layers add up beyond float16.
-                layer.weight.data.mul_(0.5)
+        _calm(encoder)
     if engine == INT8:
         stream = encoder_stream(encoder, "rgb", img_dim)
         encoder.quantized["rgb"] = encoder.quantize("rgb", calibration_windows(calibration, stream, 1))
     encoder.prepare(choose_dtype("auto", device), engine=engine)
     return encoder
+
+
+def _calm(encoder: Encoder) -> None:
+    """Make random weights smaller: untrained residual layers add up beyond float16."""
+    for layer in encoder.modules():
+        if isinstance(layer, BATCHNORMS):
+            layer.weight.data.mul_(0.5)
 
 
 def never_tested(data: Path) -> list[Clip]:
@@ -102,8 +106,24 @@ def never_tested(data: Path) -> list[Clip]:
 def make_model(name: str, device: torch.device, *, random_weights: bool) -> Classifier:
     torch.manual_seed(0)
     model = Classifier("ConvLSTM", 101, encoder=name, pretrained=not random_weights).to(device)
+    if random_weights:
+        _calm(model.encoder)
     model.encoder.prepare(choose_dtype("auto", device))
     return model
+
+
+def head_optimizer(model: Classifier) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=5e-4)
+
+
+def head_step(
+    model: Classifier, optimizer: torch.optim.Optimizer, embeddings: torch.Tensor, labels: torch.Tensor
+) -> None:
+    """A step of training on embeddings, on the model's device."""
+    loss = F.cross_entropy(model.classify(embeddings), labels.to(embeddings.device))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
 
 
 def synchronize(device: torch.device) -> None:

@@ -24,20 +24,20 @@ from utils.device import choose_device
 Embed = Callable[[torch.Tensor], torch.Tensor]
 
 
-def onnxruntime_int8(encoder: Encoder, side: int, windows: list[np.ndarray], folder: Path) -> Embed:
+def onnxruntime_int8(encoder: Encoder, windows: list[np.ndarray], folder: Path) -> Embed:
     """Quantised by onnxruntime: a scale for each channel, as its documentation advises."""
     import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from features.folding import fold_batchnorm
-    from features.openvino_network import _Seen
-
-    network = _Seen(
-        fold_batchnorm(encoder.feature_extractor), encoder.mean, encoder.scale, video=encoder.spec.video
-    )
     example = (torch.zeros(windows[0].shape, dtype=torch.uint8),)
-    torch.onnx.export(network.eval(), example, folder / "network.onnx", dynamo=True, input_names=["windows"])
+    torch.onnx.export(
+        encoder.normalized(by_pixel=True),
+        example,
+        folder / "network.onnx",
+        dynamo=True,
+        input_names=["windows"],
+    )
     quant_pre_process(folder / "network.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
 
     class Reader(CalibrationDataReader):
@@ -57,7 +57,7 @@ def onnxruntime_int8(encoder: Encoder, side: int, windows: list[np.ndarray], fol
     def embed(windows: torch.Tensor) -> torch.Tensor:
         frames = windows.permute(0, 1, 3, 4, 2).contiguous().numpy()
         rows = [session.run(None, {"windows": frame[None]})[0] for frame in frames]
-        return torch.from_numpy(np.concatenate(rows)).view(len(frames), -1, encoder.width)
+        return torch.from_numpy(np.concatenate(rows))
 
     return embed
 
@@ -113,7 +113,7 @@ def main() -> None:
             start = time.perf_counter()
             some = list(calibration_windows(common.never_tested(args.data)[:8], stream, 1))
             some = [window for window in some if window.shape[1] == exact.spec.windows.frames]
-            made = onnxruntime_int8(exact, side, some, Path(folder))
+            made = onnxruntime_int8(exact, some, Path(folder))
             engines["onnxruntime, int8"] = made, time.perf_counter() - start
         rates: dict[str, list[float]] = {name: [] for name in engines}
         peaks = []

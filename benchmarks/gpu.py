@@ -16,7 +16,6 @@ from pathlib import Path
 
 import common
 import torch
-from torch.nn import functional as F
 
 from annotation.annotate import Annotator, LabelSettings
 from dataset import Sampling
@@ -25,7 +24,7 @@ from models import Classifier
 from splits.split import Clip
 from training.batches import ClipBatches, EmbeddingClips
 from training.checkpoint import Checkpoint
-from utils.device import choose_device, choose_dtype
+from utils.device import choose_device
 from utils.process import available_cores
 
 EPOCH_CLIPS, BATCH = 1024, 64
@@ -33,26 +32,10 @@ EPOCH_CLIPS, BATCH = 1024, 64
 
 def draw_clips(path: Path, groups: int) -> Path:
     """A drawn data set in UCF-101's layout."""
-    command = [
-        sys.executable,
-        common.ROOT / "data/make_toy_actions.py",
-        "--output_path",
-        path,
-        "--groups",
-        groups,
-    ]
+    script = common.ROOT / "data/make_toy_actions.py"
+    command = [sys.executable, script, "--output_path", path, "--groups", groups]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
     return path
-
-
-def prepared(name: str, device: torch.device, *, compile: bool = False) -> Classifier:
-    """A ConvLSTM whose encoder has random weights."""
-    encoder = common.make_encoder(name, device, random_weights=True)
-    model = Classifier("ConvLSTM", 101, encoder=name, pretrained=False)
-    model.encoder.load_state_dict(encoder.state_dict())
-    model = model.to(device)
-    model.encoder.prepare(choose_dtype("auto", device), compile=compile)
-    return model
 
 
 def epoch(model: Classifier, clips: list[Clip], folder: Path, device: torch.device) -> float:
@@ -63,15 +46,12 @@ def epoch(model: Classifier, clips: list[Clip], folder: Path, device: torch.devi
     batches = ClipBatches(len(many), BATCH, shuffle=True)
     sampling = Sampling(spec.sequence_length, training=True, flip=False)
     loader = EmbeddingClips([cache.view(clips)], [spec.windows], many, sampling, batches, device)
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=5e-4)
+    optimizer = common.head_optimizer(model)
     model.train()
 
     def work() -> None:
         for embeddings, _, labels in loader:
-            loss = F.cross_entropy(model.classify(embeddings.to(device)), labels.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            common.head_step(model, optimizer, embeddings, labels)
 
     work()
     rates = [len(many) / common.seconds(work, device) for _ in range(3)]
@@ -81,7 +61,7 @@ def epoch(model: Classifier, clips: list[Clip], folder: Path, device: torch.devi
 
 def measure(name: str, clips: list[Clip], device: torch.device, *, quick: bool) -> list[str]:
     """A row of the table."""
-    model, lacking = prepared(name, device), "-"
+    model, lacking = common.make_model(name, device, random_weights=True), "-"
     encoder, side = model.encoder, model.encoder.spec.input_size
     batches = 2 if quick else 20
     raw = common.raw_rate(encoder, side, device, batches=batches)
@@ -105,9 +85,8 @@ def measure(name: str, clips: list[Clip], device: torch.device, *, quick: bool) 
     peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else lacking
     compiled = lacking
     if not quick:
-        compiled = (
-            f"{common.raw_rate(prepared(name, device, compile=True).encoder, side, device) / raw:.2f} x"
-        )
+        encoder.prepare(encoder.dtype, compile=True)
+        compiled = f"{common.raw_rate(encoder, side, device) / raw:.2f} x"
     original = lacking
     if not encoder.spec.video:
         process = common.OriginalProcess(name, side, device)

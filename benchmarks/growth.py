@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, "benchmarks")
 import common, torch
-from torch.nn import functional as F
 from dataset import Sampling
 from training.batches import ClipBatches, EmbeddingClips
 from features.fill import open_cache
@@ -41,8 +40,7 @@ kept = cache.view(chosen)
 fill = time.perf_counter() - start
 frames = sum(kept.count(clip) for clip in chosen)
 size = sum(path.stat().st_size for path in cache.folder.iterdir() if path.is_file())
-trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-optimizer = torch.optim.AdamW(trained, lr=5e-4)
+optimizer = common.head_optimizer(model)
 batches = ClipBatches(len(chosen), 16, shuffle=True)
 loader = EmbeddingClips(
     [kept], [model.encoder.spec.windows], chosen,
@@ -53,10 +51,7 @@ times = []
 for batches.epoch in range(3):
     start = time.perf_counter()
     for embeddings, _, labels in loader:
-        loss = F.cross_entropy(model.classify(embeddings), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        common.head_step(model, optimizer, embeddings, labels)
     times.append(time.perf_counter() - start)
 # Without the pages of mapped files, which the system takes back when it wants to.
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))

@@ -56,9 +56,7 @@ def filling(args: argparse.Namespace, device: torch.device, img_dim: int, stride
     return frames / fill(args.cache_path, clips)
 
 
-def training(
-    args: argparse.Namespace, img_dim: int, stride: int, how: str, epochs: int
-) -> tuple[list[float], float]:
+def training(args: argparse.Namespace, img_dim: int, stride: int, how: str) -> tuple[list[float], float]:
     """Top-1 of the three splits in percent, and clips/s of an epoch, median."""
     with tempfile.TemporaryDirectory() as folder:
         data = ["--dataset_path", args.data / "UCF-101", "--split_path", args.data / "ucfTrainTestlist"]
@@ -66,8 +64,9 @@ def training(
         engine = ["--precision", how, *(() if how == "int8" else ("--engine", "torch"))]
         command = [
             sys.executable, common.ROOT / "train.py", *data, *frames, *engine, "--split_number", "all",
-            "--encoder", args.encoder, "--model", args.model, "--num_epochs", epochs, "--checkpoint_interval",
-            epochs, "--output_path", f"{folder}/out", "--run_path", f"{folder}/run",
+            "--encoder", args.encoder, "--model", args.model, "--num_epochs", args.num_epochs,
+            "--checkpoint_interval", args.num_epochs, "--output_path", f"{folder}/out",
+            "--run_path", f"{folder}/run",
         ]  # fmt: skip
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=folder)
         if done.returncode:
@@ -98,7 +97,7 @@ def main() -> None:
         peak = common.matrix_peak(device)
         rate = filling(args, device, int(size), int(stride), how)
         peak = (peak + common.matrix_peak(device)) / 2
-        tops, clips_rate = training(args, int(size), int(stride), how, args.num_epochs)
+        tops, clips_rate = training(args, int(size), int(stride), how)
         encoding = UCF101_FRAMES / int(stride) / rate / 3600
         heads = args.num_epochs * UCF101_CLIPS / clips_rate / 3600
         words = [

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import common
 import torch
-from torch.nn import functional as F
 
 from dataset import Sampling
 from features.fill import open_cache
@@ -58,16 +57,11 @@ def main() -> None:
         batches = ClipBatches(len(chosen), BATCH, shuffle=True)
         sampling = Sampling(LENGTH, training=True, frame_stride=4)
         loader = EmbeddingClips([cache.view(chosen)], [PHOTOGRAPHS], chosen, sampling, batches, device)
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad], lr=5e-4
-        )
+        optimizer = common.head_optimizer(model)
         model.train()
 
         def head(embeddings: torch.Tensor, targets: torch.Tensor) -> None:
-            loss = F.cross_entropy(model.classify(embeddings.to(device)), targets.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            common.head_step(model, optimizer, embeddings, targets)
 
         def epoch() -> float:
             inside = 0.0

@@ -131,8 +131,8 @@ class _Shard:
     rows: np.ndarray
     copies: dict[torch.device, Tensor] = field(default_factory=dict, compare=False)
 
-    def on_device(self, device: torch.device) -> Tensor:
-        """A copy of the rows, made once."""
+    def copy_to(self, device: torch.device) -> None:
+        """Have a copy of all rows on a device, if there is none yet."""
         if device not in self.copies:
             copy = torch.empty(self.rows.shape, dtype=torch.float16, device=device)
             for start in range(0, len(self.rows), COPIED):
@@ -140,7 +140,12 @@ class _Shard:
                 # PyTorch takes mapped pages only if they may be written.
                 copy[start : start + len(some)] = torch.from_numpy(np.array(some)).to(device)
             self.copies[device] = copy
-        return self.copies[device]
+
+    def take(self, numbers: np.ndarray, views: np.ndarray, device: torch.device | None) -> Tensor:
+        """Rows (..., D) by their numbers and views, from the copy on a device, or from the file."""
+        if device is None:
+            return torch.from_numpy(self.rows[numbers, views])
+        return self.copies[device][tuple(torch.tensor(part, device=device) for part in (numbers, views))]
 
     def damaged(self, entry: Entry) -> bool:
         """Whether the rows of a clip are not those that were written."""
@@ -178,10 +183,17 @@ class CachedClips:
     Args:
         places: the shard and the entry of each clip, by its name
         width: D
+        device: whose memory they are read from; from the files without one
     """
 
-    def __init__(self, places: dict[str, tuple[_Shard, Entry]], width: int) -> None:
-        self.width, self._places = width, places
+    def __init__(
+        self, places: dict[str, tuple[_Shard, Entry]], width: int, device: torch.device | None = None
+    ) -> None:
+        self.width, self._places, self._device = width, places, device
+        self._shards = list({shard.path: shard for shard, _ in places.values()}.values())
+        if device is not None:
+            for shard in self._shards:
+                shard.copy_to(device)
 
     def count(self, clip: Clip) -> int:
         """Number of embeddings of a clip."""
@@ -189,51 +201,23 @@ class CachedClips:
 
     def gather(self, clips: Sequence[Clip], indices: np.ndarray, flipped: np.ndarray) -> Tensor:
         """Embeddings (B, T, D) float16 out of B clips, by number (B, T), mirrored where `flipped` (B,)."""
-        places, numbers, views = self._find(clips, indices, flipped)
-        embeddings = np.empty((*numbers.shape, self.width), np.float16)
-        for shard in {shard.path: shard for shard, _ in places}.values():
-            chosen = np.array([other.path == shard.path for other, _ in places])
-            embeddings[chosen] = shard.rows[numbers[chosen], views[chosen]]
-        return torch.from_numpy(embeddings)
-
-    def _find(
-        self, clips: Sequence[Clip], indices: np.ndarray, flipped: np.ndarray
-    ) -> tuple[list[tuple[_Shard, Entry]], np.ndarray, np.ndarray]:
-        """The shards of clips, and rows and views in them, (B, T) each."""
         places = [self._places[clip.name] for clip in clips]
         numbers = np.array([entry.row for _, entry in places])[:, None] + indices
-        return places, numbers, np.broadcast_to(flipped[:, None].astype(int), numbers.shape)
+        views = np.broadcast_to(flipped[:, None].astype(int), numbers.shape)
+        embeddings = torch.empty(*numbers.shape, self.width, dtype=torch.float16, device=self._device)
+        for shard in {shard.path: shard for shard, _ in places}.values():
+            chosen = np.flatnonzero([other.path == shard.path for other, _ in places])
+            taken = shard.take(numbers[chosen], views[chosen], self._device)
+            embeddings[torch.from_numpy(chosen).to(self._device)] = taken
+        return embeddings
 
     def needs(self, device: torch.device) -> int:
         """Bytes that `on_device` will take there."""
-        shards = {shard.path: shard for shard, _ in self._places.values()}.values()
-        return sum(shard.rows.nbytes for shard in shards if device not in shard.copies)
+        return sum(shard.rows.nbytes for shard in self._shards if device not in shard.copies)
 
     def on_device(self, device: torch.device) -> CachedClips:
         """The same in an accelerator's memory, with all that lies in the same files."""
-        return _OnDevice(self._places, self.width, device)
-
-
-class _OnDevice(CachedClips):
-    """`CachedClips` that an accelerator's memory holds."""
-
-    def __init__(self, places: dict[str, tuple[_Shard, Entry]], width: int, device: torch.device) -> None:
-        super().__init__(places, width)
-        shards = {shard.path: shard for shard, _ in places.values()}
-        self._tables = {path: shard.on_device(device) for path, shard in shards.items()}
-        self._device = device
-
-    def gather(self, clips: Sequence[Clip], indices: np.ndarray, flipped: np.ndarray) -> Tensor:
-        """As `CachedClips.gather`, on the device."""
-        places, numbers, views = self._find(clips, indices, flipped)
-        rows, sides = (torch.tensor(part, device=self._device) for part in (numbers, views))
-        if len(self._tables) == 1:
-            return next(iter(self._tables.values()))[rows, sides]
-        embeddings = torch.empty(*numbers.shape, self.width, dtype=torch.float16, device=self._device)
-        for path, table in self._tables.items():
-            chosen = torch.tensor([shard.path == path for shard, _ in places], device=self._device)
-            embeddings[chosen] = table[rows[chosen], sides[chosen]]
-        return embeddings
+        return CachedClips(self._places, self.width, device)
 
 
 class EmbeddingCache:

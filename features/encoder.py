@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features.folding import channels_last, fold_batchnorm, keep_freed_memory
+from features.folding import Normalized, channels_last, fold_batchnorm, keep_freed_memory
 from features.networks import encoder_spec
 from features.openvino_network import OpenVinoNetwork, Quantized, convert, quantize
 from features.weights import State
@@ -179,11 +179,13 @@ class Encoder(nn.Module):
     def _converted(self, side: int) -> Any:
         # Of changes, it is shown the images that they make.
         windows = self.spec.windows
-        network = fold_batchnorm(copy.deepcopy(self.feature_extractor))
         example = torch.zeros(2, windows.frames, side, side, 3, dtype=torch.uint8)
-        return convert(
-            self.name, network, self.mean, self.scale, example, least=windows.least, video=self.spec.video
-        )
+        return convert(self.name, self.normalized(by_pixel=True), example, windows.least)
+
+    def normalized(self, *, by_pixel: bool) -> Normalized:
+        """A copy of its network behind the normalisation of frames, BatchNorms folded, for other engines."""
+        network = fold_batchnorm(copy.deepcopy(self.feature_extractor))
+        return Normalized(network, self.mean, self.scale, video=self.spec.video, by_pixel=by_pixel).eval()
 
     def _network(self, stream: str, side: int) -> OpenVinoNetwork:
         """Raises: UserError where it is quantised for frames of another size."""
@@ -256,7 +258,7 @@ class Encoder(nn.Module):
         if self.engine != TORCH:
             assert batch.dtype == torch.uint8
             network = self._network(stream, batch.shape[-1])
-            return network(self._seen(batch.permute(0, 1, 3, 4, 2), stream)).view(len(batch), -1, self.width)
+            return network(self._seen(batch.permute(0, 1, 3, 4, 2), stream))
         count, batch = len(batch), self._filled_up(batch)
         if batch.dtype == torch.uint8:
             # By rows of pixels: the three values of a pixel are too few for a CPU's vectors.

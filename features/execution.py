@@ -83,37 +83,49 @@ def prepare_encoders(
 
     Raises: UserError for flags that exclude each other or what is here, or without a package.
     """
-    auto = _takes_int8_by_itself([encoder for encoder, _ in opened], settings, calibration)
-    for encoder, stream in opened:
-        if stream.view_name not in encoder.quantized and (auto or _must_quantize(encoder, settings)):
-            if calibration is None:
-                raise UserError(
-                    "--precision int8: there is no network quantised for this, and no training clips to do "
-                    "it with; train with it first, or leave it out"
-                )
-            encoder.quantized[stream.view_name] = _quantized(encoder, stream, calibration)
-    # All or none, so that one word tells a training that goes on what computes its encoders.
-    as_trained = any(encoder.quantized for encoder, _ in opened) and settings.precision in ("auto", "int8")
-    for encoder in dict.fromkeys(encoder for encoder, _ in opened):
+    own = list(dict.fromkeys(encoder for encoder, _ in opened))
+    auto = _takes_int8_by_itself(own, settings, calibration)
+    int8 = [
+        auto or settings.precision == "int8" or (settings.precision == "auto" and bool(encoder.quantized))
+        for encoder in own
+    ]
+    for encoder, quantized in zip(own, int8, strict=True):
+        # OpenVINO for all or none: one word tells a training that goes on what computes its encoders.
+        engine = _engine(encoder, settings, quantized, any(int8))
+        for _, stream in (pair for pair in opened if pair[0] is encoder):
+            if engine == INT8 and stream.view_name not in encoder.quantized:
+                if calibration is None:
+                    raise UserError(
+                        "--precision int8: there is no network quantised for this, and no training clips to "
+                        "do it with; train with it first, or leave it out"
+                    )
+                encoder.quantized[stream.view_name] = _quantized(encoder, stream, calibration)
         dtype = choose_dtype(settings.precision, encoder.device)
-        encoder.prepare(dtype, compile=settings.compile, engine=_engine(encoder, settings, as_trained))
+        encoder.prepare(dtype, compile=settings.compile, engine=engine)
 
 
-def _engine(encoder: Encoder, settings: DeviceSettings, as_trained: bool) -> str:
-    """One of `encoder.ENGINES`. Raises: UserError for flags that exclude each other or what is here."""
-    on_cpu, int8 = encoder.device.type == "cpu", settings.precision == "int8"
-    if not on_cpu and (settings.engine == "openvino" or int8):
+def _engine(encoder: Encoder, settings: DeviceSettings, int8: bool, openvino: bool) -> str:
+    """One of `encoder.ENGINES`.
+
+    Args:
+        int8: its quantised network is wanted
+        openvino: without a flag that says otherwise, OpenVINO computes all
+
+    Raises: UserError for flags that exclude each other or what is here.
+    """
+    on_cpu, asked_int8 = encoder.device.type == "cpu", settings.precision == "int8"
+    if not on_cpu and (settings.engine == "openvino" or asked_int8):
         raise UserError(
             f"OpenVINO, which computes int8, is for the CPU and not for {encoder.device}; add --device cpu, "
             "or leave --engine and --precision out"
         )
-    if settings.engine == "torch" and int8:
+    if settings.engine == "torch" and asked_int8:
         raise UserError(
             "--precision int8 is for OpenVINO; leave out --engine torch, or take --precision bf16"
         )
-    if settings.engine == "torch" or not on_cpu or not (settings.engine == "openvino" or as_trained or int8):
+    if settings.engine == "torch" or not on_cpu or not (settings.engine == "openvino" or openvino):
         if encoder.quantized:
-            _say_it_differs(encoder, "PyTorch computes it")
+            say_it_differs(encoder, "here PyTorch computes it")
         return TORCH
     if settings.compile:
         raise UserError(
@@ -121,32 +133,21 @@ def _engine(encoder: Encoder, settings: DeviceSettings, as_trained: bool) -> str
             "--engine torch"
         )
     if not openvino_is_installed():
+        as_trained = int8 and encoder.quantized
         raise UserError(
             f"OpenVINO is not installed, and computes {encoder.name}"
             + (", which was quantised for training" if as_trained else "")
             + f"; run {GET_OPENVINO}, or use --engine torch"
             + (", whose embeddings differ a little" if as_trained else "")
         )
-    if as_trained and encoder.quantized:
-        return INT8
-    if encoder.quantized:
-        _say_it_differs(encoder, f"OpenVINO computes it in {settings.precision}")
-    return OPENVINO
+    if encoder.quantized and not int8:
+        say_it_differs(encoder, f"here OpenVINO computes it in {settings.precision}")
+    return INT8 if int8 else OPENVINO
 
 
-def _say_it_differs(encoder: Encoder, how: str) -> None:
-    say(f"warning: {encoder.name} was quantised for training; here {how}, whose embeddings differ a little")
-
-
-def _must_quantize(encoder: Encoder, settings: DeviceSettings) -> bool:
-    """Whether flags ask for it, and what runs it is there; `_engine` says what is not."""
-    return (
-        settings.precision == "int8"
-        and settings.engine != "torch"
-        and not settings.compile
-        and encoder.device.type == "cpu"
-        and openvino_is_installed()
-    )
+def say_it_differs(encoder: Encoder, how: str) -> None:
+    """Warn that an encoder is not computed with the quantised network of its training, but in another way."""
+    say(f"warning: {encoder.name} was quantised for training; {how}, whose embeddings differ a little")
 
 
 def _takes_int8_by_itself(
@@ -161,7 +162,7 @@ def _takes_int8_by_itself(
         or not all(encoder.spec.int8 and encoder.device.type == "cpu" for encoder in encoders)
     ):
         return False
-    names = " and ".join(dict.fromkeys(encoder.name for encoder in encoders))
+    names = " and ".join(encoder.name for encoder in encoders)
     if not can_quantize():
         say(f"{names}: nearly twice as fast in int8, which OpenVINO computes; {GET_OPENVINO}")
         return False

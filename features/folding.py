@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
@@ -61,6 +61,38 @@ def channels_last(network: nn.Module) -> nn.Module:
         if tensor.ndim in formats:
             tensor.data = tensor.data.contiguous(memory_format=formats[tensor.ndim])
     return network
+
+
+class Normalized(nn.Module):
+    """A frozen network that takes frames as they are decoded: windows uint8 -> embeddings (N, K, D).
+
+    Args:
+        network: float32, on the CPU
+        mean, scale: of the three channels, for values in [0, 255]
+        video: it sees all frames of a window at once
+        by_pixel: windows are (N, L, H, W, 3), as decoders write them, not (N, L, 3, H, W)
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, network: nn.Module, mean: Tensor, scale: Tensor, *, video: bool, by_pixel: bool
+    ) -> None:
+        super().__init__()
+        self.network, self.video, self.by_pixel = network, video, by_pixel
+        shape = (3,) if by_pixel else (3, 1, 1)
+        self.register_buffer("mean", mean.view(shape))
+        self.register_buffer("scale", scale.view(shape))
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Embeddings of windows."""
+        values = (windows.float() - self.mean) * self.scale
+        if self.by_pixel:
+            values = values.permute(0, 1, 4, 2, 3)
+        if self.video:
+            return self.network(values.transpose(1, 2))
+        return self.network(values[:, 0])[:, None]
 
 
 def keep_freed_memory() -> None:

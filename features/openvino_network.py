@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from features.folding import Normalized
 from features.weights import first_line
 from features.workers import count_workers, is_worker
 from utils.process import UserError
@@ -82,59 +83,30 @@ class Quantized:
         return digest.hexdigest()
 
 
-class _Seen(nn.Module):
-    """A network that takes frames as they are decoded: (N, L, H, W, 3) uint8 -> (N, K, D) or (N, D)."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, network: nn.Module, mean: Tensor, scale: Tensor, *, video: bool) -> None:
-        super().__init__()
-        self.network, self.video = network, video
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
-
-    def forward(self, windows: Tensor) -> Tensor:
-        values = (windows.float() - self.mean) * self.scale
-        if self.video:
-            return self.network(values.permute(0, 4, 1, 2, 3))
-        return self.network(values[:, -1].permute(0, 3, 1, 2))
-
-
-def convert(
-    name: str, network: nn.Module, mean: Tensor, scale: Tensor, example: Tensor, *, least: int, video: bool
-) -> Any:
+def convert(name: str, network: Normalized, example: Tensor, least: int) -> Any:
     """A network as OpenVINO's model, of windows of any number and any length.
 
     Args:
         name: of the encoder, for the error
-        network: float32, on the CPU, its BatchNorms folded
-        mean, scale: of the three channels, for values in [0, 255]
+        network: of frames by pixel, on the CPU
         example: two windows as long as most, (2, L, H, W, 3) uint8
         least: frames of the shortest window
-        video: it sees all frames of a window at once
 
     Raises: UserError without the package, or if it cannot take this network, or computes another one.
     """
     openvino = _load("openvino")
     height, width = example.shape[2:4]
-    seen = _Seen(network, mean, scale, video=video).eval()
     many = {0: torch.export.Dim("windows", min=1, max=2**16)}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(
-                seen,
-                (example,),
-                dynamic_shapes=(many,),
-                strict=False,
-            )
+            exported = torch.export.export(network, (example,), dynamic_shapes=(many,), strict=False)
             model = openvino.convert_model(exported)
             model.reshape([-1, -1, height, width, 3])
             # A network that reckons with the length of the example is another one at the shortest.
             short = torch.arange(3 * least * height * width).remainder(251).to(torch.uint8)
             short = short.view(1, least, height, width, 3)
-            expected, given = seen(short), OpenVinoNetwork(model, torch.float32)(short)
+            expected, given = network(short), OpenVinoNetwork(model, torch.float32)(short)
             if given.shape != expected.shape or not torch.allclose(
                 given, expected, atol=1e-2 * float(expected.abs().max())
             ):
@@ -217,7 +189,7 @@ class OpenVinoNetwork:
             return self._compiled[streams]
 
     def __call__(self, windows: Tensor) -> Tensor:
-        """Embeddings of windows: (N, L, H, W, 3) uint8 -> (N, K, D) or (N, D) float32."""
+        """Embeddings of windows: (N, L, H, W, 3) uint8 -> (N, K, D) float32."""
         if not hasattr(self._own, "request"):
             network = self._compile(count_workers() if is_worker() else 1)
             self._own.request = network.create_infer_request()

@@ -96,18 +96,25 @@ def check_labels(found, count, length, step, every, unit=1):
     assert torch.allclose(torch.cat([part.probabilities for part in found]), expected, atol=1e-3)
 
 
-@given(
-    cuts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
-    length=st.integers(1, 9),
-    step=st.integers(1, 5),
-    every=st.integers(1, 9),
-    hop=st.integers(1, 4),
-    stride=st.integers(1, 3),
-)
-def test_frames_that_come_in_pieces_get_the_labels_of_the_whole_video(cuts, length, step, every, hop, stride):
-    # As they are read: whole strides, but for the last.
+# How many frames come at once, and how clips lie.
+LAYOUTS = {
+    "cuts": st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    "length": st.integers(1, 9),
+    "step": st.integers(1, 5),
+    "every": st.integers(1, 9),
+    "stride": st.integers(1, 3),
+}
+
+
+def whole_strides(cuts, stride):
+    """As they are read: whole strides, but for the last."""
     *before, last = cuts
-    cuts = [cut * stride for cut in before] + [last]
+    return [cut * stride for cut in before] + [last]
+
+
+@given(hop=st.integers(1, 4), **LAYOUTS)
+def test_frames_that_come_in_pieces_get_the_labels_of_the_whole_video(cuts, length, step, every, hop, stride):
+    cuts = whole_strides(cuts, stride)
     count, model = sum(cuts), Counting(hop, hops=2)
     layout = ClipLayout(length, step, every, stride)
     found = list(label_frames(model, model.streams, pieces_of(model, cuts, stride), layout))
@@ -116,17 +123,9 @@ def test_frames_that_come_in_pieces_get_the_labels_of_the_whole_video(cuts, leng
     check_labels(found, count, length, step, every, hop * stride)
 
 
-@given(
-    cuts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
-    length=st.integers(1, 9),
-    step=st.integers(1, 5),
-    every=st.integers(1, 9),
-    stride=st.integers(1, 3),
-    shots=st.integers(1, 3),
-)
+@given(shots=st.integers(1, 3), **LAYOUTS)
 def test_only_embeddings_that_clips_hold_are_computed(cuts, length, step, every, stride, shots):
-    *before, last = cuts
-    cuts = [cut * stride for cut in before] + [last]
+    cuts = whole_strides(cuts, stride)
     count, model, seen = sum(cuts), Counting(), []
     embed = model.streams[0].embed
     model.streams[0] = replace(

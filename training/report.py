@@ -205,7 +205,7 @@ def about(
         "epoch": checkpoint.epoch,
         "encoder": encoder.name,
         "encoder_sha256": encoder.sha256(),
-        "encoder_computed_in": encoder.variant(source.model.open_streams()[0].view_name),
+        "encoder_computed_in": source.computed_in,
         "further_sha256": {further.name: further.sha256() for further in source.model.encoders()[1:]},
         "device": str(encoder.device),
         "split_number": split_number,

@@ -76,6 +76,11 @@ class ClipSource:
             ]  # fmt: skip
         return cls(model, img_dim, kept, workers)
 
+    @property
+    def computed_in(self) -> str:
+        """What the first stream's encoder is computed in, as `Encoder.variant`."""
+        return self.model.encoder.variant(self.model.open_streams(self.img_dim)[0].view_name)
+
     def batches(self, clips: Sequence[Clip], sampling: Sampling, order: ClipBatches) -> Batches:
         """Embeddings of what `order` names of `clips`."""
         device, streams = self.model.device, self.model.open_streams(self.img_dim)
