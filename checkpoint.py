@@ -9,8 +9,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from training.checkpoint import load_checkpoint, save_checkpoint
-from utils.files import make_writable_folder
+from utils.flags import flags_first
 from utils.process import run
 
 
@@ -24,6 +23,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     export.add_argument("source", type=Path, help="checkpoint of this project or of the original")
     export.add_argument("target", type=Path, help="new file to write")
     return parser
+
+
+flags_first(__name__, get_args_parser)
+
+from training.checkpoint import load_checkpoint, save_checkpoint
+from utils.files import make_writable_folder
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,16 +26,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from models import MODELS
-from training.checkpoint import Checkpoint, load_checkpoint
-from training.pictures import png
-from training.report import interval, markdown
-from utils.files import csv_bytes, unused, write_whole
-from utils.flags import COUNT
+from utils.flags import COUNT, flags_first
 from utils.process import UserError, available_cores, run
 
 HERE = Path(__file__).resolve().parent
@@ -54,7 +45,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--models",
         nargs="+",
-        default=list(MODELS),
         help='what to compare; default: all. Quotes take flags for one model: "ActionBERT --pretrain 10"',
     )
     parser.add_argument(
@@ -76,6 +66,19 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="folder for what is written, numbered if it is there",
     )
     return parser
+
+
+flags_first(__name__, get_args_parser)
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from models import MODELS
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.pictures import png
+from training.report import interval, markdown
+from utils.files import csv_bytes, unused, write_whole
 
 
 @dataclass(frozen=True)
@@ -270,6 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train, compare, write; returns the exit status."""
     parser = get_args_parser()
     args, flags = parser.parse_known_args(argv)
+    args.models = args.models or list(MODELS)
     for entry in args.models:
         if not entry.split() or entry.split()[0] not in MODELS:
             parser.error(f"--models {entry!r}: no such model; choose from {', '.join(MODELS)}")

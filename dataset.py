@@ -13,6 +13,27 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from splits.datasets import DataSettings
+from utils.flags import add_flags, flags_first, read
+from utils.process import available_cores, run
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of dataset.py."""
+    parser = argparse.ArgumentParser(description="Look after a data set.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    checking = commands.add_parser(
+        "check", help="decode everything, compare it with the lists, and read all embeddings that are kept"
+    )
+    add_flags(checking, DataSettings)
+    checking.add_argument(
+        "--cache_path", type=Path, help="folder of the embeddings; default: <dataset_path>-embeddings"
+    )
+    return parser
+
+
+flags_first(__name__, get_args_parser)
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,10 +44,7 @@ from features.fill import cache_folder
 from features.streams import View
 from features.windows import joint_indices
 from splits.check import check
-from splits.datasets import DataSettings
 from splits.split import Clip
-from utils.flags import add_flags, read
-from utils.process import available_cores, run
 from video.frames import resize_frames
 from video.reader import check_length
 
@@ -177,20 +195,6 @@ class FrameClips(Dataset[Item]):
             groups = [torch.stack(list(group)) for _, group in groupby(cut, len)]
             parts.append((groups, torch.from_numpy(places)))
         return parts, torch.from_numpy(padding), clip.label
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    """The flags of dataset.py."""
-    parser = argparse.ArgumentParser(description="Look after a data set.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser(
-        "check", help="decode everything, compare it with the lists, and read all embeddings that are kept"
-    )
-    add_flags(checking, DataSettings)
-    checking.add_argument(
-        "--cache_path", type=Path, help="folder of the embeddings; default: <dataset_path>-embeddings"
-    )
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

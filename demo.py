@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from annotation.annotate import Annotator, BackendSettings, LabelSettings, open_model
-from annotation.page import Page, PageSettings
-from utils.device import DeviceSettings
-from utils.flags import NATURAL, POSITIVE, add_flags, read, setting
+from annotation.settings import BackendSettings, LabelSettings, PageSettings
+from features.settings import DeviceSettings
+from utils.flags import NATURAL, POSITIVE, add_flags, flags_first, read, setting
 from utils.process import UserError, run
 
 INSTALL = "run pip install -r requirements-demo.txt"
@@ -57,6 +56,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     for settings in (ServerSettings, PageSettings, BackendSettings, LabelSettings, DeviceSettings):
         add_flags(parser, settings)
     return parser
+
+
+flags_first(__name__, get_args_parser)
+
+from annotation.annotate import Annotator, open_model
+from annotation.page import Page
 
 
 class UploadLimit:

@@ -11,11 +11,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from annotation.onnx_model import export
-from annotation.pretrained import ModelSettings
-from features.execution import say_it_differs
-from utils.files import make_writable_folder
-from utils.flags import add_flags, read
+from annotation.settings import ModelSettings
+from utils.flags import add_flags, flags_first, read
 from utils.process import run
 
 
@@ -30,6 +27,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add_flags(parser, ModelSettings)
     return parser
+
+
+flags_first(__name__, get_args_parser)
+
+from annotation.onnx_model import export
+from features.execution import say_it_differs
+from utils.files import make_writable_folder
 
 
 def main(argv: list[str] | None = None) -> int:

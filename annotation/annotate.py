@@ -22,8 +22,8 @@ from annotation.labels import (
     thin_out,
 )
 from annotation.onnx_model import OnnxModel
-from annotation.overlay import OVERLAYS, Overlay
-from annotation.pretrained import ModelSettings, choose
+from annotation.overlay import Overlay
+from annotation.pretrained import choose
 from annotation.segments import (
     NONE,
     Segment,
@@ -34,94 +34,18 @@ from annotation.segments import (
     steady,
     write_tables,
 )
+from annotation.settings import BackendSettings, LabelSettings
 from features.pipeline import Prefetch
+from features.settings import DeviceSettings
 from features.windows import joint_hop
 from training.checkpoint import Checkpoint
 from training.setup import prepare
-from utils.device import DeviceSettings, choose_device
+from utils.device import choose_device
 from utils.files import make_writable_folder
-from utils.flags import COUNT, NON_NEGATIVE, SHARE_BELOW_1, setting
 from utils.process import UserError
 from video.files import VideoError
 from video.reader import MIN_FRAMES, Video, check_length
 from video.writer import write_video
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackendSettings(ModelSettings):
-    """Which model labels frames, and what runs it."""
-
-    backend: str = setting(
-        "torch",
-        "onnxruntime runs what export.py wrote, whose folder --checkpoint_model then names, on the CPU; "
-        "torch (default) is faster where the hardware has bf16, and 15 %% slower where it has not",
-        choices=("torch", "onnxruntime"),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelSettings:
-    """How frames are labelled, and what is drawn."""
-
-    img_dim: int | None = setting(
-        None,
-        "frame size in pixels for the encoder; default (recommended): the checkpoint's",
-        COUNT,
-        flags=("--img_dim", "--image_dim"),
-    )
-    sequence_length: int | None = setting(
-        None,
-        "embeddings of the clip that decides a frame's label; default (recommended): the checkpoint's",
-        COUNT,
-    )
-    window_step: int | None = setting(
-        None,
-        "embeddings from one of the clip to the next, of those that the checkpoint was trained on: with its "
-        "--frame_stride 4 and an encoder of photographs, 2 is every 8th frame; default (recommended): 2 for "
-        "those, the middle of what training draws on UCF-101, and 1 for encoders of videos",
-        COUNT,
-    )
-    only: str | None = setting(
-        None,
-        "names of actions between commas: frames show the most probable one of these; probabilities stay "
-        "those among all that the model knows, small where a video shows something else; default: all",
-    )
-    min_probability: float = setting(
-        0.0,
-        "frames whose most probable action has less show no action; 0 (default) names one always; "
-        "0.2 is good for the 400 actions of Kinetics",
-        SHARE_BELOW_1,
-    )
-    min_seconds: float = setting(
-        0.0,
-        "of what is shown: what is shorter, an action or none, is taken for what was before in the shot; 0 "
-        "(default) shows each, 0.5 calms labels that flicker",
-        NON_NEGATIVE,
-    )
-    no_cuts: bool = setting(
-        False,
-        "take the whole video for one shot; default (recommended): what is before a cut says nothing of what "
-        "is behind it; live, cuts are not looked for",
-    )
-    label_every: int = setting(
-        10,
-        "frames that share a label, that of the clip around their middle, as nearly as embeddings that stand "
-        "for several frames allow; 10, or 0.4 s at 25 fps, is as often as one can read; 1 takes up to half "
-        "as long again",
-        COUNT,
-    )
-    overlay: str = setting(
-        "full",
-        "full (default): the three most probable actions and a timeline below the picture; minimal: the most "
-        "probable one",
-        choices=OVERLAYS,
-    )
-    smooth: float = setting(
-        0.0,
-        "average probabilities over so many seconds of the past; 0 (default) shows each as it is, 1 calms "
-        "labels that flicker",
-        NON_NEGATIVE,
-    )
 
 
 def open_model(

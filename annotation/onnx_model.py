@@ -30,8 +30,8 @@ from torch.export import Dim
 from features.encoder import Encoder, difference_images
 from features.streams import Stream, open_streams
 from features.windows import Windows
-from models import Classifier
 from training.checkpoint import Checkpoint
+from training.classifier import Classifier
 from utils.files import json_bytes, write_whole
 from utils.process import MissingFileError, UserError
 from video.frames import Resize

@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from annotation.annotate import Annotated, Annotator
 from annotation.overlay import OVERLAYS
 from annotation.segments import name_of
-from utils.flags import COUNT, setting
+from annotation.settings import EXAMPLES, PageSettings
 from utils.process import UserError
 from video.files import VIDEO_SUFFIXES, VideoError, video_files
 from video.reader import Video
@@ -26,25 +26,8 @@ TITLE = "Action-Recognition"
 MAX_PIXELS = 4096 * 2304
 # A file may claim any frame rate, and hold more frames for a second than anybody films.
 MAX_FPS = 60
-# Actions with a curve, points of each, and examples on the page.
-CURVES, POINTS, EXAMPLES = 5, 300, 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageSettings:
-    """What the page takes."""
-
-    examples: Path = setting(
-        Path("data/toy-actions/UCF-101"),
-        f"folder of videos to pick from, the first of each of its folders, {EXAMPLES} at most; default: "
-        "the toy data, where it has been drawn",
-        Path,
-    )
-    max_megabytes: int = setting(100, "of an upload; 100 (default) is some minutes of HD", COUNT)
-    max_seconds: int = setting(
-        120, "of a video; 120 (default) takes half a minute of work on 2 cores, and others wait", COUNT
-    )
-    max_waiting: int = setting(40, "users in the queue; more are asked to come back", COUNT)
+# Actions with a curve, and points of each.
+CURVES, POINTS = 5, 300
 
 
 def check_video(path: Path, max_seconds: int) -> int:

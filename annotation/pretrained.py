@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from features.networks import ENCODERS, encoder_spec
-from features.settings import given_weights
 from features.weights import State
-from models import Classifier, Head
-from training.checkpoint import Checkpoint, load_checkpoint
-from utils.flags import accepted_by, setting
-from utils.process import UserError, say
-
-DEFAULT_ENCODER = "i3d"
+from models import Head
+from training.checkpoint import Checkpoint
+from training.classifier import Classifier
+from utils.process import UserError
 
 
 class LastLayer(Head):
@@ -82,64 +77,6 @@ def untrained(name: str, state: State | None = None) -> Checkpoint:
     model.name = "LastLayer"
     settings = {"frame_stride": spec.frame_stride}
     return Checkpoint(model.eval(), classes, spec.input_size, spec.sequence_length, None, 0, settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Which model names actions."""
-
-    checkpoint_model: Path | None = setting(
-        None,
-        "of this project or of the original; without one the encoder's own last layer names 400 actions "
-        "(Kinetics-400)",
-        Path,
-    )
-    encoder: str | None = setting(
-        None,
-        "without --checkpoint_model, the network that names actions: i3d (default, recommended) works "
-        f"offline; also {', '.join(name for name in with_own_classes() if name != DEFAULT_ENCODER)}",
-        accepted_by(check_own_classes),
-    )
-    encoder_weights: Path | None = setting(
-        None,
-        "file with other weights for it, as for train.py; default (recommended): the released ones",
-        Path,
-    )
-
-    @property
-    def encoder_name(self) -> str:
-        """The network that names actions where there is no checkpoint."""
-        return self.encoder or DEFAULT_ENCODER
-
-    @property
-    def name(self) -> str:
-        """What tables call the model."""
-        return str(self.checkpoint_model or f"{self.encoder_name}, as it was released")
-
-    def load(self) -> Checkpoint:
-        """The model. Raises: as `load_checkpoint`, `given_weights` and `untrained`."""
-        if self.checkpoint_model:
-            return load_checkpoint(self.checkpoint_model)
-        name = self.encoder_name
-        checkpoint = untrained(name, given_weights(name, self.encoder_weights))
-        say(
-            f"no --checkpoint_model: {name} names the {len(checkpoint.classes)} actions that it was released "
-            "with, which --list_actions of test_on_video.py prints"
-        )
-        return checkpoint
-
-    def own_classes(self) -> list[str] | None:
-        """What it names without a checkpoint; None with one."""
-        own = encoder_spec(self.encoder_name).categories
-        return own() if own and not (self.checkpoint_model or self.encoder_weights) else None
-
-    def __post_init__(self) -> None:
-        """Raises: UserError if flags do not go together."""
-        if self.checkpoint_model and (self.encoder or self.encoder_weights):
-            raise UserError(
-                f"--checkpoint_model {self.checkpoint_model} has its own encoder; leave out --encoder and "
-                "--encoder_weights"
-            )
 
 
 def choose(only: str | None, classes: Sequence[str]) -> list[int]:

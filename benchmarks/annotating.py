@@ -15,8 +15,8 @@ from pathlib import Path
 import common
 import numpy as np
 
-from models import Classifier
 from training.checkpoint import Checkpoint, save_checkpoint
+from training.classifier import Classifier
 from utils.device import choose_device
 from video.reader import Video
 from video.writer import write_video

@@ -26,9 +26,9 @@ from features.execution import calibration_windows, choose_clips
 from features.folding import BATCHNORMS
 from features.networks import ENCODERS
 from features.streams import encoder_stream
-from models import Classifier
 from splits.datasets import DataSettings, Listed, load_split
 from splits.split import Clip
+from training.classifier import Classifier
 from utils.device import choose_dtype
 from utils.process import available_cores
 from video.reader import Video

@@ -17,13 +17,14 @@ from pathlib import Path
 import common
 import torch
 
-from annotation.annotate import Annotator, LabelSettings
+from annotation.annotate import Annotator
+from annotation.settings import LabelSettings
 from dataset import Sampling
 from features.fill import open_cache
-from models import Classifier
 from splits.split import Clip
 from training.batches import ClipBatches, EmbeddingClips
 from training.checkpoint import Checkpoint
+from training.classifier import Classifier
 from utils.device import choose_device
 from utils.process import available_cores
 

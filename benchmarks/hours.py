@@ -22,9 +22,10 @@ import torch
 from features.encoder import Encoder
 from features.execution import Calibration, prepare_encoders
 from features.fill import open_cache
+from features.settings import DeviceSettings
 from features.streams import encoder_stream
 from splits.datasets import Listed
-from utils.device import DeviceSettings, choose_device
+from utils.device import choose_device
 from utils.process import available_cores
 from utils.ranks import ALONE
 

@@ -24,8 +24,8 @@ import common
 import numpy as np
 
 import test_on_video
-from models import Classifier
 from training.checkpoint import Checkpoint, save_checkpoint
+from training.classifier import Classifier
 from utils.device import choose_device
 from video.reader import Video
 

@@ -13,12 +13,14 @@ import common
 import numpy as np
 from tqdm import tqdm
 
-from annotation.annotate import Annotator, LabelSettings
+from annotation.annotate import Annotator
 from annotation.labels import label_frames, read_windows
-from annotation.pretrained import DEFAULT_ENCODER, choose, untrained
+from annotation.pretrained import choose, untrained
+from annotation.settings import LabelSettings
+from features.settings import DeviceSettings
 from splits.split import Clip
 from training.setup import prepare
-from utils.device import DeviceSettings, choose_device
+from utils.device import choose_device
 
 # What Kinetics-400 calls classes of UCF-101.
 NAMES = {

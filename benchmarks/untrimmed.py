@@ -20,11 +20,13 @@ import numpy as np
 from tqdm import tqdm
 from untrained import with_names
 
-from annotation.annotate import Annotator, BackendSettings, LabelSettings, open_model
+from annotation.annotate import Annotator, open_model
 from annotation.segments import NO_ACTION, name_of
+from annotation.settings import BackendSettings, LabelSettings
+from features.settings import DeviceSettings
 from splits.datasets import load_split
 from splits.split import Clip
-from utils.device import DeviceSettings, choose_device, seed_everything
+from utils.device import choose_device, seed_everything
 from utils.flags import add_flags, read
 from video.reader import Video
 from video.writer import write_video

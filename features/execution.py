@@ -17,9 +17,10 @@ import torch
 
 from features.encoder import INT8, OPENVINO, TORCH, Encoder
 from features.openvino_network import GET_OPENVINO, Quantized, can_quantize, openvino_is_installed
+from features.settings import DeviceSettings
 from features.streams import Cutter, Stream
 from splits.split import Clip
-from utils.device import DeviceSettings, choose_dtype
+from utils.device import choose_dtype
 from utils.files import make_writable_folder, write_whole
 from utils.process import UserError, say
 from utils.ranks import ALONE, Ranks

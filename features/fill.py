@@ -9,7 +9,6 @@ train.py and test.py fill what is missing by themselves. `cache` describes the f
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import json
@@ -28,14 +27,14 @@ from features.cache import CacheError, CacheKey, EmbeddingCache, file_stamp
 from features.encoder import Encoder
 from features.execution import Calibration, prepare_encoders
 from features.pipeline import embed_ahead, read_ahead
-from features.settings import CacheSettings, EncoderSettings
+from features.settings import CacheSettings, DeviceSettings, EncoderSettings, get_args_parser
 from features.shard_writer import ShardWriter
 from features.streams import Stream, encoder_stream, further_encoders, open_streams, pace, parse_streams
 from splits.datasets import DataSettings, open_listed
 from splits.split import WHOLE, Clip, Shard
-from utils.device import DeviceSettings, choose_device, seed_everything
+from utils.device import choose_device, seed_everything
 from utils.files import beside, write_whole
-from utils.flags import add_flags, checked, read
+from utils.flags import read
 from utils.process import UserError, is_first, say
 from utils.ranks import ALONE, Ranks
 from video.files import VideoError
@@ -224,20 +223,6 @@ def open_cache(
 def cache_folder(cache_path: Path | None, dataset_path: Path) -> Path:
     """The folder of all caches of a data set."""
     return cache_path or beside(dataset_path, "-embeddings")
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    """The flags of features.py."""
-    parser = argparse.ArgumentParser(description="Fill the embedding cache of a data set ahead of training.")
-    for settings in (DataSettings, CacheSettings, EncoderSettings, DeviceSettings):
-        add_flags(parser, settings)
-    parser.add_argument(
-        "--shard",
-        type=checked(Shard.parse),
-        help="fill part i/n only, such as 1/8 on the first of 8 machines; copy the files of all parts into "
-        "one folder, or let all machines write to a shared one",
-    )
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

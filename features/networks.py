@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -124,10 +125,11 @@ def _i3d(*, pretrained: bool, state: State | None = None) -> nn.Module:
 
 
 def kinetics_categories() -> list[str]:
-    """The 400 names of Kinetics-400, in the order of its labels; torchvision keeps them."""
-    from torchvision.models.video import R3D_18_Weights
+    """The 400 names of Kinetics-400, in the order of its labels.
 
-    return list(R3D_18_Weights.KINETICS400_V1.meta["categories"])
+    They are torchvision's, in a file here since to load torchvision takes two seconds.
+    """
+    return Path(__file__).with_name("kinetics400.txt").read_text(encoding="utf-8").splitlines()
 
 
 @dataclass(frozen=True)
@@ -265,13 +267,6 @@ ENCODERS: dict[str, EncoderSpec] = {
     "swin3d_s": _kinetics("swin3d_s", 768, **_SWIN_3D),
     "swin3d_b": _kinetics("swin3d_b", 1024, **_SWIN_3D),
 }
-
-
-ENCODERS_WORDS = (
-    "resnet18 to resnet101, timm/<name> for any network of timm, and for videos i3d, r3d_18, mc3_18, "
-    "r2plus1d_18, s3d, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b, and hf/<name or folder> for a "
-    "V-JEPA 2, VideoMAE, TimeSformer or ViViT of Hugging Face"
-)
 
 
 def encoder_spec(name: str) -> EncoderSpec:

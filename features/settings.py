@@ -1,15 +1,42 @@
-"""Flags of every command that encodes videos: which encoder, what it sees, where embeddings are kept."""
+"""Flags of every command that encodes videos: which encoder, what it sees, where embeddings are kept.
+
+Like all modules of settings it does not load PyTorch, which takes seconds: flags are read first.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from features.networks import ENCODERS_WORDS, EncoderSpec, encoder_spec
-from features.streams import parse_streams
-from features.weights import State, read_weights
-from utils.flags import COUNT, accepted_by, setting
-from utils.process import UserError, say
+from splits.datasets import DataSettings
+from splits.split import Shard
+from utils.flags import COUNT, NATURAL, accepted_by, add_flags, checked, setting
+from utils.process import UserError, available_cores, say
+
+if TYPE_CHECKING:
+    from features.networks import EncoderSpec
+    from features.weights import State
+
+ENCODERS_WORDS = (
+    "resnet18 to resnet101, timm/<name> for any network of timm, and for videos i3d, r3d_18, mc3_18, "
+    "r2plus1d_18, s3d, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b, and hf/<name or folder> for a "
+    "V-JEPA 2, VideoMAE, TimeSformer or ViViT of Hugging Face"
+)
+
+
+def _check_encoder(name: str) -> None:
+    from features.networks import encoder_spec
+
+    encoder_spec(name)
+
+
+def _check_streams(text: str) -> None:
+    from features.streams import parse_streams
+
+    parse_streams(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +68,7 @@ class EncoderSettings:
         "resnet152",
         "frozen network: resnet152 (default) is the original's, i3d sees motion, works offline and is the "
         "most accurate (recommended), efficientnet_lite0 is the fastest; also " + ENCODERS_WORDS,
-        accepted_by(encoder_spec),
+        accepted_by(_check_encoder),
     )
     encoder_weights: Path | None = setting(
         None,
@@ -54,7 +81,7 @@ class EncoderSettings:
         "what heads read, joined at the end: rgb (default), where the encoder sees single frames also diff "
         "(what changed since the frame before), and the names of further encoders, at their own frame size: "
         "rgb,diff or rgb,efficientnet_lite0; each is another cache",
-        accepted_by(parse_streams),
+        accepted_by(_check_streams),
     )
     img_dim: int | None = setting(
         None,
@@ -86,6 +113,36 @@ class EncoderSettings:
         return given_weights(self.encoder, self.encoder_weights)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings:
+    """Where and how to compute."""
+
+    device: str = setting("auto", "cpu, cuda, ...; auto (default) takes the accelerator where there is one")
+    precision: str = setting(
+        "auto",
+        "of the frozen encoder; auto (default, recommended) is bf16 where the hardware has it, 2 to 5 times "
+        "as fast as fp32, and int8 where --engine says so",
+        choices=("auto", "fp32", "bf16", "int8"),
+    )
+    engine: str = setting(
+        "auto",
+        "what computes the frozen encoder on a CPU; auto (default, recommended) is OpenVINO in int8 where it "
+        "is installed (requirements-openvino.txt), in training with encoders that are known to lose nothing "
+        "by it (i3d, nearly twice as fast then) and for checkpoints of such a training; else torch",
+        choices=("auto", "torch", "openvino"),
+    )
+    compile: bool = setting(
+        False,
+        "compile the encoder: some 20 %% faster after a minute or two, pays for more than 10,000 frames",
+    )
+    num_workers: int = setting(
+        # On a machine that torchrun shares out, each process gets its part.
+        max(1, min(8, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
+        "threads or processes that decode video; one per core (default) keeps the encoder fed",
+        NATURAL,
+    )
+
+
 def given_weights(encoder: str, path: Path | None) -> State | None:
     """Weights for an encoder out of a file, whose SHA-256 is printed; None without a file.
 
@@ -93,6 +150,22 @@ def given_weights(encoder: str, path: Path | None) -> State | None:
     """
     if path is None:
         return None
+    from features.weights import read_weights
+
     state, digest = read_weights(path)
     say(f"weights of {encoder}: {path}, SHA-256 {digest}")
     return state
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of features.py."""
+    parser = argparse.ArgumentParser(description="Fill the embedding cache of a data set ahead of training.")
+    for settings in (DataSettings, CacheSettings, EncoderSettings, DeviceSettings):
+        add_flags(parser, settings)
+    parser.add_argument(
+        "--shard",
+        type=checked(Shard.parse),
+        help="fill part i/n only, such as 1/8 on the first of 8 machines; copy the files of all parts into "
+        "one folder, or let all machines write to a shared one",
+    )
+    return parser

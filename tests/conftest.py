@@ -22,9 +22,9 @@ from torch import nn
 from features import networks
 from features.encoder import Encoder
 from features.windows import Windows
-from models import Classifier
 from splits.datasets import DataSettings
 from training.checkpoint import Checkpoint, save_checkpoint
+from training.classifier import Classifier
 from utils import process
 from video.frames import Resize
 from video.writer import write_video

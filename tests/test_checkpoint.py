@@ -9,8 +9,8 @@ from torch.nn import functional as F
 import checkpoint as checkpoint_script
 from conftest import build_tiny
 from features.networks import ENCODERS
-from models import Classifier
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from training.classifier import Classifier
 
 LATENT, HIDDEN, LAYERS, CLASSES = 6, 5, 2, 101
 

@@ -7,8 +7,8 @@ from torch import nn
 import checkpoint as checkpoint_script
 from conftest import build_tiny
 from features.networks import ENCODERS, EncoderSpec
-from models import Classifier
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from training.classifier import Classifier
 
 FRAMES = torch.randint(
     0, 256, (2, 8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

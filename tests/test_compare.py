@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import compare
-from models import Classifier
 from training.checkpoint import Checkpoint
+from training.classifier import Classifier
 
 
 def test_models_are_compared_on_one_cache(call, small, tmp_path):

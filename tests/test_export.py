@@ -10,8 +10,9 @@ import torch
 import export as export_script
 import test_on_video
 from annotation.onnx_model import OnnxError, OnnxModel, export
-from models import MODELS, Classifier
+from models import MODELS
 from training.checkpoint import Checkpoint, save_checkpoint
+from training.classifier import Classifier
 from video.reader import Video
 
 

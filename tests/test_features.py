@@ -22,9 +22,9 @@ from features.fill import open_cache
 from features.pipeline import Prefetch, embed_ahead, read_ahead
 from features.streams import encoder_stream
 from features.windows import Windows
-from models import Classifier
 from splits.datasets import load_split
 from training.batches import ClipBatches, EmbeddingClips, EncodedClips, frame_loader
+from training.classifier import Classifier
 from video.files import VideoError
 from video.frames import resize_frames
 from video.reader import Video

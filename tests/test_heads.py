@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from conftest import embed_frames
 from features.encoder import Encoder
-from models import MODELS, Classifier, sinusoids
+from models import MODELS, sinusoids
+from training.classifier import Classifier
 
 
 def waves(*shape, phase=0.0):

@@ -5,15 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from models import Classifier
-from training.recipe import (
-    RECIPES,
-    Learner,
-    Recipe,
-    add_recipe_flags,
-    learning_rate_factor,
-    read_recipe,
-)
+from training.classifier import Classifier
+from training.learner import Learner, learning_rate_factor
+from training.recipe import RECIPES, Recipe, add_recipe_flags, read_recipe
 
 PLAIN = RECIPES["original"]
 MEASURED = {

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 import test as test_script
 import test_on_video
 import train
-from models import MODELS, Classifier, ConvLSTM, Head
+from models import MODELS, ConvLSTM, Head
+from training.classifier import Classifier
 
 
 def model(**changes):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from models import MODELS, Classifier
+from models import MODELS
+from training.classifier import Classifier
 
 META = torch.device("meta")
 

@@ -14,8 +14,8 @@ from test_run import same, stop_after, weights
 
 import pretrain
 import train
-from models import Classifier
 from training import masked as masked_module
+from training.classifier import Classifier
 from training.evaluate import Tally
 from training.masked import MaskedFrames, MaskedLearner, span_mask
 from training.recipe import RECIPES

@@ -73,7 +73,7 @@ def annotate(call, clip, output, *flags):
 
 
 def test_a_video_is_annotated_without_a_checkpoint(call, clip, tmp_path, monkeypatch):
-    monkeypatch.setattr("annotation.pretrained.DEFAULT_ENCODER", "tiny_video")
+    monkeypatch.setattr("annotation.settings.DEFAULT_ENCODER", "tiny_video")
     done, rows = annotate(call, clip, tmp_path / "all.mp4")
     assert "no --checkpoint_model: tiny_video names the 4 actions" in done.out
     assert list(rows[0])[3:] == TINY_ACTIONS

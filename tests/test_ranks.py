@@ -14,11 +14,12 @@ from conftest import ROOT, ucf101_at
 from features.cache import CacheError
 from features.encoder import Encoder
 from features.fill import open_cache
-from models import Classifier
 from splits.datasets import load_split
 from training.batches import ClipBatches
 from training.checkpoint import load_checkpoint
-from training.recipe import RECIPES, Learner
+from training.classifier import Classifier
+from training.learner import Learner
+from training.recipe import RECIPES
 from utils import ranks as ranks_module
 from utils.ranks import Ranks
 
@@ -139,7 +140,7 @@ MASKED = dedent(
     import sys
     import torch
     import conftest
-    from models import Classifier
+    from training.classifier import Classifier
     from training import masked
     from training.recipe import RECIPES
     from utils.ranks import Ranks

@@ -13,7 +13,12 @@ import pytest
 import torch
 import torchvision
 
+import export
+import train
+from annotation.pretrained import with_own_classes
 from conftest import ROOT
+from features.networks import ENCODERS
+from models import MODELS
 from video.opencv import cv2
 from video.reader import Video
 
@@ -156,6 +161,35 @@ def test_every_flag_has_help(script):
     parser = importlib.import_module(script).get_args_parser()
     assert [action.option_strings for action in parser._actions if len(action.help or "") < 10] == []
     assert all(len(line) < 200 for line in parser.format_help().splitlines())
+
+
+@pytest.mark.parametrize(
+    "script", [path.name for path in sorted(ROOT.glob("*.py")) if path.name != "models.py"]
+)
+def test_help_does_not_wait_for_pytorch(script):
+    # Loading it alone takes longer than anybody should wait for a help text.
+    lines = f"""
+import runpy, sys
+sys.argv = ["{script}", "--help"]
+try:
+    runpy.run_path("{script}", run_name="__main__")
+finally:
+    print(*{{name.partition(".")[0] for name in sys.modules}} & {{"torch", "scipy", "sklearn", "gradio"}})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+    assert done.stdout.splitlines()[-1] == ""
+
+
+def test_help_names_every_encoder_and_model():
+    unnamed = {"tiny", "tiny_video", "resnet34", "resnet50"}  # of the tests; of resnet18 to resnet101
+    text = export.get_args_parser().format_help()
+    assert [name for name in with_own_classes() if name not in text and name not in unnamed] == []
+    text = train.get_args_parser().format_help()
+    assert [name for name in {*ENCODERS, *MODELS} - unnamed if name not in text] == []
 
 
 def test_every_file_has_its_line():

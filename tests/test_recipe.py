@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train
-from models import Classifier
 from training.checkpoint import load_checkpoint
-from training.recipe import RECIPES, Learner, Recipe, learning_rate_factor
+from training.classifier import Classifier
+from training.learner import Learner, learning_rate_factor
+from training.recipe import RECIPES, Recipe
 
 PLAIN = RECIPES["original"]
 

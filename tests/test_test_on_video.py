@@ -11,13 +11,14 @@ from PIL import Image
 import test_on_video
 import train
 from annotation import labels
-from annotation.annotate import Annotator, LabelSettings
+from annotation.annotate import Annotator
 from annotation.overlay import draw_text, font_size
+from annotation.settings import LabelSettings
 from conftest import CLASSES, gray_frames, run_script
 from dataset import window_indices
 from features.streams import Cutter
-from models import Classifier
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.classifier import Classifier
 from video.frames import resize_frames
 from video.reader import Video
 from video.writer import write_video

@@ -12,8 +12,8 @@ import test as test_script
 import train
 from conftest import embed_frames
 from features.encoder import Encoder
-from models import Classifier
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.classifier import Classifier
 
 
 def losses(outcome):

@@ -14,11 +14,12 @@ import pretrain
 import test as test_script
 import test_on_video
 import train
-from annotation.annotate import Annotator, LabelSettings
+from annotation.annotate import Annotator
 from annotation.labels import ClipLayout
 from annotation.live import LiveLabels, Shot
 from annotation.onnx_model import OnnxModel
 from annotation.pretrained import untrained
+from annotation.settings import LabelSettings
 from conftest import ucf101_at
 from dataset import window_indices
 from features import fill
@@ -27,9 +28,9 @@ from features.fill import open_cache
 from features.pipeline import embed_ahead, read_ahead
 from features.streams import Stream, encoder_stream, parse_streams
 from features.windows import Windows
-from models import Classifier
 from splits.datasets import load_split
 from training.checkpoint import load_checkpoint
+from training.classifier import Classifier
 from utils.process import UserError
 from video.frames import SQUEEZE, resize_frames
 from video.opencv import cv2

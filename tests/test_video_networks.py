@@ -11,7 +11,7 @@ from torchvision.models.video import mvit
 
 from annotation.pretrained import LastLayer
 from features.encoder import Encoder
-from features.networks import ENCODERS, encoder_spec
+from features.networks import ENCODERS, encoder_spec, kinetics_categories
 from features.video_networks import VideoNetwork, without_last_layer
 from features.weights import WeightsError
 from utils.process import UserError
@@ -180,3 +180,8 @@ def test_weights_are_read_from_that_place(monkeypatch, tmp_path):
     clip = torch.rand(1, 16, 3, 32, 32)
     logits = LastLayer(encoder.feature_extractor)(encoder.embed(clip))
     assert torch.allclose(logits, network(clip.transpose(1, 2)), atol=1e-4)
+
+
+def test_the_names_of_the_actions_are_torchvisions():
+    names = torchvision.models.video.R3D_18_Weights.KINETICS400_V1.meta["categories"]
+    assert kinetics_categories() == list(names)

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from features.openvino_network import Quantized
 from features.streams import pace
-from models import FROZEN, MODELS, Classifier
+from models import MODELS
 from training import original
+from training.classifier import FROZEN, Classifier
 from utils.files import write_whole
 from utils.process import MissingFileError, UserError
 

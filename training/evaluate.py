@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from models import Classifier
 from training.batches import Batches
+from training.classifier import Classifier
 from utils.ranks import ALONE, Ranks
 
 

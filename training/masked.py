@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import MODELS, Classifier, Head
-from training.recipe import Learner, Recipe
+from models import MODELS, Head
+from training.classifier import Classifier
+from training.learner import Learner
+from training.recipe import Recipe
 from utils.process import UserError
 from utils.ranks import ALONE, Ranks
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models import Classifier
 from splits.ucf101 import read_classes
+from training.classifier import Classifier
 
 UCF101_CLASSES = Path(__file__).resolve().parent.parent / "data" / "ucf101_classes.txt"
 # What the original's test_on_video.py took where no flag set them.

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from dataset import Sampling
-from models import Classifier
 from splits.split import Clip, names_sha256
 from training.checkpoint import Checkpoint, check_answers
+from training.classifier import Classifier
 from training.evaluate import predict
 from training.loop import Part
 from training.pictures import class_bars, confusion_matrix

@@ -18,7 +18,7 @@ import filelock
 
 from training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from training.evaluate import Tally
-from training.recipe import Learner
+from training.learner import Learner
 from training.settings import LAST
 from utils.files import make_writable_folder, unused
 from utils.process import UserError, say

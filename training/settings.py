@@ -6,29 +6,29 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from features.settings import CacheSettings, EncoderSettings
-from features.streams import pace, parse_streams
-from models import MODELS
+from features.settings import CacheSettings, DeviceSettings, EncoderSettings
 from splits.datasets import ALL, AUTO, DataSettings, split_number
 from splits.folder import FOLDS
 from splits.split import RANDOM
-from training.checkpoint import Checkpoint
 from training.recipe import RECIPES, Recipe, add_recipe_flags, read_recipe
-from utils.device import DeviceSettings
 from utils.flags import (
     COUNT,
     NATURAL,
     NON_NEGATIVE,
     POSITIVE_SHARE,
     SHARE_BELOW_1,
+    accepted_by,
     add_flags,
     read,
     setting,
     typed,
 )
 from utils.process import MissingFileError, UserError
+
+if TYPE_CHECKING:
+    from training.checkpoint import Checkpoint
 
 LAST = "last.pth"
 # Where things are; they may move between a run and its --resume.
@@ -46,6 +46,12 @@ GONE = {"ema": 0.0, "norm_freeze": 1.0, "frame_dropout": 0.0}
 NEW = {"flip": False, "dataset": AUTO, "group_pattern": None, "engine": "torch"}
 
 
+def _check_model(name: str) -> None:
+    from models import check_model
+
+    check_model(name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """What names the action."""
@@ -54,7 +60,7 @@ class ModelSettings:
         "ConvLSTM",
         "what names the action; ConvLSTM (default) is the original's, ActionBERT a Transformer, "
         "ConvClassifier and MeanPool are baselines that do not see the order of frames",
-        choices=MODELS,
+        accepted_by(_check_model),
     )
     latent_dim: int = setting(512, "width that embeddings are projected to; 512 as the original", COUNT)
     sequence_length: int | None = setting(
@@ -179,6 +185,8 @@ class TrainSettings:
     @classmethod
     def read(cls, args: argparse.Namespace) -> Self:
         """Out of the flags that `add_train_flags` added, and the encoder's defaults."""
+        from features.streams import pace, parse_streams
+
         groups: dict[str, Any] = {name: read(group, args) for name, group in GROUPS.items()}
         spec = pace(args.encoder, parse_streams(args.streams))
         settings = cls(**groups, recipe_name=args.recipe, recipe=read_recipe(args))

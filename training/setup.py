@@ -16,17 +16,16 @@ from features.encoder import INT8
 from features.execution import Calibration, prepare_encoders
 from features.fill import cache_folder, open_cache
 from features.near_copies import find_near_copies
-from features.settings import CacheSettings
+from features.settings import CacheSettings, DeviceSettings
 from features.streams import open_streams, pace, parse_streams
-from models import Classifier
 from splits.datasets import Listed
 from splits.split import RANDOM, Clip, Split, hold_out, names_sha256, siblings, some_labels
 from training.batches import Batches, ClipBatches, EmbeddingClips, EncodedClips, frame_loader
 from training.checkpoint import Checkpoint
+from training.classifier import Classifier
 from training.history import History
 from training.loop import Part
 from training.settings import TrainSettings
-from utils.device import DeviceSettings
 from utils.files import csv_bytes, write_whole
 from utils.process import UserError, say
 from utils.ranks import ALONE, Ranks

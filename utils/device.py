@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import numpy as np
 import torch
 
-from utils.flags import NATURAL, setting
-from utils.process import UserError, available_cores, say
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceSettings:
-    """Where and how to compute."""
-
-    device: str = setting("auto", "cpu, cuda, ...; auto (default) takes the accelerator where there is one")
-    precision: str = setting(
-        "auto",
-        "of the frozen encoder; auto (default, recommended) is bf16 where the hardware has it, 2 to 5 times "
-        "as fast as fp32, and int8 where --engine says so",
-        choices=("auto", "fp32", "bf16", "int8"),
-    )
-    engine: str = setting(
-        "auto",
-        "what computes the frozen encoder on a CPU; auto (default, recommended) is OpenVINO in int8 where it "
-        "is installed (requirements-openvino.txt), in training with encoders that are known to lose nothing "
-        "by it (i3d, nearly twice as fast then) and for checkpoints of such a training; else torch",
-        choices=("auto", "torch", "openvino"),
-    )
-    compile: bool = setting(
-        False,
-        "compile the encoder: some 20 %% faster after a minute or two, pays for more than 10,000 frames",
-    )
-    num_workers: int = setting(
-        # On a machine that torchrun shares out, each process gets its part.
-        max(1, min(8, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
-        "threads or processes that decode video; one per core (default) keeps the encoder fed",
-        NATURAL,
-    )
+from utils.process import UserError, say
 
 
 def choose_device(name: str) -> torch.device:

@@ -126,6 +126,18 @@ def add_flags(
         )
 
 
+def flags_first(module: str, get_parser: Callable[[], argparse.ArgumentParser]) -> None:
+    """Answer --help, and flags that are wrong, before what takes seconds to load is imported.
+
+    A command calls it between the imports that its flags need and all others.
+
+    Args:
+        module: the command's `__name__`; one that is imported has no command line
+    """
+    if module == "__main__":
+        get_parser().parse_known_args()
+
+
 def read(settings: type[S], args: argparse.Namespace) -> S:
     """A settings dataclass out of the flags that `add_flags` added."""
     names = {entry.name for entry in fields(settings)}  # type: ignore[arg-type]
