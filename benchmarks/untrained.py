@@ -16,7 +16,7 @@ from tqdm import tqdm
 from annotation.annotate import Annotator
 from annotation.labels import label_frames, read_windows
 from annotation.pretrained import choose, untrained
-from annotation.settings import LabelSettings
+from annotation.settings import DEFAULT_ENCODER, LabelSettings
 from features.settings import DeviceSettings
 from splits.split import Clip
 from training.setup import prepare
