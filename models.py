@@ -253,9 +253,53 @@ class MeanPool(Head):
         return self.output(self.norm(_mean_over_time(embeddings, padding)))
 
 
+class AttentiveProbe(Head):
+    """One learned query looks at all embeddings of a clip: the attentive probe of frozen video encoders.
+
+    Cross-attention, a two-layer perceptron, both with LayerNorm before and a way around, and a linear layer
+    at the encoder's own width: the pooler of V-JEPA (Bardes et al., 2024, appendix) and the last block of
+    V-JEPA 2's probe (Assran et al., 2025, section 5), whose blocks before it are ActionBERT's. It has no
+    positions: order is told only as far as the encoder sees it.
+
+    Args:
+        attention_heads: at most; as many as divide the width
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        *,
+        latent_dim: int = 512,
+        sequence_length: int = 40,
+        attention_heads: int = 16,
+    ) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(width))
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, math.gcd(width, attention_heads), batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.output = nn.Linear(width, num_classes)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.trunc_normal_(parameter, std=0.02)
+        nn.init.trunc_normal_(self.query, std=0.02)
+
+    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips: (B, T, D) -> (B, C)."""
+        context = self.norm(embeddings)
+        query = self.query.expand(len(context), 1, -1)
+        seen, _ = self.attention(query, context, context, key_padding_mask=padding, need_weights=False)
+        pooled = query + seen
+        return self.output(self.dropout((pooled + self.mlp(pooled))[:, 0]))
+
+
 MODELS: dict[str, type[Head]] = {
     "ConvLSTM": ConvLSTM,
     "ActionBERT": ActionBERT,
+    "AttentiveProbe": AttentiveProbe,
     "ConvClassifier": ConvClassifier,
     "MeanPool": MeanPool,
 }

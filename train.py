@@ -177,9 +177,12 @@ def test_best(progress: Run, setup: Setup, part: Part) -> Tested | None:
     checkpoint = load_checkpoint(path) if ranks.rank == 0 else None
     model = setup.source.model
     # The others need not see the file.
-    heads = ranks.gather(checkpoint.model.heads.state_dict() if checkpoint else None)[0]
-    assert heads is not None
-    model.heads.load_state_dict(heads)
+    saved = ranks.gather(
+        (checkpoint.model.heads.state_dict(), checkpoint.temperature) if checkpoint else None
+    )[0]
+    assert saved is not None
+    model.heads.load_state_dict(saved[0])
+    model.temperature = saved[1]
     predictions = predict_clips(model, part, setup.split.classes, ranks=ranks)
     if checkpoint is None:
         return None

@@ -36,6 +36,7 @@ def onnxruntime_int8(encoder: Encoder, windows: list[np.ndarray], folder: Path) 
         example,
         folder / "network.onnx",
         dynamo=True,
+        external_data=False,
         input_names=["windows"],
     )
     quant_pre_process(folder / "network.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
@@ -73,11 +74,14 @@ def main() -> None:
     flags.add_argument("--compile", action="store_true", help="torch.compile, too, which takes minutes")
     args = flags.parse_args()
     device = choose_device("cpu")
+    # Weights that are random are the same in each.
+    torch.manual_seed(0)
     exact = Encoder(args.encoder, pretrained=not args.random_weights)
     side = args.img_dim or exact.spec.input_size
     stream = encoder_stream(exact, "rgb", side)
 
     def make(engine: str) -> Encoder:
+        torch.manual_seed(0)
         return common.make_encoder(
             args.encoder, device, random_weights=args.random_weights, img_dim=side, engine=engine,
             calibration=common.never_tested(args.data),

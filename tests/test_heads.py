@@ -90,7 +90,7 @@ def test_a_clip_is_named_alike_whatever_stands_beside_it(name):
         assert torch.allclose(net.classify(embeddings[clip : clip + 1])[0], together[clip], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ConvClassifier", "MeanPool"])
+@pytest.mark.parametrize("name", ["AttentiveProbe", "ConvClassifier", "MeanPool"])
 def test_a_padded_clip_is_the_clip_without_its_padding(name):
     net, embeddings = filled(name), waves(2, 6, 48)
     padding = torch.zeros(2, 6, dtype=torch.bool)
@@ -144,7 +144,7 @@ def test_a_linear_probe_trains_one_matrix_on_standardised_means():
     assert torch.allclose(net.train().classify(embeddings), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["ConvLSTM", "ActionBERT", "ConvClassifier"])
+@pytest.mark.parametrize("name", ["ConvLSTM", "ActionBERT", "AttentiveProbe", "ConvClassifier"])
 def test_dropout_takes_from_what_the_last_layer_sees(name):
     net, embeddings = filled(name), waves(2, 4, 48)
     before = net.classify(embeddings)
@@ -175,12 +175,30 @@ def test_what_pretraining_reads_of_a_transformer():
     assert torch.allclose(head(embeddings), head.output(pooled), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ConvClassifier", "MeanPool"])
+@pytest.mark.parametrize("name", ["AttentiveProbe", "ConvClassifier", "MeanPool"])
 def test_where_no_frame_sees_another_there_is_nothing_to_read(name):
     head = filled(name).heads["rgb"]
     assert head.hidden_dim == 0
     with pytest.raises(NotImplementedError):
         head.read(waves(2, 5, 48))
+
+
+def test_the_probe_is_a_weighted_mean_and_a_perceptron():
+    head, embeddings = filled("AttentiveProbe").heads["rgb"], waves(2, 5, 48)
+    context = F.layer_norm(embeddings, (48,), head.norm.weight, head.norm.bias)
+    weights, biases = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
+    query = (weights[0] @ head.query + biases[0]).view(16, 3)
+    key = (context @ weights[1].T + biases[1]).view(2, 5, 16, 3)
+    value = (context @ weights[2].T + biases[2]).view(2, 5, 16, 3)
+    shares = torch.einsum("hd,bthd->bth", query / 3**0.5, key).softmax(1)
+    seen = torch.einsum("bth,bthd->bhd", shares, value).flatten(1)
+    pooled = head.query + F.linear(seen, head.attention.out_proj.weight, head.attention.out_proj.bias)
+    assert torch.allclose(head(embeddings), head.output(pooled + head.mlp(pooled)), atol=1e-4)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(1024, 16), (27, 1), (48, 16), (1280, 16)])
+def test_a_probe_has_as_many_heads_as_divide_the_width(width, heads):
+    assert MODELS["AttentiveProbe"](width, 3).attention.num_heads == heads
 
 
 def test_the_transformer_drops_a_tenth_in_training():

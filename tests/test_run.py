@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import models
 import train
 from conftest import Script, ucf101_at
 from splits.datasets import load_split
 from splits.split import hold_out, random_split, siblings
 from training.checkpoint import load_checkpoint
+from training.classifier import Classifier
 from training.run import hold_folder
 
 EPOCHS = ("--num_epochs", 3, "--batch_size", 2, "--latent_dim", 8)
@@ -39,7 +39,7 @@ def whole(call, small, train_flags, tmp_path):
     return tmp_path / "whole"
 
 
-def stop_after(monkeypatch, batches, signum, owner=models.Classifier, name="classify"):
+def stop_after(monkeypatch, batches, signum, owner=Classifier, name="classify"):
     """Have the process get a signal after so many batches."""
     whole, seen = getattr(owner, name), []
 
@@ -82,7 +82,7 @@ def test_a_second_signal_ends_at_once(call, small, train_flags, tmp_path, whole,
         raise AssertionError("not reached")
 
     with monkeypatch.context() as patch:
-        patch.setattr(models.Classifier, "classify", twice)
+        patch.setattr(Classifier, "classify", twice)
         done = call(train, *flags_of(train_flags, small, folder))
     assert (done.status, "--resume" in done.out) == (128 + signal.SIGINT, False)
     # What was saved before is whole, and goes on.

@@ -60,6 +60,7 @@ class Checkpoint:
         epoch: epochs trained
         settings: flags of the training that it comes from, by name; plain values
         training: what training needs to go on from here, as `run.Run` keeps it; None where that is not kept
+        temperature: of the model, fitted on held-out clips; 1 where there were none
     """
 
     model: Classifier
@@ -70,6 +71,7 @@ class Checkpoint:
     epoch: int
     settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] | None = None
+    temperature: float = 1.0
 
     @property
     def frame_stride(self) -> int:
@@ -118,6 +120,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
         "epoch": checkpoint.epoch,
         "settings": checkpoint.settings,
         "training": checkpoint.training,
+        "temperature": checkpoint.temperature,
         "versions": {name: version(name) for name in ("torch", "torchvision")},
     }
     # In memory first, so that the size is known if the disk is full.
@@ -202,6 +205,7 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
             )
     for own, networks in zip(model.encoders(), contents.get("quantized", []), strict=False):
         own.quantized = _quantized(path, networks)
+    model.temperature = float(contents.get("temperature", 1.0))
     if len(contents["classes"]) != model.num_classes:
         raise CheckpointError(f"{path}: {len(contents['classes'])} names for {model.num_classes} classes")
     return Checkpoint(
@@ -213,4 +217,5 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
         int(contents["epoch"]),
         dict(contents.get("settings") or {}),
         contents.get("training"),
+        model.temperature,
     )

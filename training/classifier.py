@@ -35,6 +35,7 @@ class Classifier(nn.Module):
     Attributes:
         widths, width: D of each stream, and their sum
         further: the encoders of streams that have their own
+        temperature: logits are divided by it, so that probabilities are right; 1 until one was fitted
         config: all that is needed to build this model again, besides its name
 
     Raises: UserError for an unknown name or a size that does not fit, otherwise as `Encoder`.
@@ -67,6 +68,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleDict(
             {stream_key(stream.name): build(stream.width, num_classes, **sizes) for stream in opened}
         )
+        self.temperature = 1.0
         self.config = {"num_classes": num_classes, "encoder": encoder, "streams": list(streams), **sizes}
 
     @property
@@ -95,7 +97,8 @@ class Classifier(nn.Module):
         """Logits of clips of embeddings: (B, T, sum of D) -> (B, C); `padding` as in `Head.forward`."""
         parts = zip(self.heads.values(), embeddings.split(self.widths, dim=-1), strict=True)
         logits = [head(part, padding) for head, part in parts]
-        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
+        joined = logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
+        return joined / self.temperature
 
     def forward(self, clips: Tensor, padding: Tensor | None = None) -> Tensor:
         """Logits of clips of consecutive frames: (B, frames, 3, H, W) -> (B, C)."""

@@ -89,24 +89,15 @@ def predict(
     return torch.cat(logits), torch.cat(labels)
 
 
-def evaluate(
-    model: Classifier,
-    batches: Batches,
-    *,
-    description: str,
-    ranks: Ranks = ALONE,
-    stop: Callable[[], bool] = lambda: False,
-) -> Tally | None:
-    """Loss and top-1 accuracy, every clip counted once, whichever process has it; else as `predict`.
+def tally(logits: Tensor, labels: Tensor, ranks: Ranks, device: torch.device) -> Tally:
+    """Loss and top-1 accuracy, every clip counted once, whichever process has it.
 
-    Returns: the figures; None if it was ended.
+    Args:
+        logits, labels: of this process's clips, (N, C) and (N,)
+        device: where processes add up
     """
-    predicted = predict(model, batches, description=description, ranks=ranks, stop=stop)
-    if predicted is None:
-        return None
-    logits, labels = predicted
     loss_sum = F.cross_entropy(logits, labels, reduction="sum")
     correct = (logits.argmax(1) == labels).sum()
-    figures = torch.stack([loss_sum, correct, torch.tensor(len(labels))]).to(model.device)
+    figures = torch.stack([loss_sum, correct, torch.tensor(len(labels))]).to(device)
     loss, right, clips = ranks.sum(figures).tolist()
     return Tally(loss, int(right), int(clips))

@@ -52,6 +52,8 @@ class Learner:
         self, model: Classifier, recipe: Recipe, steps: int, seed: int = 0, trained: nn.Module | None = None
     ) -> None:
         self.model, self.recipe, self.seed = model, recipe, seed
+        # What the last training ended with is no part of this one.
+        model.temperature = 1.0
         self.trained = trained or model.heads
         self.forward: Callable[..., Any] = model.classify if trained is None else trained.forward
         for module in self.trained.modules():

@@ -13,7 +13,8 @@ from torch import nn
 
 from splits.split import Clip
 from training.batches import Batches, ClipBatches
-from training.evaluate import evaluate, progress_bar
+from training.calibration import fit_temperature
+from training.evaluate import predict, progress_bar, tally
 from training.history import History
 from training.run import Run
 from utils.process import Deferred, Interrupted, UserError, say
@@ -138,14 +139,24 @@ def train_epoch(
 def test(
     run: Run, name: str, part: Part, ranks: Ranks, signals: Deferred, description: str, note: str
 ) -> dict[str, float]:
-    """Loss and accuracy of the model as it is on other clips, by name. Raises: Interrupted after a signal."""
-    result = evaluate(
-        run.learner.model, part.batches, description=name, ranks=ranks,
+    """Loss and accuracy of the model as it is on other clips, by name.
+
+    On those that are held out, "val", the run's temperature is fitted too.
+
+    Raises: Interrupted after a signal.
+    """
+    model = run.learner.model
+    predicted = predict(
+        model, part.batches, description=name, ranks=ranks,
         # Alone, a signal is heard in between; several processes must do the same number of steps.
         stop=(lambda: signals.signum is not None) if ranks.size == 1 else lambda: False,
     )  # fmt: skip
-    if result is None:
+    if predicted is None:
         raise stopped(run, signals, description)
+    result = tally(*predicted, ranks, model.device)
+    if name == "val":
+        logits, labels = zip(*ranks.gather(predicted), strict=True)
+        run.temperature = fit_temperature(torch.cat(logits), torch.cat(labels))
     say(f"{description}: {name} {result}{note if name == 'test' else ''}")
     return {f"{name}_loss": result.loss, f"{name}_accuracy": result.accuracy}
 

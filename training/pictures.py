@@ -14,10 +14,14 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from training.calibration import Reliability
+
 # Classes up to which a picture has room for the numbers.
 NUMBERED_CLASSES = 20
 # Classes of a picture: more would be taller than libpng and memory allow.
 PICTURED_CLASSES = 250
+# Height in pixels of the frames of a strip.
+STRIP = 112
 
 
 def png(figure: Figure) -> bytes:
@@ -63,6 +67,57 @@ def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.n
                 axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(image, label="% of the action's clips", shrink=0.8)
     return png(figure)
+
+
+def reliability_diagram(reliability: Reliability, title: str) -> bytes:
+    """How often answers of some probability are right, and how many there are, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    width = 100 / len(reliability.counts)
+    middles = width * (np.arange(len(reliability.counts)) + 0.5)
+    figure = Figure((5, 5.5), layout="constrained")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    filled = reliability.counts > 0
+    axes.bar(middles[filled], 100 * reliability.accuracy[filled], width * 0.92, color="#4878a8")
+    axes.plot([0, 100], [0, 100], "--", color="#888888", linewidth=1, label="as often right as it says")
+    means = 100 * reliability.confidence[filled], 100 * reliability.accuracy[filled]
+    axes.plot(*means, "o", color="#c8553d", markersize=4, label="mean probability of the bin")
+    axes.set_ylim(0, 105)
+    axes.set_ylabel("right, %")
+    axes.legend(loc="upper left", fontsize=8)
+    axes.set_title(f"{title}\nexpected calibration error {100 * reliability.error:.1f} %", fontsize=10)
+    bars = below.bar(middles, reliability.counts, width * 0.92, color="#aaaaaa")
+    below.bar_label(bars, [str(count or "") for count in reliability.counts.tolist()], fontsize=7)
+    below.set_ylabel("clips")
+    below.set_xlabel("probability of the answer, %")
+    below.set_xlim(0, 100)
+    below.margins(y=0.25)
+    for each in (axes, below):
+        each.spines[["top", "right"]].set_visible(False)
+    return png(figure)
+
+
+def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> bytes:
+    """Frames (H, W, 3) uint8 RGB of some clips, a row for each with its caption above, as a PNG file."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, caption_height = ImageFont.load_default(13), 20
+    parts = []
+    for caption, frames in rows:
+        images = [Image.fromarray(frame) for frame in frames]
+        images = [image.resize((round(image.width * STRIP / image.height), STRIP)) for image in images]
+        width = max(sum(image.width for image in images), round(font.getlength(caption)) + 8)
+        part = Image.new("RGB", (width, caption_height + STRIP), "white")
+        ImageDraw.Draw(part).text((4, 2), caption, "black", font)
+        for place, image in enumerate(images):
+            part.paste(image, (sum(earlier.width for earlier in images[:place]), caption_height))
+        parts.append(part)
+    whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    for place, part in enumerate(parts):
+        whole.paste(part, (0, sum(earlier.height for earlier in parts[:place])))
+    contents = io.BytesIO()
+    whole.save(contents, format="png")
+    return contents.getvalue()
 
 
 def class_bars(rows: Sequence[Sequence[Any]], title: str) -> bytes:

@@ -5,6 +5,8 @@ classes.csv         each class: clips, accuracy, what it is taken for
 predictions.csv     each clip: label, what it was taken for, and the probabilities of all classes
 confusion.png       what is taken for what
 classes.png         accuracy of each class
+reliability.png     how often an answer of some probability is right
+mistakes/           for each class with mistakes, the most certain ones: frames of the clips
 
 The figures are scikit-learn's.
 """
@@ -22,19 +24,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from dataset import Sampling
 from splits.split import Clip, names_sha256
+from training.calibration import Reliability, with_temperature
 from training.checkpoint import Checkpoint, check_answers
 from training.classifier import Classifier
 from training.evaluate import predict
 from training.loop import Part
-from training.pictures import class_bars, confusion_matrix
+from training.pictures import class_bars, confusion_matrix, reliability_diagram, strips
 from training.setup import ClipSource, number_of_parameters
 from utils.files import csv_bytes, json_bytes, write_whole
 from utils.ranks import ALONE, Ranks
 
 RESAMPLES = 10_000
+# Mistakes of a class, and frames of each, that are shown.
+MISTAKES, FRAMES = 3, 8
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,11 @@ class Predictions:
     def predicted(self) -> np.ndarray:
         """Labels of the highest probabilities (N,) int64."""
         return self.probabilities.argmax(1)
+
+    @cached_property
+    def reliability(self) -> Reliability:
+        """How often answers of some probability are right."""
+        return Reliability.of(self.probabilities, self.labels)
 
     @cached_property
     def correct(self) -> np.ndarray:
@@ -123,7 +134,7 @@ def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] 
 
 
 def figures(predictions: Predictions) -> dict[str, Any]:
-    """Clips, top-1, its interval, top-5, mean class accuracy in percent, and the loss in nats."""
+    """Clips, top-1, its interval, top-5, mean class accuracy and calibration error in %, loss in nats."""
     from sklearn import metrics
 
     labels, probabilities = predictions.labels, predictions.probabilities
@@ -142,6 +153,7 @@ def figures(predictions: Predictions) -> dict[str, Any]:
         "top5_percent": top5,
         "mean_class_accuracy_percent": 100 * float(recall),
         "loss_nats": float(metrics.log_loss(labels, probabilities, labels=every)),
+        "calibration_error_percent": 100 * predictions.reliability.error,
     }
 
 
@@ -154,6 +166,7 @@ def summary(values: dict[str, Any]) -> str:
         + (f"; 95 % interval {ends[0]:.1f} to {ends[1]:.1f} %)" if ends else ")")
         + (f", top-5 {values['top5_percent']:.2f} %" if values["top5_percent"] is not None else "")
         + f", mean of the classes {values['mean_class_accuracy_percent']:.2f} %"
+        + f", calibration error {values['calibration_error_percent']:.1f} %"
     )
 
 
@@ -199,6 +212,7 @@ def about(
     return {
         "model": checkpoint.model.name,
         "streams": list(checkpoint.model.streams),
+        "temperature": checkpoint.temperature,
         "trained_parameters": number_of_parameters(checkpoint.model.heads),
         "checkpoint": str(path),
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -224,6 +238,30 @@ def about(
     }
 
 
+def _write_mistakes(folder: Path, predictions: Predictions) -> None:
+    """A picture for each class with mistakes; those of an earlier test are gone."""
+    of_class: dict[str, list[int]] = {}
+    for index in predictions.mistakes():
+        of_class.setdefault(predictions.classes[predictions.labels[index]], []).append(index)
+    earlier = set(folder.glob("*.png"))
+    few = len(of_class) <= 20
+    for name, indices in tqdm(of_class.items(), "mistakes", unit="class", dynamic_ncols=True, disable=few):
+        rows = []
+        for index in indices[:MISTAKES]:
+            clip, taken_for = predictions.clips[index], predictions.classes[predictions.predicted[index]]
+            count = clip.video.count()
+            places = np.unique(np.linspace(0, count - 1, FRAMES).round().astype(int))
+            percent = 100 * predictions.probabilities[index].max()
+            caption = f"{clip.name}: taken for {taken_for}, {percent:.1f} %"
+            rows.append((caption, list(clip.video.frames(places))))
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{name}.png"
+        write_whole(path, strips(rows))
+        earlier.discard(path)
+    for path in earlier:
+        path.unlink()
+
+
 def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) -> dict[str, Any]:
     """Write the files into a folder, each whole or not at all; returns what report.json holds.
 
@@ -233,7 +271,11 @@ def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) 
     Raises: OSError if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    measured = figures(predictions)
+    measured, temperature = figures(predictions), about["temperature"]
+    if temperature != 1:
+        before = with_temperature(predictions.probabilities, 1 / temperature)
+        error = Reliability.of(before, predictions.labels).error
+        measured["calibration_error_without_temperature_percent"] = 100 * error
     mistakes = [
         {
             "clip": predictions.clips[index].name,
@@ -262,5 +304,7 @@ def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) 
         confusion_matrix(predictions.classes, predictions.labels, predictions.predicted, title),
     )
     write_whole(folder / "classes.png", class_bars(rows, title))
+    write_whole(folder / "reliability.png", reliability_diagram(predictions.reliability, title))
+    _write_mistakes(folder / "mistakes", predictions)
     write_whole(folder / "report.json", json_bytes(report))
     return report

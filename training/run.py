@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -62,6 +63,7 @@ class Run:
         tally: figures of it so far
         history: figures of the epochs before, by name
         best: the highest validation accuracy in percent and its epoch; None before the first
+        temperature: of the model as it is, where clips are held out
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Run:
         self.epoch, self.tally = 1, Tally(unit=learner.unit)
         self.history: list[dict[str, float]] = []
         self.best: tuple[float, int] | None = None
+        self.temperature = 1.0
         self._saved = time.monotonic()
 
     def make_room(self) -> None:
@@ -104,6 +107,9 @@ class Run:
         """Whether a batch has been trained on."""
         return self.epoch > 1 or self.tally.batches > 0
 
+    def _now(self, epoch: int, training: dict[str, Any] | None = None) -> Checkpoint:
+        return replace(self.checkpoint, epoch=epoch, training=training, temperature=self.temperature)
+
     def save_last(self) -> None:
         """Write last.pth: the middle of the epoch, or its beginning."""
         if not self.writes:
@@ -115,7 +121,7 @@ class Run:
             "history": self.history,
             "best": self.best,
         }
-        whole = replace(self.checkpoint, epoch=self.epoch - 1, training=training)
+        whole = self._now(self.epoch - 1, training)
         save_checkpoint(self.folder / LAST, whole)
         self._saved = time.monotonic()
 
@@ -150,6 +156,7 @@ class Run:
             self.learner.load_state_dict(training["learner"])
             self.epoch, self.tally = int(training["epoch"]), Tally(**training["tally"])
             self.history, self.best = list(training["history"]), training["best"]
+            self.temperature = loaded.temperature
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"{last}: damaged; begin again without --resume, which moves it aside"
@@ -168,7 +175,7 @@ class Run:
         if not self.writes:
             return
         path = self.path_of(self.epoch)
-        save_checkpoint(path, replace(self.checkpoint, epoch=self.epoch))
+        save_checkpoint(path, self._now(self.epoch))
         say(f"saved {path}")
         if keep is not None:
             numbered = [
@@ -187,7 +194,7 @@ class Run:
         if accuracy is not None and (self.best is None or accuracy > self.best[0]):
             self.best = (accuracy, self.epoch)
             if self.writes:
-                save_checkpoint(self.folder / BEST, replace(self.checkpoint, epoch=self.epoch))
+                save_checkpoint(self.folder / BEST, self._now(self.epoch))
         self.history.append({"epoch": self.epoch, **figures})
         self.epoch, self.tally = self.epoch + 1, Tally(unit=self.tally.unit)
         self.save_if_due()

@@ -1,0 +1,79 @@
+"""Whether 90 % means 90 %: how far probabilities are from what comes true, and a temperature against that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BINS = 15
+# Of logarithms of temperatures; beyond, all answers are alike or all are certain.
+LIMITS = math.log(1 / 50), math.log(50)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The number that logits are divided by so that probabilities are right on clips that are held out.
+
+    Temperature scaling (Guo et al., ICML 2017, section 4.2), which changes no answer: the cross-entropy is
+    made as small as can be. The label of a clip has the probability (N + 1) / (N + 2) in it, as in Platt
+    (1999), section 2.2: N clips that are all named right do not ask for certainty.
+
+    Args:
+        logits: (N, C)
+        labels: (N,)
+
+    Returns: the temperature; 1 without clips or for a single class.
+    """
+    import scipy.optimize
+
+    clips, classes = logits.shape
+    if not clips or classes < 2:
+        return 1.0
+    smoothing = classes / (classes - 1) / (clips + 2)
+    given = logits.double()
+
+    def loss(logarithm: float) -> float:
+        scaled = given / math.exp(logarithm)
+        return float(F.cross_entropy(scaled, labels, label_smoothing=smoothing))
+
+    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=LIMITS, method="bounded").x)
+
+
+def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities (N, C) as they are when the logits behind them are divided by a temperature."""
+    logits = torch.from_numpy(probabilities).clamp_min(np.finfo(np.float64).tiny).log()
+    return (logits / temperature).softmax(1).numpy()
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Clips by the probability of their answer, in bins of equal width.
+
+    Attributes:
+        counts: clips of each bin
+        confidence, accuracy: mean probability of the answer, and share of right ones; 0 where a bin is empty
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Reliability:
+        """Of predictions, (N, C) and (N,)."""
+        highest = probabilities.max(1)
+        place = np.clip(np.ceil(highest * bins).astype(int) - 1, 0, bins - 1)
+        counts = np.bincount(place, minlength=bins)
+        right = np.bincount(place, probabilities.argmax(1) == labels, minlength=bins)
+        sums = np.bincount(place, highest, minlength=bins)
+        return cls(counts, sums / np.maximum(1, counts), right / np.maximum(1, counts))
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the mean gap of confidence and accuracy (Guo et al., equation 3)."""
+        gaps = np.abs(self.confidence - self.accuracy)
+        return float((self.counts * gaps).sum() / max(1, self.counts.sum()))
