@@ -81,7 +81,7 @@ def make_encoder(
     torch.manual_seed(0)
     encoder = Encoder(name, pretrained=not random_weights).to(device)
     if random_weights:
-        _calm(encoder)
+        calm(encoder)
     if engine == INT8:
         stream = encoder_stream(encoder, "rgb", img_dim)
         encoder.quantized["rgb"] = encoder.quantize("rgb", calibration_windows(calibration, stream, 1))
@@ -89,7 +89,7 @@ def make_encoder(
     return encoder
 
 
-def _calm(encoder: Encoder) -> None:
+def calm(encoder: Encoder) -> None:
     """Make random weights smaller: untrained residual layers add up beyond float16."""
     for layer in encoder.modules():
         if isinstance(layer, BATCHNORMS):
@@ -107,7 +107,7 @@ def make_model(name: str, device: torch.device, *, random_weights: bool) -> Clas
     torch.manual_seed(0)
     model = Classifier("ConvLSTM", 101, encoder=name, pretrained=not random_weights).to(device)
     if random_weights:
-        _calm(model.encoder)
+        calm(model.encoder)
     model.encoder.prepare(choose_dtype("auto", device))
     return model
 

@@ -74,14 +74,15 @@ def main() -> None:
     flags.add_argument("--compile", action="store_true", help="torch.compile, too, which takes minutes")
     args = flags.parse_args()
     device = choose_device("cpu")
-    # Weights that are random are the same in each.
+    # Weights that are random are those of `common.make_encoder`.
     torch.manual_seed(0)
     exact = Encoder(args.encoder, pretrained=not args.random_weights)
+    if args.random_weights:
+        common.calm(exact)
     side = args.img_dim or exact.spec.input_size
     stream = encoder_stream(exact, "rgb", side)
 
     def make(engine: str) -> Encoder:
-        torch.manual_seed(0)
         return common.make_encoder(
             args.encoder, device, random_weights=args.random_weights, img_dim=side, engine=engine,
             calibration=common.never_tested(args.data),
