@@ -21,12 +21,12 @@ import common
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from compare import Tested, Training, train_all
 from features.cache import CachedClips
 from features.encoder import Encoder
 from features.fill import open_cache
 from splits.datasets import load_split
 from splits.split import Clip
+from training.jobs import Tested, Training, train_all
 from training.report import interval, markdown
 from utils.device import choose_device, choose_dtype
 from utils.files import beside

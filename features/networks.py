@@ -26,6 +26,7 @@ from utils.process import UserError
 from video.frames import SQUEEZE, Resize
 
 TIMM = "timm/"
+KINETICS = "Kinetics-400"
 # Frames/s of most clips of UCF-101.
 UCF101_FPS = 25
 
@@ -152,6 +153,7 @@ class EncoderSpec:
         flip: training on mirrored frames too is worth encoding them
         sequence_length: embeddings of a clip that a head is shown
         window_step: embeddings from one of the clip that labels a frame to the next
+        trained_on: data set of its weights; "" where that is not known
         categories: names of the classes that its own last layer tells, which is `last_layer` of the network
         int8: quantised to 8-bit integers it names as many clips right, measured (RESULTS.md)
         settings: what changes its embeddings and may be another tomorrow under the same name; "" if nothing
@@ -172,6 +174,7 @@ class EncoderSpec:
     flip: bool = True
     sequence_length: int = 40
     window_step: int = 2
+    trained_on: str = "ImageNet"
     categories: Callable[[], list[str]] | None = None
     int8: bool = False
     settings: str = ""
@@ -195,6 +198,7 @@ def _kinetics(name: str, width: int, windows: Windows, **others: Any) -> Encoder
         "live_frames": windows.least,
         "flip": False,
         "window_step": 1,
+        "trained_on": KINETICS,
         "categories": kinetics_categories,
     }
     return EncoderSpec(VideoNetwork(name), width, windows=windows, **usual | others)
@@ -255,6 +259,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         int8=True,
         sequence_length=16,
         window_step=1,
+        trained_on=KINETICS,
         categories=kinetics_categories,
     ),
     "r3d_18": _kinetics("r3d_18", 512, **_RESNET_3D),
@@ -315,6 +320,7 @@ def _timm_spec(name: str) -> EncoderSpec:
         fixed_size=bool(config.get("fixed_input_size")),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
+        trained_on="",
     )
 
 
@@ -339,4 +345,5 @@ def _huggingface_spec(name: str) -> EncoderSpec:
         # A clip of 32 is about 5 seconds then.
         window_step=max(1, 4 // network.windows.hop),
         settings=network.settings,
+        trained_on="",
     )

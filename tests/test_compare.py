@@ -1,6 +1,7 @@
 """compare.py: several trainings, and what is written about them."""
 
 import csv
+import json
 import re
 
 import cv2
@@ -8,40 +9,83 @@ import pytest
 import torch
 
 import compare
+from training import jobs
 from training.checkpoint import Checkpoint
 from training.classifier import Classifier
 
+FLAGS = ["--img_dim", 32, "--sequence_length", 8, "--num_epochs", 1, "--precision", "fp32"]
 
-def test_models_are_compared_on_one_cache(call, small, tmp_path):
+
+def rows_of(folder):
+    with (folder / "compare.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_encoders_and_models_are_compared_on_a_cache_each(call, small, tmp_path):
     data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist"]
-    flags = ["--encoder", "efficientnet_lite0", "--img_dim", 32, "--sequence_length", 8, "--num_epochs", 1]
-    models = ["--models", "MeanPool", "ActionBERT --latent_dim 16 --pretrain 1", "--seeds", 1]
-    done = call(compare, *data, *flags, *models)
+    names = ["--encoders", "efficientnet_lite0", "efficientnet_lite0 --streams rgb,diff"]
+    names += ["--models", "MeanPool,AttentiveProbe", "ActionBERT --latent_dim 16 --pretrain 1"]
+    done = call(compare, *data, *FLAGS, *names, "--seeds", 2, "--split_number", 1, "--jobs", 2)
     assert done.status == 0, done.err
     folder = tmp_path / "runs/compare"
     text = (folder / "compare.md").read_text()
-    assert "2 test clips, 1 seeds" in text
-    with (folder / "compare.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["model"] for row in rows] == ["MeanPool", "ActionBERT --latent_dim 16 --pretrain 1"]
+    assert "1 splits, 2 test clips, 2 seeds" in text
+    rows = rows_of(folder)
+    models = ["MeanPool", "AttentiveProbe", "ActionBERT --latent_dim 16 --pretrain 1"]
+    assert [(row["encoder"], row["model"]) for row in rows] == [
+        (encoder, model) for encoder in names[1:3] for model in models
+    ]
     for row in rows:
         assert f"| {row['model']} | {row['top-1, mean']} |" in text
         assert re.fullmatch(r"\d+\.\d %", row["top-1, mean"])
+        assert float(row["top-1, mean"][:-2]) == pytest.approx(float(row["split 1"]), abs=0.06)
+        assert row["trained on"] == "ImageNet"
         assert float(row["training, s"]) > 0
         assert int(row["clips/s"].replace(",", "")) > 0
+    assert float(rows[0]["filling, s"]) > 0
     # 1280 weights and a bias for each of two classes.
-    assert rows[0]["trained parameters"] == "2,562"
+    assert (rows[0]["trained parameters"], rows[3]["trained parameters"]) == ("2,562", "5,124")
     assert min(cv2.imread(str(folder / "compare.png")).shape[:2]) > 100
     assert not list(tmp_path.rglob("*.pth")), "checkpoints are not kept"
-    assert len(list((small / "UCF-101-embeddings").iterdir())) == 1, "one cache"
+    assert len(list((small / "UCF-101-embeddings").iterdir())) == 2, "a cache for each stream"
+
+
+def test_what_is_finished_is_kept(call, toy, tmp_path):
+    data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist", *FLAGS]
+    flags = [*data, "--encoders", "efficientnet_lite0", "--seeds", 1, "--split_number", 1]
+    assert call(compare, *flags, "--models", "MeanPool").status == 0
+    folder = tmp_path / "runs/compare"
+    report = folder / "efficientnet_lite0-MeanPool-split1-seed0/run/test/report.json"
+    before, first = report.stat().st_mtime_ns, rows_of(folder)[0]
+    # One more that was interrupted before.
+    job = folder / "efficientnet_lite0-ConvClassifier-split1-seed0/job.json"
+    job.parent.mkdir()
+    words = [str(word) for word in [*data, "--encoder", "efficientnet_lite0", "--model", "ConvClassifier"]]
+    words += ["--split_number", "1", "--seed", "0"]
+    job.write_text(json.dumps({"flags": words, "others": {}}))
+    (job.parent / "run").mkdir()
+    done = call(compare, *flags, "--models", "MeanPool", "ConvClassifier")
+    assert done.status == 0, done.err
+    rows = rows_of(folder)
+    assert [row["model"] for row in rows] == ["MeanPool", "ConvClassifier"]
+    assert rows[0] == first
+    assert report.stat().st_mtime_ns == before
+    assert not (job.parent / "run-2").exists()
+    done = call(compare, *flags, "--models", "MeanPool", "--num_epochs", 2)
+    assert done.status == 1
+    assert "other flags" in done.one_line_error()
+    assert report.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--models", "GoogleNet"], "no such model"),
-        (["--models", ""], "no such model"),
+        (["--models", "GoogleNet"], "unknown model 'GoogleNet'"),
+        (["--models", ""], "unknown model ''"),
+        (["--encoders", "i3d,r5d"], "unknown encoder 'r5d'"),
         (["--seed", "3"], "is set here"),
+        (["--encoder", "i3d"], "is set here"),
+        (["--num_epochs", "0"], "num_epochs"),
     ],
 )
 def test_wrong_flags_end_in_one_line(call, flags, reason):
@@ -60,6 +104,6 @@ def test_the_head_is_timed_on_the_device_of_the_training(monkeypatch):
     seen = []
     model = Classifier("MeanPool", 2, encoder="tiny")
     monkeypatch.setattr(model, "to", lambda device: seen.append(device) or model)
-    rate = compare.classify_rate(Checkpoint(model, ["a", "b"], 32, 8, None, 0), torch.device("cpu", 0), 1)
+    rate = jobs.classify_rate(Checkpoint(model, ["a", "b"], 32, 8, None, 0), torch.device("cpu", 0), 1)
     assert rate > 0
     assert seen == [torch.device("cpu", 0)]

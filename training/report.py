@@ -218,6 +218,7 @@ def about(
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "epoch": checkpoint.epoch,
         "encoder": encoder.name,
+        "encoder_trained_on": encoder.spec.trained_on if encoder.pretrained else "",
         "encoder_sha256": encoder.sha256(),
         "encoder_computed_in": source.computed_in,
         "further_sha256": {further.name: further.sha256() for further in source.model.encoders()[1:]},
