@@ -296,12 +296,45 @@ class AttentiveProbe(Head):
         return self.output(self.dropout((pooled + self.mlp(pooled))[:, 0]))
 
 
+class CosineProbe(Head):
+    """A linear probe on directions: how near a clip's mean embedding points to a vector of each class.
+
+    A cosine classifier (Gidaris and Komodakis, CVPR 2018; Baseline++ of Chen et al., ICLR 2019), blind to the
+    order of frames. How long an embedding is tells more of a clip than of its action, which matters where
+    labels are few.
+
+    Args:
+        scale: what cosines are multiplied by at first
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        *,
+        latent_dim: int = 512,
+        sequence_length: int = 40,
+        scale: float = 30.0,
+    ) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(torch.empty(num_classes, width))
+        self.scale = nn.Parameter(torch.tensor(scale))
+        # So short that the first steps decide where they point.
+        nn.init.trunc_normal_(self.directions, std=1e-3)
+
+    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips: (B, T, D) -> (B, C)."""
+        mean = F.normalize(_mean_over_time(embeddings, padding), dim=-1)
+        return self.scale * F.linear(mean, F.normalize(self.directions, dim=-1))
+
+
 MODELS: dict[str, type[Head]] = {
     "ConvLSTM": ConvLSTM,
     "ActionBERT": ActionBERT,
     "AttentiveProbe": AttentiveProbe,
     "ConvClassifier": ConvClassifier,
     "MeanPool": MeanPool,
+    "CosineProbe": CosineProbe,
 }
 
 

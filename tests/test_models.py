@@ -82,7 +82,7 @@ def test_forget_gates_begin_open():
 
 
 # Each sees embeddings, and where in a clip they stand it does not.
-ORDER_BLIND = ("AttentiveProbe", "ConvClassifier", "MeanPool")
+ORDER_BLIND = ("AttentiveProbe", "ConvClassifier", "MeanPool", "CosineProbe")
 SEES_ORDER = {"ConvLSTM": True, "ActionBERT": True} | dict.fromkeys(ORDER_BLIND, False)
 
 
