@@ -1,0 +1,77 @@
+"""Whether probabilities are right: the calibration error without and with a temperature.
+
+python3 benchmarks/calibration.py --encoders i3d "efficientnet_lite0 --streams rgb,diff"
+
+The temperature is fitted on groups held out of the training list of the split, as train.py does it with
+--val_fraction; the error is that of the test clips.
+"""
+
+import shlex
+import statistics
+import tempfile
+from pathlib import Path
+
+import common
+import torch
+
+from models import MODELS
+from training.jobs import train_all
+from training.report import markdown
+from utils.process import available_cores
+
+
+def main() -> None:
+    parser = common.parser(__doc__.split("\n")[0])
+    parser.add_argument("--encoders", nargs="+", default=["efficientnet_lite0", "i3d"])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="with flags of train.py in quotes")
+    parser.add_argument("--splits", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--val_fraction", type=float, default=0.3)
+    parser.add_argument("--num_epochs", type=int, default=10)
+    parser.add_argument("--cache_path", type=Path, help="of train.py; default: beside the data set")
+    args = parser.parse_args()
+    data = common.data_settings(args.data)
+    flags: list[object] = ["--dataset_path", data.dataset_path, "--split_path", data.split_path]
+    flags += ["--val_fraction", args.val_fraction, "--num_epochs", args.num_epochs, "--num_workers", 1]
+    flags += ["--cache_path", args.cache_path] if args.cache_path else []
+    places = [
+        (encoder, model, split, seed)
+        for encoder in args.encoders
+        for model in args.models
+        for split in args.splits
+        for seed in range(args.seeds)
+    ]
+    jobs: dict[str, list[object]] = {
+        f"training{number}": [
+            *(*flags, "--encoder", *shlex.split(encoder), "--model", *shlex.split(model)),
+            *("--split_number", split, "--seed", seed),
+        ]
+        for number, (encoder, model, split, seed) in enumerate(places)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        trained = dict(zip(places, train_all(jobs, Path(folder), available_cores()).values(), strict=True))
+    rows = [["encoder", "model", "split", "top-1", "temperature", "error without it", "error with it"]]
+    for encoder in args.encoders:
+        for model in args.models:
+            for split in args.splits:
+                reports = [trained[encoder, model, split, seed].test.report for seed in range(args.seeds)]
+                figures = [report["figures"] for report in reports]
+                after = statistics.mean(each["calibration_error_percent"] for each in figures)
+                before = statistics.mean(
+                    each.get("calibration_error_without_temperature_percent", after) for each in figures
+                )
+                rows.append(
+                    [
+                        *(encoder, model, str(split)),
+                        f"{statistics.mean(each['top1_percent'] for each in figures):.1f} %",
+                        f"{statistics.median(report['temperature'] for report in reports):.2f}",
+                        *(f"{before:.1f} %", f"{after:.1f} %"),
+                    ]
+                )
+    print(common.machine(torch.device("cpu")))
+    held = f"{100 * args.val_fraction:.0f} % of the training groups held out, {args.seeds} seeds"
+    print(f"\n### Expected calibration error on the test clips, {held}\n\n{markdown(rows)}\n")
+
+
+if __name__ == "__main__":
+    main()

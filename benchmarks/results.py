@@ -1,0 +1,93 @@
+"""Run a command that measures, and put its tables into RESULTS.md with the command above them.
+
+python3 benchmarks/results.py few-labels benchmarks/few_labels.py --draws 5
+python3 benchmarks/results.py compare compare.py --num_epochs 10 --jobs 2
+
+A section stands in RESULTS.md between <!-- begin NAME --> and <!-- end NAME -->, and is written anew; what is
+around it is written by hand. A new one is put at the end of the file.
+"""
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+import time
+
+import common
+import torch
+
+from utils.files import write_whole
+from utils.process import UserError, run
+
+RESULTS = common.ROOT / "RESULTS.md"
+# Where things lie is another matter on each machine.
+PLACES = ("--data", "--dataset_path", "--split_path", "--cache_path", "--run_path")
+
+
+def section(name: str, command: str, about: str, printed: str) -> str:
+    """A section with the tables, and their headings, of what a command printed.
+
+    Raises: UserError if there is no table.
+    """
+    lines = [line for line in printed.splitlines() if line.startswith(("|", "#"))]
+    if not any(line.startswith("|") for line in lines):
+        raise UserError(f"{command}: it printed no table; nothing is written")
+    parts: list[str] = []
+    for line in lines:
+        if line.startswith("#"):
+            parts += ["", f"{line.lstrip('# ')}:", ""]
+        elif parts and parts[-1].startswith("|"):
+            parts.append(line)
+        else:
+            parts += ["", line] if parts and parts[-1] else [line]
+    body = "\n".join(parts).strip()
+    return f"<!-- begin {name} -->\n`{command}` ({about}):\n\n{body}\n<!-- end {name} -->"
+
+
+def replaced(text: str, name: str, written: str) -> str:
+    """A text with a section in the place of the one of its name, or at the end."""
+    pattern = re.compile(rf"<!-- begin {re.escape(name)} -->.*?<!-- end {re.escape(name)} -->", re.DOTALL)
+    if pattern.search(text):
+        return pattern.sub(lambda _: written, text)
+    return f"{text.rstrip()}\n\n{written}\n"
+
+
+def without_places(words: list[str]) -> list[str]:
+    """Words of a command without the flags that say where things lie, and their values."""
+    kept = []
+    skipping = False
+    for word in words:
+        if word.startswith("--"):
+            skipping = word in PLACES
+        if not skipping:
+            kept.append(word)
+    return kept
+
+
+def main() -> int:
+    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    flags.add_argument("name", help="of the section in RESULTS.md")
+    flags.add_argument("command", nargs=argparse.REMAINDER, help="script of this repository and its flags")
+    args = flags.parse_args()
+    started = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, *args.command], cwd=common.ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        printed = ""
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            printed += line
+    if process.returncode:
+        raise UserError(f"{shlex.join(args.command)}: status {process.returncode}; nothing is written")
+    took = f"{(time.monotonic() - started) / 60:.0f} minutes"
+    about = f"{common.machine(torch.device('cpu'))}; {took}"
+    command = shlex.join(["python3", *without_places(args.command)])
+    written = section(args.name, command, about, printed)
+    write_whole(RESULTS, replaced(RESULTS.read_text(), args.name, written).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

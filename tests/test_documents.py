@@ -1,0 +1,93 @@
+"""The commands that the documents name can be typed, and the sections of RESULTS.md are written anew."""
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+
+import train
+from conftest import ROOT
+from utils.process import UserError
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import results
+
+DOCUMENTS = ("README.md", "RESULTS.md", "benchmarks/README.md")
+COMMAND = re.compile(r"(?:\S+=\S+ )*(?:python3|\.venv/bin/python|torchrun .*?) +((\S+\.py)( .*)?)")
+
+
+def named_commands():
+    """Every command of this repository in a document, in code or in a block of code."""
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text()
+        blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+        lines = [line.removeprefix("$ ").split(" #")[0] for line in blocks.splitlines()]
+        inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        for line in lines + inline:
+            for command in line.split(" && "):
+                match = COMMAND.fullmatch(command.strip())
+                if match and (ROOT / match[2]).is_file():
+                    yield match[1]
+
+
+class Parsed(Exception):
+    """The command line has been read."""
+
+
+@pytest.mark.parametrize("command", sorted(set(named_commands())))
+def test_a_command_of_the_documents_can_be_typed(command, monkeypatch, capsys):
+    # What a reader adds.
+    script, *words = [word for word in shlex.split(command) if word != "..."]
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def parse_known_args(parser, args=None, namespace=None):
+        if " --help" in command:
+            raise Parsed
+        _, rest = parse(parser, args, namespace)
+        # The others go to train.py.
+        if script == "compare.py":
+            _, rest = parse(train.get_args_parser(), rest)
+        if rest:
+            parser.error(f"unknown {rest}")
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    monkeypatch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(Parsed):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def test_there_are_commands_to_try():
+    commands = set(named_commands())
+    assert len(commands) > 20
+    assert "train.py --resume" in commands
+    assert any(command.startswith("benchmarks/") for command in commands)
+
+
+def test_a_section_takes_the_place_of_the_one_of_its_name():
+    printed = (
+        "warning\n2026, a machine\n\n### Title, 3 seeds\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\nwritten\n"
+    )
+    written = results.section("few", "python3 x.py --seeds 3", "today", printed)
+    assert written == (
+        "<!-- begin few -->\n`python3 x.py --seeds 3` (today):\n\nTitle, 3 seeds:\n\n"
+        "| a | b |\n| --- | --- |\n| 1 | 2 |\n<!-- end few -->"
+    )
+    text = "# Results\n\nBefore.\n\n<!-- begin few -->\nold\n<!-- end few -->\n\nBehind.\n"
+    again = results.replaced(text, "few", written)
+    assert again == f"# Results\n\nBefore.\n\n{written}\n\nBehind.\n"
+    assert results.replaced(again, "few", written) == again
+    assert results.replaced("# Results\n", "few", written) == f"# Results\n\n{written}\n"
+    with pytest.raises(UserError, match="no table"):
+        results.section("few", "python3 x.py", "today", "nothing\n")
+
+
+def test_where_things_lie_is_not_told():
+    words = ["benchmarks/x.py", "--data", "/home/me/data", "--seeds", "3", "--cache_path", "/tmp/c"]
+    assert results.without_places(words) == ["benchmarks/x.py", "--seeds", "3"]
