@@ -3,6 +3,7 @@
     python3 benchmarks/accuracy.py test           # the test list: recipes and a linear probe, several seeds
     python3 benchmarks/accuracy.py ablation       # held-out groups: one part changed at a time
     python3 benchmarks/accuracy.py order          # toy data: the pairs that only the order of frames tells
+    python3 benchmarks/accuracy.py order --actions sequences --encoder i3d
 
 Settings are compared on groups held out of the training list, never on the test list: who chooses by the
 test list tests no more. Each training is train.py in a process of its own; several run side by side, one
@@ -24,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from features.cache import CachedClips
 from features.encoder import Encoder
 from features.fill import open_cache
+from models import MODELS
 from splits.datasets import load_split
 from splits.split import Clip
 from training.jobs import Tested, Training, train_all
@@ -50,8 +52,10 @@ ABLATION: dict[str, list[object]] = {
 # Clips of a video of UCF-101 that have nearly all of its frames together.
 SEVERAL = 4
 
-ORDER_MODELS = ("ConvLSTM", "ActionBERT", "MeanPool")
-PAIRS = (("WalkLeft", "WalkRight"), ("SitDown", "StandUp"))
+PAIRS = {
+    "single": (("WalkLeft", "WalkRight"), ("SitDown", "StandUp")),
+    "sequences": (("WaveThenSquat", "SquatThenWave"), ("SlowThenFast", "FastThenSlow")),
+}
 
 
 def mean_pooled(clips: list[Clip], caches: list[CachedClips]) -> np.ndarray:
@@ -184,13 +188,13 @@ def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
     labels = {clip.name.split("/")[0]: clip.label for clip in clips}
     jobs = {
         f"{model}-{seed}": [*data, "--model", model, "--num_epochs", epochs, "--seed", seed]
-        for model in ORDER_MODELS
+        for model in MODELS
         for seed in range(args.seeds)
     }
     shuffled = [*data[: data.index("--encoder")], "--shuffle_frames", "--num_workers", 1]
     runs = train_all(jobs, args.folder, available_cores(), {"shuffled": shuffled})
     table = []
-    for pair in PAIRS:
+    for pair in PAIRS[args.actions]:
         mine = [index for index, clip in enumerate(clips) if clip.name.split("/")[0] in pair]
         two = probabilities[mine][:, [labels[name] for name in pair]]
         probe = 100 * np.mean(
@@ -198,7 +202,7 @@ def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
         )
         head = [" / ".join(pair), str(len(mine))]
         table.append([*head, "logistic regression", f"{probe:.1f} %", ""])
-        for model in ORDER_MODELS:
+        for model in MODELS:
             of_model = [runs[f"{model}-{seed}"] for seed in range(args.seeds)]
             cells = []
             for other in ("", "shuffled"):
@@ -208,7 +212,8 @@ def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
                 cells.append(f"{seeds.mean():.1f} % ({seeds.min():.1f} to {seeds.max():.1f})")
             table.append([*head, model, *cells])
     head = ["pair", "test clips", "model", "frames in order", "frames shuffled"]
-    print_table(f"Order of frames, toy data, {epochs} epochs, {args.seeds} seeds", head, table)
+    title = f"Order of frames, toy data ({args.actions}), {args.encoder}"
+    print_table(f"{title}, {epochs} epochs, {args.seeds} seeds", head, table)
 
 
 def told_apart(tested: Tested, pair: tuple[str, str]) -> float:
@@ -233,6 +238,7 @@ def main() -> None:
     flags.add_argument("--split_number", type=int, default=1)
     flags.add_argument("--seeds", type=int, default=5)
     flags.add_argument("--num_epochs", type=int, nargs="+", default=[20])
+    flags.add_argument("--actions", choices=PAIRS, default="single", help="of the toy data, for order")
     flags.add_argument("--only", nargs="+", help="rows of the ablation, the default among them")
     flags.add_argument("--cache_path", type=Path, help="default: beside the data set, as train.py")
     args = flags.parse_args()
@@ -246,6 +252,7 @@ def main() -> None:
         if toy:
             args.data = Path(folder) / "toy"
             drawing = [sys.executable, "data/make_toy_actions.py", "--output_path", str(args.data)]
+            drawing += ["--actions", args.actions]
             subprocess.run(drawing, cwd=ROOT, check=True)
         args.cache_path = args.cache_path or beside(args.data / "UCF-101", "-embeddings")
         data: list[object] = ["--dataset_path", args.data / "UCF-101", "--cache_path", args.cache_path]

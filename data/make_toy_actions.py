@@ -2,6 +2,7 @@
 
     python3 data/make_toy_actions.py                         # 400 clips into data/toy-actions, 7 s
     python3 data/make_toy_actions.py --groups 10 --output_path toy
+    python3 data/make_toy_actions.py --actions sequences --output_path sequences
 
 What it writes, named as UCF-101 names it:
 
@@ -10,7 +11,8 @@ What it writes, named as UCF-101 names it:
 
 All clips of a group share figure, background, speed and camera shake, and a group is never on both sides of
 a split. WalkLeft is WalkRight run backwards, and StandUp is SitDown run backwards, frame by frame: only a
-model that uses the order of the frames can tell the two of a pair apart.
+model that uses the order of the frames can tell the two of a pair apart. The sequences are two actions, or
+two speeds, one after the other, and the same run backwards: what is seen within a second does not tell them.
 """
 
 from __future__ import annotations
@@ -98,6 +100,16 @@ def bow(phase: float, cycles: float) -> Pose:
     )
 
 
+def wave_then_squat(phase: float, cycles: float) -> Pose:
+    """Some seconds of the one, and then of the other."""
+    return wave(2 * phase, 2 * cycles) if phase < 0.5 else squat(2 * phase - 1, 2 * round(cycles))
+
+
+def slow_then_fast(phase: float, cycles: float) -> Pose:
+    """Jumping jacks, from the middle on three times as fast."""
+    return jumping_jack(phase if phase < 0.5 else 3 * phase - 1, 2 * cycles)
+
+
 # class: (motion, run backwards, on a chair)
 ACTIONS = {
     "WalkLeft": (walk_right, True, False),
@@ -109,7 +121,22 @@ ACTIONS = {
     "JumpingJack": (jumping_jack, False, False),
     "Bow": (bow, False, False),
 }
-ORDER_PAIRS = [("WalkLeft", "WalkRight"), ("SitDown", "StandUp")]
+# Each is an action whose frames run backwards look like itself, and then another one.
+SEQUENCES = {
+    "WaveThenSquat": (wave_then_squat, False, False),
+    "SquatThenWave": (wave_then_squat, True, False),
+    "SlowThenFast": (slow_then_fast, False, False),
+    "FastThenSlow": (slow_then_fast, True, False),
+}
+KINDS = {"single": ACTIONS, "sequences": SEQUENCES}
+ORDER_PAIRS = [
+    ("WalkLeft", "WalkRight"),
+    ("SitDown", "StandUp"),
+    ("WaveThenSquat", "SquatThenWave"),
+    ("SlowThenFast", "FastThenSlow"),
+]
+# Of a sequence, against the length of an action: 6 to 10 seconds.
+LONGER = 4
 
 
 class Scene:
@@ -203,15 +230,16 @@ def draw_clip(action: str, seed: int, group: int, number: int) -> list[np.ndarra
     The random numbers do not depend on `action`: that is what makes the pairs of `ORDER_PAIRS` exact mirrors
     of each other in time.
     """
-    motion, backwards, chair = ACTIONS[action]
+    motion, backwards, chair = (ACTIONS | SEQUENCES)[action]
     scene = Scene(np.random.default_rng([seed, group]))
     rng = np.random.default_rng([seed, group, number])
-    shake = np.cumsum(rng.normal(0, scene.shake, (scene.frames, 2)), axis=0)
+    length = scene.frames * (LONGER if action in SEQUENCES else 1)
+    shake = np.cumsum(rng.normal(0, scene.shake, (length, 2)), axis=0)
     shake = np.clip(shake - shake.mean(0), -scene.margin, scene.margin) + scene.margin
     shift, speed = rng.uniform(-0.06, 0.06), scene.cycles * rng.uniform(0.9, 1.1)
     frames = []
-    for t in range(scene.frames):
-        pose = motion(t / (scene.frames - 1), speed)
+    for t in range(length):
+        pose = motion(t / (length - 1), speed)
         pose.x += shift
         left, top = np.round(shake[t]).astype(int)
         picture = scene.background[top : top + HEIGHT, left : left + WIDTH].copy()
@@ -235,10 +263,9 @@ def write_clip(path: Path, action: str, seed: int, group: int, number: int) -> N
     partial.replace(path)
 
 
-def write_lists(folder: Path, groups: int, clips_per_group: int) -> None:
+def write_lists(folder: Path, names: list[str], groups: int, clips_per_group: int) -> None:
     """Write classInd.txt and the three pairs of train and test lists, each split testing other groups."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = list(ACTIONS)
     (folder / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
     per_split = max(1, round(groups * TEST_SHARE))
     for split in (1, 2, 3):
@@ -254,7 +281,9 @@ def write_lists(folder: Path, groups: int, clips_per_group: int) -> None:
         (folder / f"testlist{split:02d}.txt").write_text("\n".join(test) + "\n")
 
 
-def make_data_set(output_path: Path, *, groups: int, clips_per_group: int, seed: int, workers: int) -> int:
+def make_data_set(
+    output_path: Path, kind: str, *, groups: int, clips_per_group: int, seed: int, workers: int
+) -> int:
     """Draw the whole data set into the folder `output_path`; returns the number of clips.
 
     Raises: FileExistsError if the folder holds anything already.
@@ -267,7 +296,7 @@ def make_data_set(output_path: Path, *, groups: int, clips_per_group: int, seed:
     partial = output_path.with_name(f".{output_path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     jobs = []
-    for action in ACTIONS:
+    for action in KINDS[kind]:
         (partial / "UCF-101" / action).mkdir(parents=True)
         for group in range(1, groups + 1):
             for number in range(1, clips_per_group + 1):
@@ -277,7 +306,7 @@ def make_data_set(output_path: Path, *, groups: int, clips_per_group: int, seed:
         futures = [pool.submit(write_clip, *job) for job in jobs]
         for future in tqdm(futures, desc="drawing toy clips", unit="clip"):
             future.result()
-    write_lists(partial / "ucfTrainTestlist", groups, clips_per_group)
+    write_lists(partial / "ucfTrainTestlist", list(KINDS[kind]), groups, clips_per_group)
     if output_path.exists():
         output_path.rmdir()
     partial.replace(output_path)
@@ -293,6 +322,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         type=Path,
         default=here / "toy-actions",
         help="folder to make (default: data/toy-actions)",
+    )
+    parser.add_argument(
+        "--actions",
+        choices=KINDS,
+        default="single",
+        help="single (default): eight actions; sequences: two one after the other, told by their order only",
     )
     parser.add_argument(
         "--groups",
@@ -323,6 +358,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         count = make_data_set(
             args.output_path,
+            args.actions,
             groups=args.groups,
             clips_per_group=args.clips_per_group,
             seed=args.seed,

@@ -56,3 +56,19 @@ def test_nothing_is_overwritten(call, tmp_path):
     done = call(toys, "--groups", 2)
     assert (done.status, "--groups 2" in done.one_line_error()) == (2, True)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+def test_sequences_are_longer_and_have_lists_of_their_own(call, tmp_path):
+    flags = ["--output_path", tmp_path / "toy", "--groups", 4, "--actions", "sequences"]
+    assert call(toys, *flags).status == 0
+    split = load_split(ucf101_at(tmp_path / "toy"), 1)
+    assert split.classes == list(toys.SEQUENCES)
+    assert min(clip.video.count() for clip in split.test) >= 160
+
+
+def test_a_sequence_begins_with_one_action_and_ends_with_the_other():
+    frames = toys.draw_clip("WaveThenSquat", 0, 1, 1)
+    rows = [np.flatnonzero(np.abs(frame.astype(int) - frames[0]).max((1, 2)) > 60) for frame in frames]
+    # Where a squat is, the head comes down: more of the picture changes than an arm's wave does.
+    changed = np.array([len(each) for each in rows])
+    assert changed[len(changed) // 2 + 10 :].max() > 1.3 * changed[: len(changed) // 2 - 10].max()
