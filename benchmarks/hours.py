@@ -3,7 +3,7 @@
 Each setting encodes the clips here, trains heads on the three splits, and is scaled up to UCF-101 by its
 frames and clips.
 
-python3 benchmarks/hours.py --cache_path /somewhere/with/2/GB --settings 224,1,int8 224,2,int8 112,2,int8
+python3 benchmarks/hours.py --model MeanPool --settings 224,1,int8 224,2,int8 112,2,int8
 """
 
 import argparse
@@ -86,11 +86,13 @@ def main() -> None:
     flags.add_argument("--encoder", default="i3d")
     flags.add_argument("--model", default="ConvLSTM")
     flags.add_argument("--num_epochs", type=int, default=20)
-    flags.add_argument("--cache_path", type=Path, required=True, help="an empty folder for the embeddings")
+    flags.add_argument("--cache_path", type=Path, help="an empty folder for the embeddings")
     usual = ["224,1,bf16", "224,1,int8", "224,2,int8", "160,2,int8", "112,2,int8"]
     flags.add_argument("--settings", nargs="+", default=usual, help="pixels, stride, precision of each")
     args = flags.parse_args()
     device = choose_device(args.device)
+    held = tempfile.TemporaryDirectory()
+    args.cache_path = args.cache_path or Path(held.name)
     print(common.machine(device))
     rows = []
     for setting in args.settings:
@@ -107,7 +109,7 @@ def main() -> None:
             f"{sum(tops) / len(tops):.2f} %",
         ]  # fmt: skip
         rows.append(f"| {' | '.join(words)} |")
-        print(rows[-1], flush=True)
+        print(rows[-1], file=sys.stderr, flush=True)
     print(
         f"\n### {args.encoder}, {args.model}, {args.num_epochs} epochs, three splits\n\n"
         "| frames | every N-th | precision | encoded frames/s | for each TFLOP/s of the matrix peak "

@@ -79,7 +79,7 @@ def main() -> None:
                 f"{100 * (values > THRESHOLD).mean():.2f} %",
             ]
         )  # fmt: skip
-    print(markdown(rows))
+    print(f"{common.machine(device)}\n\n### Pairs of clips, {args.encoder}\n\n{markdown(rows)}")
     # A clip of each class, in the middle of its list.
     of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     places = [int(own[len(own) // 2]) for own in of_class]
@@ -89,7 +89,7 @@ def main() -> None:
             values = (embed(Path(folder) / "embeddings", copies) * means[places]).sum(1)
             found = f"{(values > THRESHOLD).sum()} of {len(values)}"
             rows.append([name, f"{values.min():.3f}", f"{np.median(values):.3f}", found])
-    print(markdown(rows))
+    print(f"\n### Copies of clips, {args.encoder}\n\n{markdown(rows)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ around it is written by hand. A new one is put at the end of the file.
 """
 
 import argparse
+import itertools
 import re
 import shlex
 import subprocess
@@ -30,18 +31,15 @@ def section(name: str, command: str, about: str, printed: str) -> str:
 
     Raises: UserError if there is no table.
     """
-    lines = [line for line in printed.splitlines() if line.startswith(("|", "#"))]
-    if not any(line.startswith("|") for line in lines):
-        raise UserError(f"{command}: it printed no table; nothing is written")
-    parts: list[str] = []
-    for line in lines:
-        if line.startswith("#"):
-            parts += ["", f"{line.lstrip('# ')}:", ""]
-        elif parts and parts[-1].startswith("|"):
-            parts.append(line)
+    blocks = []
+    for is_table, lines in itertools.groupby(printed.splitlines(), lambda line: line.startswith("|")):
+        if is_table:
+            blocks.append("\n".join(lines))
         else:
-            parts += ["", line] if parts and parts[-1] else [line]
-    body = "\n".join(parts).strip()
+            blocks += [f"{line.lstrip('# ')}:" for line in lines if line.startswith("#")]
+    if not any(block.startswith("|") for block in blocks):
+        raise UserError(f"{command}: it printed no table; nothing is written")
+    body = "\n\n".join(blocks)
     return f"<!-- begin {name} -->\n`{command}` ({about}):\n\n{body}\n<!-- end {name} -->"
 
 
