@@ -12,23 +12,17 @@ goes on with what is missing there.
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from features.settings import CacheSettings, DeviceSettings, EncoderSettings
-from splits.datasets import ALL, DataSettings, Listed
-from training.settings import add_train_flags
-from utils.flags import COUNT, flags_first, read, typed
-from utils.process import UserError, available_cores, run
-
-# Set here for each training.
-OWN = ("--encoder", "--model", "--seed", "--output_path", "--resume")
+from utils.flags import COUNT, flags_first
+from utils.process import MissingFileError, UserError, run
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -78,12 +72,12 @@ flags_first(__name__, get_args_parser)
 
 import numpy as np
 
-from features.networks import encoder_spec
-from models import MODELS, check_model
-from training.jobs import Training, run_command, train_all
+from training.comparison import Plan, fill, make_plan
+from training.jobs import Training, train_all
 from training.pictures import png
 from training.report import interval, markdown
-from utils.files import csv_bytes, json_bytes, make_writable_folder, write_whole
+from training.run import hold_folder
+from utils.files import csv_bytes, write_whole
 
 COLORS = ("#4878a8", "#c8803d", "#5a9a5a", "#8a5fa8", "#a85f5f", "#777777")
 
@@ -141,6 +135,13 @@ def row(cell: Cell, filling: float | None) -> list[str]:
     """
     seeds, ends, first = cell.by_seed(), cell.interval(), cell.all[0].test.report
     loss = statistics.mean(training.test.report["figures"]["loss_nats"] for training in cell.all)
+    times = ["", ""]
+    # Those of another --jobs are other times.
+    if len({training.threads for training in cell.all}) == 1:
+        times = [
+            f"{statistics.median(training.seconds for training in cell.all):.3g}",
+            f"{statistics.median(training.clips_per_second for training in cell.all):,.0f}",
+        ]
     return [
         cell.encoder,
         first["encoder_trained_on"],
@@ -155,8 +156,7 @@ def row(cell: Cell, filling: float | None) -> list[str]:
         f"{loss:.2f}",
         f"{first['trained_parameters']:,}",
         "" if filling is None else f"{filling:.0f}",
-        f"{statistics.median(training.seconds for training in cell.all):.3g}",
-        f"{statistics.median(training.clips_per_second for training in cell.all):,.0f}",
+        *times,
     ]
 
 
@@ -184,86 +184,35 @@ def picture(cells: Sequence[Cell], title: str) -> bytes:
     return png(figure)
 
 
-def job_name(*parts: object) -> str:
-    """The folder of a training: encoder, model and their flags in a word, split and seed."""
-    return "-".join(str(part).replace(" --", "-").replace(" ", "").replace("/", "-") for part in parts)
+def train_cells(args: argparse.Namespace, planned: Plan) -> list[Cell]:
+    """Train each pair of encoder and model that is not finished.
 
-
-def entries(texts: Iterable[str]) -> list[str]:
-    """What --encoders or --models name; commas part those without flags of their own."""
-    parted = [[text] if " " in text else text.split(",") for text in texts]
-    return [" ".join(entry.split()) for group in parted for entry in group]
-
-
-def fill(encoder: str, flags: Sequence[str], folder: Path, threads: int) -> float | None:
-    """Fill the cache of an encoder, unless that was done; the seconds it took, None if it was filled before.
-
-    Args:
-        encoder: as typed, with flags of its own
-        flags: of train.py for all
-
-    Raises: UserError if features.py fails, or as `finished`.
+    Raises: as `train_all`; UserError if trainings of a split were tested on other clips.
     """
-    parser = argparse.ArgumentParser(prog="compare.py", add_help=False)
-    add_train_flags(parser)
-    words = [*flags, "--encoder", *shlex.split(encoder)]
-    args = parser.parse_args(words)
-    groups = (DataSettings, CacheSettings, EncoderSettings, DeviceSettings)
-    names = {entry.name for group in groups for entry in fields(group)}
-    given = {name: value for name, value in typed(parser, words, args).items() if name in names}
-    if args.cache == "off":
-        return None
-    asked = [word for name, value in given.items() for word in _flag(name, value)]
-    path = folder / f"{job_name('filling', encoder)}.json"
-    if path.is_file() and (job := json.loads(path.read_text()))["flags"] == asked:
-        return job["seconds"]
-    started = time.monotonic()
-    printed = run_command("features.py", *asked, threads=threads)
-    seconds = time.monotonic() - started if "encoding:" in printed else None
-    write_whole(path, json_bytes({"flags": asked, "seconds": seconds}))
-    return seconds
-
-
-def _flag(name: str, value: object) -> list[str]:
-    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
-
-
-def split_numbers(flags: Sequence[str]) -> list[int | str]:
-    """The splits to train on: those of --split_number, all where it is not there."""
-    parser = argparse.ArgumentParser(prog="compare.py", add_help=False)
-    add_train_flags(parser, split_number=ALL)
-    args = parser.parse_args(flags)
-    return list(Listed(read(DataSettings, args)).numbers) if args.split_number == ALL else [args.split_number]
-
-
-def train_cells(
-    args: argparse.Namespace,
-    flags: Sequence[str],
-    numbers: Sequence[int | str],
-    pairs: Sequence[tuple[str, str]],
-) -> list[Cell]:
-    """Train each pair of encoder and model that is not finished. Raises: as `train_all`."""
-    jobs: dict[tuple[str, str, int | str, int], list[object]] = {
-        (encoder, model, number, seed): [
-            *(*flags, "--encoder", *shlex.split(encoder), "--model", *shlex.split(model)),
-            *("--split_number", number, "--seed", seed),
-        ]
-        for encoder, model in pairs
-        for number in numbers
-        for seed in range(args.seeds)
-    }
-    names = {place: job_name(*place[:2], f"split{place[2]}", f"seed{place[3]}") for place in jobs}
-    print(f"{len(jobs)} trainings into {args.run_path}", flush=True)
-    trained = train_all({names[place]: words for place, words in jobs.items()}, args.run_path, args.jobs)
+    print(f"{len(planned.jobs)} trainings into {args.run_path}", flush=True)
+    jobs = {planned.names[place]: words for place, words in planned.jobs.items()}
+    trained = train_all(jobs, args.run_path, args.jobs)
+    by_place = {place: trained[name] for place, name in planned.names.items()}
+    for number in planned.numbers:
+        clips = {
+            training.test.report["test_clips_sha256"]
+            for place, training in by_place.items()
+            if place[2] == number
+        }
+        if len(clips) > 1:
+            raise UserError(
+                f"{args.run_path}: its trainings of split {number} were tested on other clips than those of "
+                "today; choose another --run_path"
+            )
     return [
         Cell(
             encoder, model,
             {
-                number: [trained[names[encoder, model, number, seed]] for seed in range(args.seeds)]
-                for number in numbers
+                number: [by_place[encoder, model, number, seed] for seed in range(args.seeds)]
+                for number in planned.numbers
             },
         )
-        for encoder, model in pairs
+        for encoder, model in planned.pairs
     ]  # fmt: skip
 
 
@@ -271,33 +220,33 @@ def main(argv: list[str] | None = None) -> int:
     """Train, compare, write; returns the exit status."""
     parser = get_args_parser()
     args, flags = parser.parse_known_args(argv)
-    if own := [flag for flag in OWN if flag in flags]:
-        parser.error(f"{own[0]} is set here for each training; leave it out")
-    encoders, models = entries(args.encoders), entries(args.models or MODELS)
-    for name, known, texts in (("encoders", encoder_spec, encoders), ("models", check_model, models)):
-        try:
-            for text in texts:
-                known(text.partition(" ")[0])
-        except UserError as error:
-            parser.error(f"--{name}: {error}")
-    numbers, folder = split_numbers(flags), args.run_path
-    if "--split_number" in flags:
-        place = flags.index("--split_number")
-        flags = flags[:place] + flags[place + 2 :]
-    make_writable_folder(folder)
-    started = time.monotonic()
-    filling = {encoder: fill(encoder, flags, folder, available_cores()) for encoder in encoders}
-    cells = train_cells(args, flags, numbers, [(encoder, model) for encoder in encoders for model in models])
-    rows = [head(numbers), *(row(cell, filling[cell.encoder]) for cell in cells)]
-    clips = sum(len(of_split[0].test.predictions) for of_split in cells[0].trainings.values())
-    title = f"{len(numbers)} splits, {clips:,} test clips, {args.seeds} seeds"
-    command = shlex.join(["python3", "compare.py", *(argv if argv is not None else sys.argv[1:])])
-    table = markdown(rows)
-    write_whole(folder / "compare.md", f"{title}\n\n{table}\n\n`{command}`\n".encode())
-    write_whole(folder / "compare.csv", csv_bytes(rows))
-    write_whole(folder / "compare.png", picture(cells, title))
-    print(f"{title}\n\n{table}\n\nwritten to {folder} in {time.monotonic() - started:,.0f} s")
+    if "WORLD_SIZE" in os.environ:
+        parser.error("torchrun and --jobs both share the trainings out; use --jobs")
+    try:
+        planned = make_plan(args.encoders, args.models, args.seeds, args.run_path, flags)
+    except MissingFileError:
+        raise
+    except UserError as error:
+        parser.error(str(error))
+    folder, started = args.run_path, time.monotonic()
+    with hold_folder(folder, flag="--run_path"):
+        filling = {encoder: fill(encoder, words, folder) for encoder, words in planned.fills.items()}
+        cells = train_cells(args, planned)
+        clips = sum(len(of_split[0].test.predictions) for of_split in cells[0].trainings.values())
+        counts = f"{_many(len(planned.numbers), 'split')}, {_many(clips, 'test clip')}"
+        title = f"{counts}, {_many(args.seeds, 'seed')}"
+        rows = [head(planned.numbers), *(row(cell, filling.get(cell.encoder)) for cell in cells)]
+        command = shlex.join(["python3", "compare.py", *(argv if argv is not None else sys.argv[1:])])
+        table = markdown(rows)
+        write_whole(folder / "compare.md", f"{title}\n\n{table}\n\n`{command}`\n".encode())
+        write_whole(folder / "compare.csv", csv_bytes(rows))
+        write_whole(folder / "compare.png", picture(cells, title))
+    print(f"### {title}\n\n{table}\n\nwritten to {folder} in {time.monotonic() - started:,.0f} s")
     return 0
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 if __name__ == "__main__":

@@ -324,8 +324,10 @@ class CosineProbe(Head):
 
     def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """Logits of clips: (B, T, D) -> (B, C)."""
-        mean = F.normalize(_mean_over_time(embeddings, padding), dim=-1)
-        return self.scale * F.linear(mean, F.normalize(self.directions, dim=-1))
+        # Cosines are much alike: in bfloat16 a probability would move by some percent.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            mean = F.normalize(_mean_over_time(embeddings, padding).float(), dim=-1)
+            return self.scale * F.linear(mean, F.normalize(self.directions, dim=-1))
 
 
 MODELS: dict[str, type[Head]] = {

@@ -12,7 +12,7 @@ import shlex
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,10 +29,12 @@ from splits.split import Clip
 from training.learner import Learner
 from training.loop import Part
 from training.masked import MaskedFrames, MaskedLearner
+from training.recipe import Recipe
 from training.report import markdown
 from training.settings import TrainSettings, add_train_flags
 from training.setup import ClipSource, Setup, build_model, choose_split
 from utils.device import seed_everything
+from utils.flags import typed
 from utils.process import available_cores
 from utils.ranks import ALONE
 
@@ -162,6 +164,13 @@ def main() -> None:
     )
     args = parser.parse_args()
     data = common.data_settings(args.data)
+    kept = {"latent_dim", "sequence_length", "pretrain", *(entry.name for entry in fields(Recipe))}
+    for model in args.models:
+        check = argparse.ArgumentParser()
+        add_train_flags(check)
+        words = shlex.split(model)[1:]
+        if other := set(typed(check, words, check.parse_args(words))) - kept:
+            parser.error(f"--models {model!r}: --{min(other)} is the same for all here, or has no effect")
     flags = ["--dataset_path", str(data.dataset_path), "--split_path", str(data.split_path)]
     flags += ["--num_workers", "1"]
     flags += ["--cache_path", str(args.cache_path)] if args.cache_path else []

@@ -52,25 +52,29 @@ def replaced(text: str, name: str, written: str) -> str:
 
 
 def without_places(words: list[str]) -> list[str]:
-    """Words of a command without the flags that say where things lie, and their values."""
-    kept = []
-    skipping = False
-    for word in words:
-        if word.startswith("--"):
-            skipping = word in PLACES
-        if not skipping:
+    """Words of a command without the flags that say where things lie, and their values.
+
+    Raises: UserError for another word with a place of this machine in it.
+    """
+    kept: list[str] = []
+    for before, word in itertools.pairwise(["", *words]):
+        if before not in PLACES and word not in PLACES and word.partition("=")[0] not in PLACES:
             kept.append(word)
+    if places := [word for word in kept if re.search(r"(^|[\s=])[/~]", word)]:
+        raise UserError(f"{places[0]} lies on this machine alone; a table is published with what all have")
     return kept
 
 
 def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     flags.add_argument("name", help="of the section in RESULTS.md")
-    flags.add_argument("command", nargs=argparse.REMAINDER, help="script of this repository and its flags")
+    flags.add_argument("script", help="of this repository")
+    flags.add_argument("flags", nargs=argparse.REMAINDER, help="of that script")
     args = flags.parse_args()
+    command = shlex.join(["python3", args.script, *without_places(args.flags)])
     started = time.monotonic()
     with subprocess.Popen(
-        [sys.executable, *args.command], cwd=common.ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, args.script, *args.flags], cwd=common.ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         printed = ""
@@ -78,10 +82,9 @@ def main() -> int:
             print(line, end="", flush=True)
             printed += line
     if process.returncode:
-        raise UserError(f"{shlex.join(args.command)}: status {process.returncode}; nothing is written")
+        raise UserError(f"{command}: status {process.returncode}; nothing is written")
     took = f"{(time.monotonic() - started) / 60:.0f} minutes"
     about = f"{common.machine(torch.device('cpu'))}; {took}"
-    command = shlex.join(["python3", *without_places(args.command)])
     written = section(args.name, command, about, printed)
     write_whole(RESULTS, replaced(RESULTS.read_text(), args.name, written).encode())
     return 0

@@ -11,9 +11,13 @@ import torch
 import export
 import test as test_script
 import train
+from annotation.onnx_model import OnnxModel
+from splits.split import Clip
+from training import report
 from training.calibration import Reliability, fit_temperature, with_temperature
-from training.checkpoint import load_checkpoint
+from training.checkpoint import CheckpointError, load_checkpoint
 from training.pictures import reliability_diagram, strips
+from video.reader import Video
 
 
 def drawn(temperature, clips=20_000, classes=5):
@@ -113,6 +117,12 @@ def test_a_temperature_from_held_out_groups_is_in_the_checkpoint_and_used(call, 
 def test_an_exported_model_has_the_temperature(call, trained, tmp_path):
     pytest.importorskip("onnxruntime")
     assert call(export, "--checkpoint_model", trained, "--output", tmp_path / "onnx").status == 0
+    checkpoint, exported = load_checkpoint(trained), OnnxModel(tmp_path / "onnx")
+    clips = torch.randn(3, checkpoint.sequence_length, checkpoint.model.width)
+    warm = exported.classify(clips) * checkpoint.temperature
+    checkpoint.model.temperature = 1.0
+    with torch.no_grad():
+        assert torch.allclose(warm, checkpoint.model.classify(clips), atol=1e-3)
 
 
 def test_the_worst_mistakes_of_each_class_are_shown(trained, tmp_path):
@@ -136,3 +146,23 @@ def test_training_from_a_checkpoint_begins_without_its_temperature(call, trained
     contents = torch.load(trained, weights_only=True)
     torch.save({**contents, "temperature": 1.0}, tmp_path / "plain.pth")
     assert losses(trained) == losses(tmp_path / "plain.pth")
+
+
+@pytest.mark.parametrize("temperature", ["x", 0.0, float("nan"), -1.0])
+def test_a_damaged_temperature_is_told(trained, tmp_path, temperature):
+    contents = torch.load(trained, weights_only=True)
+    torch.save({**contents, "temperature": temperature}, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match="temperature"):
+        load_checkpoint(tmp_path / "bad.pth")
+
+
+def test_pictures_of_others_stay_and_a_clip_that_is_gone_costs_no_report(tmp_path):
+    (tmp_path / "mistakes").mkdir()
+    (tmp_path / "mistakes/holiday.png").write_bytes(b"mine")
+    (tmp_path / "mistakes/b.png").write_bytes(b"of an earlier test")
+    clips = [Clip("a/x.avi", 0, Video(tmp_path / "gone.avi")), Clip("b/y.avi", 1, Video(tmp_path / "y.avi"))]
+    predictions = report.Predictions(["a", "b"], clips, np.array([[0.2, 0.8], [0.3, 0.7]]))
+    about = {"model": "MeanPool", "encoder": "tiny", "split_number": 1}
+    report.write_report(tmp_path, predictions, about | {"temperature": 1.0, "clips_per_video": 1})
+    assert json.loads((tmp_path / "report.json").read_text())["mistakes"][0]["clip"] == "a/x.avi"
+    assert sorted(path.name for path in (tmp_path / "mistakes").iterdir()) == ["a.png", "holiday.png"]

@@ -3,15 +3,19 @@
 import csv
 import json
 import re
+import signal
+import time
 
 import cv2
 import pytest
 import torch
 
 import compare
+from conftest import Script
 from training import jobs
 from training.checkpoint import Checkpoint
 from training.classifier import Classifier
+from training.run import hold_folder
 
 FLAGS = ["--img_dim", 32, "--sequence_length", 8, "--num_epochs", 1, "--precision", "fp32"]
 
@@ -24,16 +28,15 @@ def rows_of(folder):
 def test_encoders_and_models_are_compared_on_a_cache_each(call, small, tmp_path):
     data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist"]
     names = ["--encoders", "efficientnet_lite0", "efficientnet_lite0 --streams rgb,diff"]
-    names += ["--models", "MeanPool,AttentiveProbe", "ActionBERT --latent_dim 16 --pretrain 1"]
-    done = call(compare, *data, *FLAGS, *names, "--seeds", 2, "--split_number", 1, "--jobs", 2)
+    names += ["--models", "MeanPool", "ActionBERT --latent_dim 16 --pretrain 1"]
+    done = call(compare, *data, *FLAGS, *names, "--seeds", 1, "--split_number", 1, "--jobs", 2)
     assert done.status == 0, done.err
     folder = tmp_path / "runs/compare"
     text = (folder / "compare.md").read_text()
-    assert "1 splits, 2 test clips, 2 seeds" in text
+    assert "1 split, 2 test clips, 1 seed" in text
     rows = rows_of(folder)
-    models = ["MeanPool", "AttentiveProbe", "ActionBERT --latent_dim 16 --pretrain 1"]
     assert [(row["encoder"], row["model"]) for row in rows] == [
-        (encoder, model) for encoder in names[1:3] for model in models
+        (encoder, model) for encoder in names[1:3] for model in names[4:]
     ]
     for row in rows:
         assert f"| {row['model']} | {row['top-1, mean']} |" in text
@@ -43,8 +46,8 @@ def test_encoders_and_models_are_compared_on_a_cache_each(call, small, tmp_path)
         assert float(row["training, s"]) > 0
         assert int(row["clips/s"].replace(",", "")) > 0
     assert float(rows[0]["filling, s"]) > 0
-    # 1280 weights and a bias for each of two classes.
-    assert (rows[0]["trained parameters"], rows[3]["trained parameters"]) == ("2,562", "5,124")
+    # 1280 weights and a bias for each of two classes, and both again for a second stream.
+    assert (rows[0]["trained parameters"], rows[2]["trained parameters"]) == ("2,562", "5,124")
     assert min(cv2.imread(str(folder / "compare.png")).shape[:2]) > 100
     assert not list(tmp_path.rglob("*.pth")), "checkpoints are not kept"
     assert len(list((small / "UCF-101-embeddings").iterdir())) == 2, "a cache for each stream"
@@ -57,24 +60,56 @@ def test_what_is_finished_is_kept(call, toy, tmp_path):
     folder = tmp_path / "runs/compare"
     report = folder / "efficientnet_lite0-MeanPool-split1-seed0/run/test/report.json"
     before, first = report.stat().st_mtime_ns, rows_of(folder)[0]
-    # One more that was interrupted before.
-    job = folder / "efficientnet_lite0-ConvClassifier-split1-seed0/job.json"
-    job.parent.mkdir()
-    words = [str(word) for word in [*data, "--encoder", "efficientnet_lite0", "--model", "ConvClassifier"]]
-    words += ["--split_number", "1", "--seed", "0"]
-    job.write_text(json.dumps({"flags": words, "others": {}}))
-    (job.parent / "run").mkdir()
+    # One more, as if it had been interrupted.
+    done = call(compare, *flags, "--models", "MeanPool,ConvClassifier")
+    assert done.status == 0, done.err
+    path = folder / "efficientnet_lite0-ConvClassifier-split1-seed0.json"
+    job = json.loads(path.read_text())
+    path.write_text(json.dumps({name: job[name] for name in ("flags", "others")}))
+    left = path.with_suffix("") / "run/curves.png"
+    left.write_bytes(b"half")
     done = call(compare, *flags, "--models", "MeanPool", "ConvClassifier")
     assert done.status == 0, done.err
     rows = rows_of(folder)
     assert [row["model"] for row in rows] == ["MeanPool", "ConvClassifier"]
     assert rows[0] == first
     assert report.stat().st_mtime_ns == before
-    assert not (job.parent / "run-2").exists()
+    assert left.stat().st_size > 100
     done = call(compare, *flags, "--models", "MeanPool", "--num_epochs", 2)
-    assert done.status == 1
+    assert done.status == 2
     assert "other flags" in done.one_line_error()
+    # Times of another --jobs are other times.
+    path.write_text(json.dumps({**json.loads(path.read_text()), "threads": 99}))
+    assert (
+        call(compare, *flags[:-4], "--seeds", 2, "--split_number", 1, "--models", "ConvClassifier").status
+        == 0
+    )
+    assert rows_of(folder)[0]["training, s"] == ""
+    path.write_text("{")
+    done = call(compare, *flags, "--models", "ConvClassifier")
+    assert "damaged; delete it" in done.one_line_error()
+    with hold_folder(folder):
+        done = call(compare, *flags, "--models", "MeanPool")
+    assert "another --run_path" in done.one_line_error()
     assert report.stat().st_mtime_ns == before
+
+
+def test_sigterm_ends_the_trainings_too(toy, tmp_path):
+    data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist", *FLAGS[:-4]]
+    flags = ["--encoders", "efficientnet_lite0", "--models", "MeanPool", "--seeds", 1, "--split_number", 1]
+    flags += ["--num_epochs", 100_000, "--run_path", tmp_path / "compare"]
+    process = Script("compare.py", *data, *flags)
+    log = tmp_path / "compare/efficientnet_lite0-MeanPool-split1-seed0/train.log"
+    ends = time.monotonic() + 120
+    while not (log.exists() and "epoch 1 of" in log.read_text()):
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+    process._process.terminate()
+    done = process.outcome()
+    assert done.status == 128 + signal.SIGTERM
+    before = log.stat().st_size
+    time.sleep(1)
+    assert log.stat().st_size == before, "nothing trains any more"
 
 
 @pytest.mark.parametrize(
@@ -85,16 +120,26 @@ def test_what_is_finished_is_kept(call, toy, tmp_path):
         (["--encoders", "i3d,r5d"], "unknown encoder 'r5d'"),
         (["--seed", "3"], "is set here"),
         (["--encoder", "i3d"], "is set here"),
+        (["--encoder=i3d"], "is set here"),
+        (["--resu"], "is set here"),
+        (["--models", "MeanPool --encoder i3d"], "is set here"),
+        (["--encoders", "i3d --split_number 1"], "is set here"),
+        (["--models", "MeanPool --nope 3"], "--nope"),
+        (["--models", "MeanPool --x 'a"], "No closing quotation"),
+        (["--models", "MeanPool --pretrain 3"], "cannot tell one from the others"),
+        (["--models", "MeanPool,MeanPool"], "twice"),
+        (["--split_number", "random"], "listed"),
         (["--num_epochs", "0"], "num_epochs"),
     ],
 )
-def test_wrong_flags_end_in_one_line(call, flags, reason):
-    done = call(compare, *flags)
+def test_wrong_flags_end_in_one_line(call, small, flags, reason):
+    data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist"]
+    done = call(compare, *data, *flags)
     assert done.status == 2
     assert reason in done.one_line_error()
 
 
-def test_what_train_py_says_is_passed_on(call, tmp_path):
+def test_lists_that_are_not_there_are_told(call, tmp_path):
     done = call(compare, "--models", "MeanPool", "--seeds", 1, "--split_path", tmp_path / "nothing")
     assert done.status == 1
     assert "nothing" in done.one_line_error()

@@ -53,6 +53,9 @@ def test_a_command_of_the_documents_can_be_typed(command, monkeypatch, capsys):
             _, rest = parse(train.get_args_parser(), rest)
         if rest:
             parser.error(f"unknown {rest}")
+        for entry in words:
+            if " --" in entry:
+                parse(train.get_args_parser(), shlex.split(entry)[1:])[1] and parser.error(f"unknown {entry}")
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
@@ -91,3 +94,7 @@ def test_a_section_takes_the_place_of_the_one_of_its_name():
 def test_where_things_lie_is_not_told():
     words = ["benchmarks/x.py", "--data", "/home/me/data", "--seeds", "3", "--cache_path", "/tmp/c"]
     assert results.without_places(words) == ["benchmarks/x.py", "--seeds", "3"]
+    words = ["--data", "/home/me/data", "order", "--cache_path=/tmp/c", "--encoders", "i3d --frame_stride 2"]
+    assert results.without_places(words) == ["order", "--encoders", "i3d --frame_stride 2"]
+    with pytest.raises(UserError, match="lies on this machine"):
+        results.without_places(["--encoders", "i3d --encoder_weights /home/me/w.pt"])

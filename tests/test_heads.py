@@ -204,6 +204,18 @@ def test_a_cosine_probe_sees_where_embeddings_point_and_not_how_long_they_are():
     assert torch.allclose(head(7 * embeddings), head(embeddings), atol=1e-5)
 
 
+def test_a_cosine_probe_is_as_exact_in_bfloat16():
+    torch.manual_seed(0)
+    head = MODELS["CosineProbe"](1024, 10, scale=60.0).eval()
+    torch.nn.init.normal_(head.directions)
+    embeddings = torch.rand(20, 4, 1024)
+    with torch.no_grad():
+        exact = head(embeddings).softmax(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = head(embeddings).float().softmax(1)
+    assert (exact - rounded).abs().max() < 1e-3
+
+
 @pytest.mark.parametrize(("width", "heads"), [(1024, 16), (27, 1), (48, 16), (1280, 16)])
 def test_a_probe_has_as_many_heads_as_divide_the_width(width, heads):
     assert MODELS["AttentiveProbe"](width, 3).attention.num_heads == heads

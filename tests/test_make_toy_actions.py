@@ -1,6 +1,7 @@
 import make_toy_actions as toys
 import numpy as np
 import pytest
+import toy_motions
 
 from conftest import ucf101_at
 from splits.datasets import load_split
@@ -15,13 +16,13 @@ def test_layout_is_that_of_ucf101(toy):
         groups = [{clip.name.split("_g")[1][:2] for clip in side} for side in (split.train, split.test)]
         assert not groups[0] & groups[1], "a group on both sides of a split leaks"
         assert {clip.label for clip in split.test} == set(range(8))
-    assert read_classes(toy / "ucfTrainTestlist/classInd.txt") == list(toys.ACTIONS)
+    assert read_classes(toy / "ucfTrainTestlist/classInd.txt") == list(toy_motions.ACTIONS)
     video = split.train[0].video
     assert video.fps() == 25
     assert next(video.frames()).shape == (240, 320, 3)
 
 
-@pytest.mark.parametrize(("one", "other"), toys.ORDER_PAIRS)
+@pytest.mark.parametrize(("one", "other"), toy_motions.ORDER_PAIRS)
 def test_order_pairs_are_the_same_frames_run_backwards(one, other):
     first, second = toys.draw_clip(one, 0, 3, 1), toys.draw_clip(other, 0, 3, 1)
     assert len(first) == len(second)
@@ -62,7 +63,7 @@ def test_sequences_are_longer_and_have_lists_of_their_own(call, tmp_path):
     flags = ["--output_path", tmp_path / "toy", "--groups", 4, "--actions", "sequences"]
     assert call(toys, *flags).status == 0
     split = load_split(ucf101_at(tmp_path / "toy"), 1)
-    assert split.classes == list(toys.SEQUENCES)
+    assert split.classes == list(toy_motions.SEQUENCES)
     assert min(clip.video.count() for clip in split.test) >= 160
 
 

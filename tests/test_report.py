@@ -139,7 +139,8 @@ def test_a_picture_of_101_classes_has_room_for_their_names(tmp_path):
     clips = [Clip(f"{name}/v_{name}_g01_c01.avi", label, Video(name)) for label, name in enumerate(classes)]
     probabilities = np.full((101, 101), 0.001) + 0.9 * np.eye(101)
     probabilities /= probabilities.sum(1, keepdims=True)
-    about = {"model": "ConvLSTM", "encoder": "tiny", "split_number": 1, "temperature": 1.0}
+    about = {"model": "ConvLSTM", "encoder": "tiny", "split_number": 1}
+    about |= {"temperature": 1.0, "clips_per_video": 1}
     report.write_report(tmp_path, report.Predictions(classes, clips, probabilities), about)
     for name in ("confusion.png", "classes.png"):
         assert cv2.imread(str(tmp_path / name)).shape[0] > 101 * 20

@@ -10,6 +10,7 @@ Nothing is loaded that could run code: `weights_only=True` everywhere.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -205,7 +206,10 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
             )
     for own, networks in zip(model.encoders(), contents.get("quantized", []), strict=False):
         own.quantized = _quantized(path, networks)
-    model.temperature = float(contents.get("temperature", 1.0))
+    temperature = contents.get("temperature", 1.0)
+    if not (isinstance(temperature, float) and math.isfinite(temperature) and temperature > 0):
+        raise CheckpointError(f"{path}: damaged; its temperature is {temperature!r}")
+    model.temperature = temperature
     if len(contents["classes"]) != model.num_classes:
         raise CheckpointError(f"{path}: {len(contents['classes'])} names for {model.num_classes} classes")
     return Checkpoint(

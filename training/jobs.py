@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
-import runpy
 import shlex
 import shutil
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -29,12 +30,12 @@ from utils.files import json_bytes, write_whole
 from utils.process import UserError, available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
-# In the folder of a job: its flags, and once it is finished what no report has.
-JOB = "job.json"
-# What train.py writes there.
+# What train.py writes, in the folder of a job.
 RUN = "run"
 # Clips classified at once, and how often, where that is timed.
 CLIPS, REPEATS = 16, 7
+# One at a time is timed.
+_timing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,12 @@ class Training:
     """What a training by train.py left, besides its checkpoints.
 
     Attributes:
-        test: of its last checkpoint
+        test: of its last checkpoint, with --val_fraction of its best one
         others: other tests of that, by name
         history: a row for each epoch
         seconds: that the epochs took, those of the pretraining included, without tests and reading
         clips_per_second: that the head classifies from embeddings, in batches of `CLIPS`
+        threads: that it computed with, which these two figures hang on
     """
 
     test: Tested
@@ -88,10 +90,11 @@ class Training:
     history: list[dict[str, str]]
     seconds: float
     clips_per_second: float
+    threads: int
 
     @classmethod
-    def read(cls, folder: Path, others: Sequence[str], clips_per_second: float) -> Self:
-        """From the folder of a finished job."""
+    def read(cls, folder: Path, others: Sequence[str], job: Mapping[str, Any]) -> Self:
+        """From the folder of a finished job, and what `read_job` gives."""
         history, before = (
             read_rows(folder / RUN / "history.csv"),
             folder / RUN / "pretraining" / "history.csv",
@@ -99,7 +102,8 @@ class Training:
         epochs = history + (read_rows(before) if before.exists() else [])
         seconds = sum(float(epoch["seconds"]) for epoch in epochs)
         tests = {name: Tested.read(folder / name) for name in others}
-        return cls(Tested.read(folder / RUN / "test"), tests, history, seconds, clips_per_second)
+        rate, threads = float(job["clips_per_second"]), int(job["threads"])
+        return cls(Tested.read(folder / RUN / "test"), tests, history, seconds, rate, threads)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -108,40 +112,50 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _run_here(words: list[str], log: str, threads: int) -> None:
-    """Be one of this repository's commands, in a process that has just begun."""
-    for number in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
-    torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    sys.argv = [str(ROOT / words[0]), *words[1:]]
-    sys.path.insert(0, str(ROOT))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+class Commands:
+    """Runs commands of this repository, and ends those that run."""
 
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock, self._ended = threading.Lock(), False
 
-def run_command(*words: object, threads: int) -> str:
-    """Run one of this repository's commands in a process of its own; returns what it printed.
+    def run(self, *words: object, threads: int, log: Path) -> str:
+        """Run one to its end; returns what it printed, which `log` is written with meanwhile.
 
-    The process is forked from one that has loaded what takes seconds.
+        Raises: UserError with its message if it fails.
+        """
+        texts = [str(word) for word in words]
+        with log.open("w") as file:
+            with self._lock:
+                if self._ended:
+                    raise UserError(f"{shlex.join(texts)}: not begun")
+                process = subprocess.Popen(
+                    [sys.executable, str(ROOT / texts[0]), *texts[1:]],
+                    env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+                self._running.add(process)
+            status = process.wait()
+            self._running.discard(process)
+        printed = log.read_text(errors="replace")
+        if status < 0:
+            killed = signal.Signals(-status).name
+            raise UserError(
+                f"{shlex.join(texts)}: killed by {killed}, perhaps for lack of memory; lower --jobs ({log})"
+            )
+        if status:
+            lines = printed.strip().splitlines()
+            raise UserError(f"{shlex.join(texts)}: {lines[-1] if lines else f'status {status}'} ({log})")
+        return printed
 
-    Raises: UserError with its message if it fails.
-    """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["train", "test", "features.fill"])
-    texts = [str(word) for word in words]
-    with tempfile.NamedTemporaryFile(prefix="action-recognition-", suffix=".log") as log:
-        process = server.Process(target=_run_here, args=(texts, log.name, threads))
-        process.start()
-        try:
-            process.join()
-        finally:
-            process.terminate()
-        printed = Path(log.name).read_text(errors="replace")
-    if process.exitcode:
-        lines = printed.strip().splitlines()
-        reason = lines[-1] if lines else f"status {process.exitcode}"
-        raise UserError(f"{shlex.join(texts)}: {reason}")
-    return printed
+    def end(self) -> None:
+        """End all that run, and begin no other."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.terminate()
 
 
 def classify_rate(checkpoint: Checkpoint, device: torch.device, threads: int) -> float:
@@ -162,26 +176,52 @@ def classify_rate(checkpoint: Checkpoint, device: torch.device, threads: int) ->
     return CLIPS / statistics.median(seconds)
 
 
-def finished(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is known of the finished job in a folder; None if there is none, and the folder may be used.
+def asked(
+    flags: Sequence[object], others: Mapping[str, Sequence[object]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What a job is asked for, as its file keeps it: flags of train.py, and of other tests by name."""
+    return {
+        "flags": [str(flag) for flag in flags],
+        "others": {name: [str(flag) for flag in more] for name, more in others.items()},
+    }
 
-    Raises: UserError if the job there has other flags than `asked`, or the folder is none of a job.
+
+def read_job(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is known of a finished job; None if there is none, and the folder may be used.
+
+    Args:
+        folder: of the job; its file stands beside it
+        wanted: as `asked` gives it
+
+    Raises: UserError if the job there has other flags, or the folder is none of a job.
     """
-    if not folder.exists():
-        return None
-    path = folder / JOB
+    path = folder.with_name(f"{folder.name}.json")
     if not path.is_file():
+        if folder.exists():
+            raise UserError(f"{folder} is there, and no training of a comparison; choose another --run_path")
+        return None
+    try:
+        job = json.loads(path.read_text())
+        before = {name: job[name] for name in wanted}
+        done = job.get("clips_per_second")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged; delete it and {folder}, or choose another --run_path") from error
+    if before != dict(wanted):
+        words = (before["flags"], wanted["flags"])
+        differ = [" ".join(set(one) - set(other)) or "none" for one, other in (words, words[::-1])]
         raise UserError(
-            f"{folder} is there, and holds no training of a comparison; choose another --run_path"
+            f"{folder} holds a training with other flags ({differ[0]} there, {differ[1]} now); choose "
+            "another --run_path"
         )
-    job: dict[str, Any] = json.loads(path.read_text())
-    if {name: job.get(name) for name in asked} != dict(asked):
-        raise UserError(f"{folder} holds a training with other flags; choose another --run_path")
-    return job if "clips_per_second" in job else None
+    return job if done is not None else None
 
 
 def train_once(
-    flags: Sequence[object], folder: Path, threads: int, others: Mapping[str, Sequence[object]]
+    flags: Sequence[object],
+    folder: Path,
+    threads: int,
+    others: Mapping[str, Sequence[object]],
+    commands: Commands,
 ) -> Training:
     """Run train.py, and test.py in other ways, unless that was done; the checkpoints are gone afterwards.
 
@@ -190,30 +230,30 @@ def train_once(
         folder: for the run; what an interrupted one left there is done anew
         others: flags of other tests by name, without those that say what is tested
 
-    Raises: UserError with its message if it fails, or as `finished`.
+    Raises: UserError with its message if it fails, or as `read_job`.
     """
-    asked: dict[str, Any] = {
-        "flags": [str(flag) for flag in flags],
-        "others": {name: [str(flag) for flag in more] for name, more in others.items()},
-    }
-    if job := finished(folder, asked):
-        return Training.read(folder, list(others), job["clips_per_second"])
+    wanted = asked(flags, others)
+    if job := read_job(folder, wanted):
+        return Training.read(folder, list(others), job)
+    path = folder.with_name(f"{folder.name}.json")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # First, so that what an interrupted one leaves is known to be ours.
+    write_whole(path, json_bytes(wanted))
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    write_whole(folder / JOB, json_bytes(asked))
+    folder.mkdir()
     with tempfile.TemporaryDirectory() as checkpoints:
-        printed = run_command(
-            "train.py", *flags, "--output_path", checkpoints, "--run_path", folder / RUN, threads=threads
-        )
-        write_whole(folder / "train.log", printed.encode())
+        where = ["--output_path", checkpoints, "--run_path", folder / RUN]
+        commands.run("train.py", *flags, *where, threads=threads, log=folder / "train.log")
         test = Tested.read(folder / RUN / "test")
         checkpoint = Path(test.report["checkpoint"])
         for name, more in others.items():
             tested = ["--checkpoint_model", checkpoint, "--run_path", folder / name]
-            run_command("test.py", *more, *tested, threads=threads)
-        rate = classify_rate(load_checkpoint(checkpoint), torch.device(test.report["device"]), threads)
-    write_whole(folder / JOB, json_bytes({**asked, "clips_per_second": rate}))
-    return Training.read(folder, list(others), rate)
+            commands.run("test.py", *more, *tested, threads=threads, log=folder / f"{name}.log")
+        with _timing:
+            rate = classify_rate(load_checkpoint(checkpoint), torch.device(test.report["device"]), threads)
+    job = {**wanted, "clips_per_second": rate, "threads": threads}
+    write_whole(path, json_bytes(job))
+    return Training.read(folder, list(others), job)
 
 
 def train_all(
@@ -223,17 +263,18 @@ def train_all(
     others: Mapping[str, Sequence[object]] = MappingProxyType({}),
 ) -> dict[str, Training]:
     """`train_once` with the flags of each job, in a folder of its name, behind a bar."""
-    threads = max(1, available_cores() // side_by_side)
+    threads, commands = max(1, available_cores() // side_by_side), Commands()
     results: dict[str, Training] = {}
     with ThreadPoolExecutor(side_by_side) as pool:
         futures = {
-            pool.submit(train_once, flags, folder / name, threads, others): name
+            pool.submit(train_once, flags, folder / name, threads, others, commands): name
             for name, flags in jobs.items()
         }
         try:
             for future in tqdm(as_completed(futures), total=len(jobs), unit="training", dynamic_ncols=True):
                 results[futures[future]] = future.result()
         except BaseException:
+            commands.end()
             pool.shutdown(cancel_futures=True)
             raise
     return {name: results[name] for name in jobs}

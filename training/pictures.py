@@ -105,7 +105,8 @@ def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> bytes:
     parts = []
     for caption, frames in rows:
         images = [Image.fromarray(frame) for frame in frames]
-        images = [image.resize((round(image.width * STRIP / image.height), STRIP)) for image in images]
+        widths = [max(1, round(image.width * STRIP / image.height)) for image in images]
+        images = [image.resize((width, STRIP)) for image, width in zip(images, widths, strict=True)]
         width = max(sum(image.width for image in images), round(font.getlength(caption)) + 8)
         part = Image.new("RGB", (width, caption_height + STRIP), "white")
         ImageDraw.Draw(part).text((4, 2), caption, "black", font)

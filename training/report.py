@@ -37,6 +37,7 @@ from training.pictures import class_bars, confusion_matrix, reliability_diagram,
 from training.setup import ClipSource, number_of_parameters
 from utils.files import csv_bytes, json_bytes, write_whole
 from utils.ranks import ALONE, Ranks
+from video.files import VideoError
 
 RESAMPLES = 10_000
 # Mistakes of a class, and frames of each, that are shown.
@@ -160,6 +161,7 @@ def figures(predictions: Predictions) -> dict[str, Any]:
 def summary(values: dict[str, Any]) -> str:
     """The figures in a line."""
     ends = values["top1_interval95_percent"]
+    before = values.get("calibration_error_without_temperature_percent")
     return (
         f"loss {values['loss_nats']:.3f} nats, accuracy {values['top1_percent']:.2f} % "
         f"({values['correct']:,} of {values['clips']:,} clips"
@@ -167,6 +169,7 @@ def summary(values: dict[str, Any]) -> str:
         + (f", top-5 {values['top5_percent']:.2f} %" if values["top5_percent"] is not None else "")
         + f", mean of the classes {values['mean_class_accuracy_percent']:.2f} %"
         + f", calibration error {values['calibration_error_percent']:.1f} %"
+        + (f" ({before:.1f} % without the temperature)" if before is not None else "")
     )
 
 
@@ -218,7 +221,9 @@ def about(
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "epoch": checkpoint.epoch,
         "encoder": encoder.name,
-        "encoder_trained_on": encoder.spec.trained_on if encoder.pretrained else "",
+        "encoder_trained_on": " + ".join(
+            dict.fromkeys(own.spec.trained_on if own.pretrained else "" for own in source.model.encoders())
+        ),
         "encoder_sha256": encoder.sha256(),
         "encoder_computed_in": source.computed_in,
         "further_sha256": {further.name: further.sha256() for further in source.model.encoders()[1:]},
@@ -240,21 +245,24 @@ def about(
 
 
 def _write_mistakes(folder: Path, predictions: Predictions) -> None:
-    """A picture for each class with mistakes; those of an earlier test are gone."""
+    """A picture for each class with mistakes; those of an earlier test, and no other files, are gone."""
     of_class: dict[str, list[int]] = {}
     for index in predictions.mistakes():
         of_class.setdefault(predictions.classes[predictions.labels[index]], []).append(index)
-    earlier = set(folder.glob("*.png"))
+    earlier = {path for name in predictions.classes if (path := folder / f"{name}.png").is_file()}
     few = len(of_class) <= 20
     for name, indices in tqdm(of_class.items(), "mistakes", unit="class", dynamic_ncols=True, disable=few):
         rows = []
         for index in indices[:MISTAKES]:
             clip, taken_for = predictions.clips[index], predictions.classes[predictions.predicted[index]]
-            count = clip.video.count()
-            places = np.unique(np.linspace(0, count - 1, FRAMES).round().astype(int))
             percent = 100 * predictions.probabilities[index].max()
             caption = f"{clip.name}: taken for {taken_for}, {percent:.1f} %"
-            rows.append((caption, list(clip.video.frames(places))))
+            try:
+                places = np.linspace(0, clip.video.count() - 1, FRAMES).round().astype(int)
+                rows.append((caption, list(clip.video.frames(np.unique(places)))))
+            # The test took its embeddings from the cache, and counts.
+            except (VideoError, OSError) as error:
+                rows.append((f"{caption} ({error})", []))
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}.png"
         write_whole(path, strips(rows))
@@ -273,7 +281,8 @@ def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     measured, temperature = figures(predictions), about["temperature"]
-    if temperature != 1:
+    # The mean over several clips of a video is none of a softmax.
+    if temperature != 1 and about["clips_per_video"] == 1:
         before = with_temperature(predictions.probabilities, 1 / temperature)
         error = Reliability.of(before, predictions.labels).error
         measured["calibration_error_without_temperature_percent"] = 100 * error
@@ -306,6 +315,6 @@ def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) 
     )
     write_whole(folder / "classes.png", class_bars(rows, title))
     write_whole(folder / "reliability.png", reliability_diagram(predictions.reliability, title))
-    _write_mistakes(folder / "mistakes", predictions)
     write_whole(folder / "report.json", json_bytes(report))
+    _write_mistakes(folder / "mistakes", predictions)
     return report

@@ -28,11 +28,12 @@ BEST = "best.pth"
 
 
 @contextlib.contextmanager
-def hold_folder(folder: Path, *, writes: bool = True) -> Iterator[None]:
+def hold_folder(folder: Path, *, writes: bool = True, flag: str = "--output_path") -> Iterator[None]:
     """Make the output folder of a training, and keep others out of it.
 
     Args:
         writes: whether this process does so; one of several does
+        flag: that names the folder
 
     Raises: UserError if the folder cannot be written, or another training runs there.
     """
@@ -43,7 +44,7 @@ def hold_folder(folder: Path, *, writes: bool = True) -> Iterator[None]:
     try:
         held = filelock.FileLock(folder / ".lock").acquire(blocking=False)
     except filelock.Timeout:
-        raise UserError(f"{folder}: another training writes there; choose another --output_path") from None
+        raise UserError(f"{folder}: another training writes there; choose another {flag}") from None
     with held:
         yield
 

@@ -94,8 +94,9 @@ class ClipSettings:
     )
     val_fraction: float = setting(
         0.0,
-        "share of each class's groups to hold out of the training list for best.pth and --patience; 0 "
-        "(default) trains on all, as papers do; 0.1 where settings are chosen, since the test list must not",
+        "share of each class's groups to hold out of the training list for best.pth, --patience and the "
+        "temperature that makes probabilities right; 0 (default) trains on all, as papers do; 0.1 where "
+        "settings are chosen, since the test list must not",
         SHARE_BELOW_1,
     )
     label_fraction: float = setting(

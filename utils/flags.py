@@ -127,7 +127,7 @@ def add_flags(
 
 
 def flags_first(module: str, get_parser: Callable[[], argparse.ArgumentParser]) -> None:
-    """Answer --help, and flags that are wrong, before what takes seconds to load is imported.
+    """Answer --help, and values that are wrong, before what takes seconds to load is imported.
 
     A command calls it between the imports that its flags need and all others.
 

@@ -23,13 +23,13 @@ import cv2
 
 try:
     import av
-except ImportError:
+except ModuleNotFoundError:
 
     class _Missing:
         """Stands for PyAV, which training does without: a machine for it alone need not have it."""
 
         def __getattr__(self, name: str) -> Any:
-            raise UserError("videos are written by the package av (PyAV); run pip install av")
+            raise UserError("the package av (PyAV) is missing, which writes videos; run pip install av")
 
     av = _Missing()  # type: ignore[assignment]
 

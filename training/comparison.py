@@ -1,0 +1,171 @@
+"""What a comparison is to do, checked before it is begun: trainings of encoders and heads, and caches."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shlex
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from features.networks import encoder_spec
+from features.settings import CacheSettings, DeviceSettings, EncoderSettings
+from models import MODELS, check_model
+from splits.datasets import ALL, DataSettings, Listed
+from splits.split import RANDOM
+from training.jobs import Commands, asked, read_job
+from training.masked import check_pretraining
+from training.settings import TrainSettings, add_train_flags
+from utils.files import json_bytes, write_whole
+from utils.flags import read, typed
+from utils.process import UserError, available_cores
+
+# Flags of train.py that are set here for each training.
+OWN = ("encoder", "model", "seed", "output_path", "run_path", "resume")
+
+
+# Encoder and model as typed, split, seed.
+Place = tuple[str, str, int | str, int]
+
+
+def job_name(*parts: object) -> str:
+    """The folder of a training: encoder, model and their flags in a word, split and seed."""
+    return "-".join(str(part).replace(" --", "-").replace(" ", "").replace("/", "-") for part in parts)
+
+
+def entries(texts: Iterable[str]) -> list[str]:
+    """What --encoders or --models name; commas part those without flags of their own."""
+    parted = [[text] if " " in text else text.split(",") for text in texts]
+    return [" ".join(entry.split()) for group in parted for entry in group]
+
+
+class _Flags(argparse.ArgumentParser):
+    """The flags of train.py, whose errors are told in a line."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False)
+        add_train_flags(self)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def check(self, words: list[str], not_allowed: Sequence[str]) -> dict[str, Any]:
+        """The values of the flags that are typed. Raises: UserError for one that is not allowed there."""
+        given = typed(self, words, self.parse_args(words))
+        if own := [name for name in not_allowed if name in given]:
+            raise UserError(f"--{own[0]} is set here for each training; leave it out")
+        return given
+
+
+def words_of(entry: str) -> list[str]:
+    """Name and flags of an entry. Raises: UserError for a quote that does not end."""
+    try:
+        return shlex.split(entry)
+    except ValueError as error:
+        raise UserError(f"{entry!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        pairs: an encoder and a model each, as typed
+        numbers: of the splits
+        jobs: flags of train.py by pair, split and seed
+        names: of their folders
+        fills: flags of features.py for each encoder; none where nothing is kept
+    """
+
+    pairs: list[tuple[str, str]]
+    numbers: list[int | str]
+    jobs: dict[Place, list[str]]
+    names: dict[Place, str]
+    fills: dict[str, list[str]]
+
+
+def make_plan(
+    encoders: Sequence[str], models: Sequence[str] | None, seeds: int, folder: Path, flags: list[str]
+) -> Plan:
+    """All that is to be done, checked before anything is.
+
+    Args:
+        encoders, models: as typed; None for all models
+        seeds: of each pair and split
+        folder: of all jobs
+        flags: of train.py, for all
+
+    Raises: UserError for flags that train.py does not take, or that are set here, or do not go together.
+    """
+    parser = _Flags()
+    split = parser.check(flags, OWN).get("split_number", ALL)
+    if split == RANDOM:
+        raise UserError("--split_number random tests each seed on other clips; compare on one that is listed")
+    pairs = list(itertools.product(entries(encoders), entries(models or MODELS)))
+    jobs, names, fills = {}, {}, {}
+    numbers = [split]
+    if split == ALL:
+        numbers = list(Listed(read(DataSettings, parser.parse_args(flags))).numbers)
+    for encoder, model in pairs:
+        encoder_words, model_words = words_of(encoder), words_of(model)
+        for name, check, words in (
+            ("encoders", encoder_spec, encoder_words), ("models", check_model, model_words),
+        ):  # fmt: skip
+            try:
+                check(words[0] if words else "")
+            except UserError as error:
+                raise UserError(f"--{name}: {error}") from error
+            parser.check(words[1:], (*OWN, "split_number"))
+        own = ["--encoder", *encoder_words, "--model", *model_words]
+        settings = TrainSettings.read(parser.parse_args([*flags, *own]))
+        if problem := settings.problem(1):
+            raise UserError(problem)
+        if settings.loop.pretrain:
+            check_pretraining(settings.model.model, settings.model.sequence_length)
+        if settings.cache.cache == "disk":
+            fills[encoder] = filling_flags(parser, [*flags, "--encoder", *encoder_words])
+        for number, seed in itertools.product(numbers, range(seeds)):
+            place = (encoder, model, number, seed)
+            jobs[place] = [*flags, *own, "--split_number", str(number), "--seed", str(seed)]
+            names[place] = job_name(encoder, model, f"split{number}", f"seed{seed}")
+    if len(set(names.values())) < len(pairs) * len(numbers) * seeds:
+        raise UserError(
+            "--encoders and --models name a pair twice, or two that are written alike; leave one out"
+        )
+    for place, name in names.items():
+        read_job(folder / name, asked(jobs[place]))
+    return Plan(pairs, numbers, jobs, names, fills)
+
+
+def filling_flags(parser: _Flags, words: list[str]) -> list[str]:
+    """Of flags of train.py, those that features.py takes too."""
+    groups = (DataSettings, CacheSettings, EncoderSettings, DeviceSettings)
+    names = {entry.name for group in groups for entry in fields(group)}
+    given = {name: value for name, value in parser.check(words, ()).items() if name in names}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+
+
+def fill(encoder: str, flags: list[str], folder: Path) -> float | None:
+    """Fill the cache of an encoder, unless that was done; the seconds it took, None if they are not known.
+
+    They are not where it was filled before, or an earlier comparison was interrupted in it.
+
+    Raises: UserError if features.py fails.
+    """
+    path = folder / f"{job_name('filling', encoder)}.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        if before["flags"] == flags and before["done"]:
+            return before["seconds"]
+    known = not path.is_file()
+    write_whole(path, json_bytes({"flags": flags, "done": False}))
+    started, log = time.monotonic(), path.with_suffix(".log")
+    print(f"filling the cache of {encoder}; {log} shows how far it is", flush=True)
+    printed = Commands().run("features.py", *flags, threads=available_cores(), log=log)
+    seconds = time.monotonic() - started if known and "encoding:" in printed else None
+    write_whole(path, json_bytes({"flags": flags, "done": True, "seconds": seconds}))
+    return seconds
