@@ -8,6 +8,7 @@ Shapes: B clips, T embeddings along a video, D embedding width, H hidden width, 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -290,7 +291,7 @@ class AttentiveProbe(Head):
     def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """Logits of clips: (B, T, D) -> (B, C)."""
         context = self.norm(embeddings)
-        query = self.query.expand(len(context), 1, -1)
+        query = self.query.expand(context.shape[0], 1, -1)
         seen, _ = self.attention(query, context, context, key_padding_mask=padding, need_weights=False)
         pooled = query + seen
         return self.output(self.dropout((pooled + self.mlp(pooled))[:, 0]))
@@ -325,7 +326,8 @@ class CosineProbe(Head):
     def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """Logits of clips: (B, T, D) -> (B, C)."""
         # Cosines are much alike: in bfloat16 a probability would move by some percent.
-        with torch.autocast(embeddings.device.type, enabled=False):
+        kind = embeddings.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             mean = F.normalize(_mean_over_time(embeddings, padding).float(), dim=-1)
             return self.scale * F.linear(mean, F.normalize(self.directions, dim=-1))
 

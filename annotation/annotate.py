@@ -168,7 +168,8 @@ class Annotator:
         """
         model = self.model
         video = Video(path)
-        fps, stated = video.fps(), video.stated_count()
+        # All that can fail, before threads begin.
+        fps, stated, times = video.fps(), video.stated_count(), video.times()
         check_length(path, len(list(islice(video.frames(), MIN_FRAMES))))
         make_writable_folder(output.parent)
         frames = read_windows(video, self.streams, self.layout.stride, shots=not self.settings.no_cuts)
@@ -178,7 +179,6 @@ class Annotator:
         labels = Prefetch(label_frames(model, self.streams, coming, self.layout), 1)
         rows: list[np.ndarray] = []
         settled: list[int] = []
-        times = video.times()
         overlay = Overlay(self.classes, stated, self.settings.overlay)
 
         def labelled() -> Iterator[tuple[tuple[np.ndarray, np.ndarray], int, bool]]:

@@ -106,7 +106,8 @@ def test_epochs_and_pretraining_and_comparisons(call, small, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=0.01)
     resumed = call(train, "--resume")
     assert resumed.status == 0, resumed.err
-    compared = call(compare, *flags, "--models", "MeanPool", "--seeds", 1, "--num_epochs", 1, "--jobs", 1)
+    flags = [*data_flags(small), "--split_number", 1, "--encoders", "tiny_video", "--num_epochs", 1]
+    compared = call(compare, *flags, "--models", "MeanPool", "--seeds", 1)
     assert compared.status == 1
     assert "tiny_video" in compared.err, "a command of its own does not know the test's encoder"
 
