@@ -122,8 +122,9 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
     chooser = Chooser(annotator.chosen, settings.min_probability, Steady(settings.min_seconds))
     if output:
         make_writable_folder(output.parent)
-    labels = LiveLabels(annotator.model, annotator.streams, annotator.layout)
-    video = LiveVideo(name, labels.memory)
+    video = LiveVideo(name)
+    labels = LiveLabels(annotator.model, annotator.streams, annotator.layout(video.fps))
+    video.remember(labels.memory)
     with Deferred() as signals, tqdm(desc=name, unit="frame", dynamic_ncols=True) as bar:
 
         def shown() -> Iterator[np.ndarray]:

@@ -137,12 +137,18 @@ class Annotator:
         self.classes = [trained.classes[label] for label in self.chosen]
         self.img_dim = settings.img_dim or trained.img_dim
         self.streams = model.open_streams(self.img_dim)
-        unit = trained.frame_stride * joint_hop([stream.windows for stream in self.streams])
-        self.layout = ClipLayout(
+
+    def layout(self, fps: Fraction) -> ClipLayout:
+        """How clips lie in a video of `fps` frames/s."""
+        settings, trained = self.settings, self.trained
+        # A network that is used as it was released wants its own rate; a head is used as it was trained.
+        stride = max(1, round(fps / Fraction(trained.fps))) if trained.fps else trained.frame_stride
+        unit = stride * joint_hop([stream.windows for stream in self.streams])
+        return ClipLayout(
             settings.sequence_length or trained.sequence_length,
             settings.window_step or trained.window_step,
             max(1, round(settings.label_every / unit)),
-            trained.frame_stride,
+            stride,
         )
 
     def annotate(
@@ -172,11 +178,12 @@ class Annotator:
         fps, stated, times = video.fps(), video.stated_count(), video.times()
         check_length(path, len(list(islice(video.frames(), MIN_FRAMES))))
         make_writable_folder(output.parent)
-        frames = read_windows(video, self.streams, self.layout.stride, shots=not self.settings.no_cuts)
+        layout = self.layout(fps)
+        frames = read_windows(video, self.streams, layout.stride, shots=not self.settings.no_cuts)
         # Frames are read, encoded, labelled, and drawn and written, all at a time.
         reader = Prefetch(frames, 1)
-        coming = encode_ahead(thin_out(reader, self.streams, self.layout), self.streams)
-        labels = Prefetch(label_frames(model, self.streams, coming, self.layout), 1)
+        coming = encode_ahead(thin_out(reader, self.streams, layout), self.streams)
+        labels = Prefetch(label_frames(model, self.streams, coming, layout), 1)
         rows: list[np.ndarray] = []
         settled: list[int] = []
         overlay = Overlay(self.classes, stated, self.settings.overlay)

@@ -76,7 +76,8 @@ class LiveVideo:
 
     Args:
         name: the number of a camera, or the address of a stream
-        memory: frames up to the newest one that are kept for what sees several at once
+        memory: frames up to the newest one that are kept for what sees several at once; `remember`
+            changes it
 
     Attributes:
         fps: frames per second, as the source states them, or `USUAL_FPS`
@@ -137,6 +138,11 @@ class LiveVideo:
                 self._number += 1
                 self._arrived = arrived
                 self._came.notify()
+
+    def remember(self, memory: int) -> None:
+        """Keep as many frames up to the newest one from now on."""
+        with self._came:
+            self._recent = deque(self._recent, maxlen=memory)
 
     def newest(self, wait: float) -> Shot | None:
         """The newest frame, if one came since the last call or comes within `wait` seconds; else None."""

@@ -104,6 +104,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> float:
         "img_dim": dim,
         "sequence_length": length,
         "frame_stride": checkpoint.frame_stride,
+        "fps": checkpoint.fps,
         "window_step": checkpoint.window_step,
         "classes": checkpoint.classes,
         "streams": [],
@@ -166,6 +167,7 @@ class OnnxModel:
         img_dim: height and width in pixels of the frames that it takes
         sequence_length: frames of the clips that it was trained on
         frame_stride: it was trained on every N-th frame of a video
+        fps: frames/s that it wants of any video; None where it is every `frame_stride`-th of any
 
     Raises: MissingFileError or OnnxError if the folder is no exported model, or onnxruntime is missing.
     """
@@ -191,6 +193,7 @@ class OnnxModel:
             self.classes = list(about["classes"])
             self.width, self.img_dim = int(about["width"]), int(about["img_dim"])
             self.sequence_length = int(about["sequence_length"])
+            self.fps = about.get("fps")
             self.frame_stride, self.window_step = int(about["frame_stride"]), int(about["window_step"])
             self._streams = [self._stream(**entry) for entry in about["streams"]]
             files = {"head.onnx", *(entry["file"] for entry in about["streams"])}

@@ -75,7 +75,7 @@ def untrained(name: str, state: State | None = None) -> Checkpoint:
     model = Classifier("MeanPool", len(classes), encoder=name, state=state)
     model.heads["rgb"] = LastLayer(model.encoder.feature_extractor)
     model.name = "LastLayer"
-    settings = {"frame_stride": spec.frame_stride}
+    settings = {"frame_stride": spec.frame_stride, "fps": spec.fps}
     return Checkpoint(model.eval(), classes, spec.input_size, spec.sequence_length, None, 0, settings)
 
 

@@ -2,12 +2,15 @@
 
 python3 benchmarks/untrained.py
 python3 benchmarks/untrained.py --encoder i3d --img_dim 112
+python3 benchmarks/untrained.py --reference names.csv
 
 Each clip is labelled as test_on_video.py labels it; its name is that with the highest mean probability.
 Counted are clips of classes that Kinetics-400 has too, under any of the names that stand for them there.
 """
 
+import csv
 import itertools
+from pathlib import Path
 
 import common
 import numpy as np
@@ -57,20 +60,36 @@ def main() -> None:
     flags = common.parser(__doc__.split("\n")[0])
     flags.add_argument("--encoder", default=DEFAULT_ENCODER)
     flags.add_argument("--img_dim", type=int)
+    flags.add_argument(
+        "--reference",
+        type=Path,
+        help="a CSV file of another implementation, with the columns clip and name1: how often both agree",
+    )
     args = flags.parse_args()
+    reference = {}
+    if args.reference:
+        with args.reference.open(newline="") as file:
+            lines = (line for line in file if not line.startswith("#"))
+            reference = {row["clip"]: row["name1"] for row in csv.DictReader(lines)}
     device = choose_device(args.device)
     checkpoint = untrained(args.encoder)
     model = prepare(checkpoint.model, DeviceSettings(), device)
     annotator = Annotator(LabelSettings(img_dim=args.img_dim), model, checkpoint, args.encoder)
-    clips, there = with_names(common.clips(args.data))
+    everything = common.clips(args.data)
+    clips, there = with_names(everything)
     chosen = choose(",".join(itertools.chain(*there.values())), checkpoint.classes)
     right: list[tuple[bool, bool]] = []
-    highest = []
-    for clip in tqdm(clips, unit="clip", dynamic_ncols=True):
-        batches = read_windows(clip.video, annotator.streams, annotator.layout.stride)
-        parts = label_frames(model, annotator.streams, batches, annotator.layout)
+    highest, agree = [], []
+    for clip in tqdm(everything if reference else clips, unit="clip", dynamic_ncols=True):
+        layout = annotator.layout(clip.video.fps())
+        batches = read_windows(clip.video, annotator.streams, layout.stride)
+        parts = label_frames(model, annotator.streams, batches, layout)
         rows = np.concatenate([part.probabilities.numpy() for part in parts])
         mean = rows.mean(0)
+        if given := reference.get(Path(clip.name).stem):
+            agree.append(checkpoint.classes[int(mean.argmax())] == given)
+        if clip not in clips:
+            continue
         names = {checkpoint.classes.index(name) for name in NAMES[clip.name.split("/")[0]]}
         right.append((int(mean.argmax()) in names, chosen[int(mean[chosen].argmax())] in names))
         highest.append(rows[:, chosen].max(1))
@@ -90,6 +109,7 @@ def main() -> None:
                  f"{100 * (rows_of_all >= limit).mean():.1f} %")
                 for limit in LIMITS
             ),
+            *([("the first name is the reference's", f"{sum(agree)} of {len(agree)}")] if agree else []),
         ],
     )  # fmt: skip
 

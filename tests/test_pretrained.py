@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from annotation.pretrained import LastLayer, choose, untrained
 from conftest import TINY_ACTIONS
 from features.encoder import Encoder
 from utils.process import UserError
+from video.reader import Video
+from video.writer import write_video
 
 
 class Released(nn.Module):
@@ -85,6 +88,21 @@ def test_a_video_is_annotated_without_a_checkpoint(call, clip, tmp_path, monkeyp
     for row, all_of_it in zip(some, rows, strict=True):
         assert (row["push up"], row["bow"]) == (all_of_it["push up"], all_of_it["bow"])
         assert row["action"] == max(("push up", "bow"), key=lambda name: float(row[name]))
+
+
+def test_an_encoder_sees_frames_at_its_own_rate_whatever_the_videos(call, clip, tmp_path):
+    """Each frame twice, at twice the rate, shows the same."""
+    frames, rate = list(Video(clip).frames()), Video(clip).fps()
+    write_video(tmp_path / "once.mp4", iter(frames), rate)
+    write_video(tmp_path / "twice.mp4", (frame for frame in frames for _ in range(2)), 2 * rate)
+    flags = ("--encoder", "tiny_video", "--label_every", 1, "--sequence_length", 1)
+    _, once = annotate(call, tmp_path / "once.mp4", tmp_path / "x.mp4", *flags)
+    _, twice = annotate(call, tmp_path / "twice.mp4", tmp_path / "y.mp4", *flags)
+    assert len(twice) == 2 * len(once)
+    expected = np.array([[float(row[name]) for name in TINY_ACTIONS] for row in once for _ in range(2)])
+    given = np.array([[float(row[name]) for name in TINY_ACTIONS] for row in twice])
+    # What compression makes of the frames moves them by a twentieth of that.
+    assert np.abs(given - expected).mean() < 0.03 * np.ptp(expected, axis=0).mean()
 
 
 def test_less_than_the_least_probability_is_no_action(call, clip, tmp_path):

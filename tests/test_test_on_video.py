@@ -223,5 +223,5 @@ def test_windows_step_over_the_frames_that_the_model_was_trained_on(tmp_path):
     for stride in (1, 4):
         trained = Checkpoint(model, CLASSES, 32, 8, None, 0, {"frame_stride": stride})
         annotator = Annotator(LabelSettings(window_step=3), model, trained, "x.pth")
-        assert annotator.layout == labels.ClipLayout(8, 3, round(10 / stride), stride)
-        assert Annotator(LabelSettings(), model, trained, "x.pth").layout.step == 2
+        assert annotator.layout(Fraction(50)) == labels.ClipLayout(8, 3, round(10 / stride), stride)
+        assert Annotator(LabelSettings(), model, trained, "x.pth").layout(Fraction(25)).step == 2

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -150,9 +151,9 @@ def test_labels_stand_on_the_frames_of_their_embeddings(small, tmp_path):
     """A model that tells which embedding it reads: the table's rows change where its spans do."""
     model = Classifier("MeanPool", 2, encoder="tiny_video").eval()
     checkpoint = type("Trained", (), {"classes": ["a", "b"], "img_dim": 24, "sequence_length": 1,
-                                      "frame_stride": 2, "window_step": 1})()  # fmt: skip
+                                      "frame_stride": 2, "fps": None, "window_step": 1})()  # fmt: skip
     annotator = Annotator(LabelSettings(label_every=1, overlay="minimal"), model, checkpoint, "x.pth")
-    assert annotator.layout == ClipLayout(1, 1, 1, 2)
+    assert annotator.layout(Fraction(25)) == ClipLayout(1, 1, 1, 2)
     clip = small / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
     annotated = annotator.annotate(clip, tmp_path / "x.mp4")
     rows = annotated.probabilities[:, 0]

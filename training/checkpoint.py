@@ -80,6 +80,11 @@ class Checkpoint:
         return int(self.settings.get("frame_stride", 1))
 
     @property
+    def fps(self) -> float | None:
+        """Frames/s that it wants of any video; None where it is every `frame_stride`-th of any."""
+        return self.settings.get("fps")
+
+    @property
     def window_step(self) -> int:
         """Embeddings from one of the clip that labels a frame to the next."""
         return pace(self.model.encoder.name, self.model.streams).window_step
