@@ -10,6 +10,8 @@ chosen with --held_out: it tests on the training clips that were not drawn, neve
 import argparse
 import shlex
 import statistics
+import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -26,6 +28,7 @@ from tqdm import tqdm
 from models import MODELS
 from splits.datasets import Listed
 from splits.split import Clip
+from training.jobs import Commands
 from training.learner import Learner
 from training.loop import Part
 from training.masked import MaskedFrames, MaskedLearner
@@ -172,11 +175,14 @@ def main() -> None:
         if other := set(typed(check, words, check.parse_args(words))) - kept:
             parser.error(f"--models {model!r}: --{min(other)} is the same for all here, or has no effect")
     flags = ["--dataset_path", str(data.dataset_path), "--split_path", str(data.split_path)]
-    flags += ["--num_workers", "1"]
     flags += ["--cache_path", str(args.cache_path)] if args.cache_path else []
     rows = [["encoder", "model", *(f"{groups} groups of a class" for groups in args.groups)]]
     for encoder in args.encoders:
         own = [*flags, "--encoder", *shlex.split(encoder)]
+        # Workers have a core each, which is too little to encode with.
+        with tempfile.TemporaryDirectory() as folder:
+            Commands().run("features.py", *own, threads=available_cores(), log=Path(folder) / "log")
+        own += ["--num_workers", "1"]
         models = [PROBE, *args.models]
         tasks = [
             Task(model, groups, split, draw)
@@ -204,6 +210,7 @@ def main() -> None:
                     cell += f" ({statistics.mean(gains):+.1f} ± {error:.1f})"
                 cells.append(cell)
             rows.append([encoder, model, *cells])
+        print(markdown(rows), file=sys.stderr)
     tested = "training groups that were not drawn" if args.held_out else "the test clips"
     title = f"three splits, {args.draws} draws each, on {tested}; in brackets the gain over {PROBE}"
     print(common.machine(torch.device("cpu")))
