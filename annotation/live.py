@@ -76,8 +76,6 @@ class LiveVideo:
 
     Args:
         name: the number of a camera, or the address of a stream
-        memory: frames up to the newest one that are kept for what sees several at once; `remember`
-            changes it
 
     Attributes:
         fps: frames per second, as the source states them, or `USUAL_FPS`
@@ -85,7 +83,7 @@ class LiveVideo:
     Raises: VideoError if there is no such camera, or no stream.
     """
 
-    def __init__(self, name: str, memory: int = 1) -> None:
+    def __init__(self, name: str) -> None:
         if name.isdecimal():
             system = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
             self._capture = cv2.VideoCapture(int(name), system)
@@ -105,7 +103,7 @@ class LiveVideo:
         # Recordings behind an address come as fast as the network brings them.
         self._recording = not name.isdecimal() and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
         self._came = threading.Condition()
-        self._recent: deque[np.ndarray] = deque(maxlen=memory)
+        self._recent: deque[np.ndarray] = deque(maxlen=1)
         self._number, self._arrived, self._taken = -1, 0.0, -1
         self._ended = self._stopped = False
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -140,7 +138,7 @@ class LiveVideo:
                 self._came.notify()
 
     def remember(self, memory: int) -> None:
-        """Keep as many frames up to the newest one from now on."""
+        """Keep as many frames up to the newest one from now on, for what sees several at once; first, one."""
         with self._came:
             self._recent = deque(self._recent, maxlen=memory)
 

@@ -77,7 +77,8 @@ def test_a_stream_is_written_with_its_labels_and_times(call, stream, trained, tm
 
 
 def test_the_newest_frame_comes_first_and_late_ones_are_dropped(stream):
-    video = LiveVideo(stream, memory=3)
+    video = LiveVideo(stream)
+    video.remember(3)
     shots = []
     while not video.ended():
         shot = video.newest(1)
