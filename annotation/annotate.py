@@ -37,7 +37,7 @@ from annotation.segments import (
 from annotation.settings import BackendSettings, LabelSettings
 from features.pipeline import Prefetch
 from features.settings import DeviceSettings
-from features.windows import joint_hop
+from features.windows import joint_hop, nearest_stride
 from training.checkpoint import Checkpoint
 from training.setup import prepare
 from utils.device import choose_device
@@ -142,7 +142,7 @@ class Annotator:
         """How clips lie in a video of `fps` frames/s."""
         settings, trained = self.settings, self.trained
         # A network that is used as it was released wants its own rate; a head is used as it was trained.
-        stride = max(1, round(fps / Fraction(trained.fps))) if trained.fps else trained.frame_stride
+        stride = nearest_stride(fps, trained.fps) if trained.fps else trained.frame_stride
         unit = stride * joint_hop([stream.windows for stream in self.streams])
         return ClipLayout(
             settings.sequence_length or trained.sequence_length,

@@ -10,8 +10,8 @@ chosen with --held_out: it tests on the training clips that were not drawn, neve
 import argparse
 import shlex
 import statistics
+import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -28,7 +28,6 @@ from tqdm import tqdm
 from models import MODELS
 from splits.datasets import Listed
 from splits.split import Clip
-from training.jobs import Commands
 from training.learner import Learner
 from training.loop import Part
 from training.masked import MaskedFrames, MaskedLearner
@@ -180,8 +179,7 @@ def main() -> None:
     for encoder in args.encoders:
         own = [*flags, "--encoder", *shlex.split(encoder)]
         # Workers have a core each, which is too little to encode with.
-        with tempfile.TemporaryDirectory() as folder:
-            Commands().run("features.py", *own, threads=available_cores(), log=Path(folder) / "log")
+        subprocess.run([sys.executable, common.ROOT / "features.py", *own], stdout=sys.stderr, check=True)
         own += ["--num_workers", "1"]
         models = [PROBE, *args.models]
         tasks = [

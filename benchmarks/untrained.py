@@ -88,9 +88,9 @@ def main() -> None:
         mean = rows.mean(0)
         if given := reference.get(Path(clip.name).stem):
             agree.append(checkpoint.classes[int(mean.argmax())] == given)
-        if clip not in clips:
+        if not (wanted := NAMES.get(clip.name.split("/")[0])):
             continue
-        names = {checkpoint.classes.index(name) for name in NAMES[clip.name.split("/")[0]]}
+        names = {checkpoint.classes.index(name) for name in wanted}
         right.append((int(mean.argmax()) in names, chosen[int(mean[chosen].argmax())] in names))
         highest.append(rows[:, chosen].max(1))
     print(common.machine(device))

@@ -21,7 +21,7 @@ from torch import nn
 from features.huggingface import HF, huggingface_network
 from features.video_networks import VideoNetwork, download_weights
 from features.weights import State, WeightsError, first_line, load_weights
-from features.windows import PHOTOGRAPHS, Windows
+from features.windows import PHOTOGRAPHS, Windows, nearest_stride
 from utils.process import UserError
 from video.frames import SQUEEZE, Resize
 
@@ -187,7 +187,7 @@ class EncoderSpec:
     @property
     def frame_stride(self) -> int:
         """Every how many frames of a video at UCF-101's rate come nearest to its own."""
-        return max(1, round(UCF101_FPS / self.fps)) if self.fps else 1
+        return nearest_stride(UCF101_FPS, self.fps) if self.fps else 1
 
 
 def _kinetics(name: str, width: int, windows: Windows, **others: Any) -> EncoderSpec:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -176,6 +177,11 @@ def joint_indices(
     hop = joint_hop(layouts)
     for layout, count in zip(layouts, counts, strict=True):
         yield np.minimum((indices * hop + hop // 2) // layout.hop, count - 1)
+
+
+def nearest_stride(fps: float | Fraction, wanted: float) -> int:
+    """Every how many frames of a video of `fps` frames/s come nearest to `wanted` frames/s."""
+    return max(1, round(fps / wanted))
 
 
 def joint_hop(layouts: Sequence[Windows]) -> int:
