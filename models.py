@@ -297,15 +297,15 @@ class AttentiveProbe(Head):
         return self.output(self.dropout((pooled + self.mlp(pooled))[:, 0]))
 
 
-class CosineProbe(Head):
-    """A linear probe on directions: how near a clip's mean embedding points to a vector of each class.
+class NormalizedProbe(Head):
+    """A linear probe on the direction of a clip's mean embedding, blind to the order of frames.
 
-    A cosine classifier (Gidaris and Komodakis, CVPR 2018; Baseline++ of Chen et al., ICLR 2019), blind to the
-    order of frames. How long an embedding is tells more of a clip than of its action, which matters where
-    labels are few.
+    How long an embedding is tells more of a clip than of its action, which matters where labels are few: so
+    all have one length (Ranjan et al., "L2-constrained softmax loss", 2017, section 4). The layer begins at
+    zero, and the first step points it from the mean of all classes to that of each.
 
     Args:
-        scale: what cosines are multiplied by at first
+        scale: the length
     """
 
     def __init__(
@@ -318,18 +318,18 @@ class CosineProbe(Head):
         scale: float = 30.0,
     ) -> None:
         super().__init__()
-        self.directions = nn.Parameter(torch.empty(num_classes, width))
-        self.scale = nn.Parameter(torch.tensor(scale))
-        # So short that the first steps decide where they point.
-        nn.init.trunc_normal_(self.directions, std=1e-3)
+        self.scale = scale
+        self.output = nn.Linear(width, num_classes)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
 
     def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """Logits of clips: (B, T, D) -> (B, C)."""
-        # Cosines are much alike: in bfloat16 a probability would move by some percent.
+        # Directions are much alike: in bfloat16 a probability would move by some percent.
         kind = embeddings.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             mean = F.normalize(_mean_over_time(embeddings, padding).float(), dim=-1)
-            return self.scale * F.linear(mean, F.normalize(self.directions, dim=-1))
+            return self.output(self.scale * mean)
 
 
 MODELS: dict[str, type[Head]] = {
@@ -338,7 +338,7 @@ MODELS: dict[str, type[Head]] = {
     "AttentiveProbe": AttentiveProbe,
     "ConvClassifier": ConvClassifier,
     "MeanPool": MeanPool,
-    "CosineProbe": CosineProbe,
+    "NormalizedProbe": NormalizedProbe,
 }
 
 

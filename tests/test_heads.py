@@ -90,7 +90,7 @@ def test_a_clip_is_named_alike_whatever_stands_beside_it(name):
         assert torch.allclose(net.classify(embeddings[clip : clip + 1])[0], together[clip], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["AttentiveProbe", "ConvClassifier", "MeanPool", "CosineProbe"])
+@pytest.mark.parametrize("name", ["AttentiveProbe", "ConvClassifier", "MeanPool", "NormalizedProbe"])
 def test_a_padded_clip_is_the_clip_without_its_padding(name):
     net, embeddings = filled(name), waves(2, 6, 48)
     padding = torch.zeros(2, 6, dtype=torch.bool)
@@ -175,7 +175,7 @@ def test_what_pretraining_reads_of_a_transformer():
     assert torch.allclose(head(embeddings), head.output(pooled), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["AttentiveProbe", "ConvClassifier", "MeanPool", "CosineProbe"])
+@pytest.mark.parametrize("name", ["AttentiveProbe", "ConvClassifier", "MeanPool", "NormalizedProbe"])
 def test_where_no_frame_sees_another_there_is_nothing_to_read(name):
     head = filled(name).heads["rgb"]
     assert head.hidden_dim == 0
@@ -196,18 +196,18 @@ def test_the_probe_is_a_weighted_mean_and_a_perceptron():
     assert torch.allclose(head(embeddings), head.output(pooled + head.mlp(pooled)), atol=1e-4)
 
 
-def test_a_cosine_probe_sees_where_embeddings_point_and_not_how_long_they_are():
-    head, embeddings = filled("CosineProbe").heads["rgb"], waves(2, 5, 48)
+def test_a_normalized_probe_sees_where_embeddings_point_and_not_how_long_they_are():
+    head, embeddings = filled("NormalizedProbe").heads["rgb"], waves(2, 5, 48)
     means = embeddings.mean(dim=1)
-    cosines = F.cosine_similarity(means[:, None], head.directions, dim=-1)
-    assert torch.allclose(head(embeddings), head.scale * cosines, atol=1e-5)
+    lengths = means.square().sum(dim=1, keepdim=True).sqrt()
+    assert torch.allclose(head(embeddings), head.output(30 * means / lengths), atol=1e-5)
     assert torch.allclose(head(7 * embeddings), head(embeddings), atol=1e-5)
 
 
-def test_a_cosine_probe_is_as_exact_in_bfloat16():
+def test_a_normalized_probe_is_as_exact_in_bfloat16():
     torch.manual_seed(0)
-    head = MODELS["CosineProbe"](1024, 10, scale=60.0).eval()
-    torch.nn.init.normal_(head.directions)
+    head = MODELS["NormalizedProbe"](1024, 10).eval()
+    torch.nn.init.normal_(head.output.weight)
     embeddings = torch.rand(20, 4, 1024)
     with torch.no_grad():
         exact = head(embeddings).softmax(1)

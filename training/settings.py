@@ -59,8 +59,8 @@ class ModelSettings:
     model: str = setting(
         "ConvLSTM",
         "what names the action; ConvLSTM (default) is the original's, ActionBERT a Transformer, "
-        "AttentiveProbe the usual head over encoders of videos, CosineProbe the best where labels are few, "
-        "ConvClassifier and MeanPool are baselines; these four do not see the order of frames",
+        "AttentiveProbe the usual head over encoders of videos, NormalizedProbe the best where labels are "
+        "few, ConvClassifier and MeanPool are baselines; these four do not see the order of frames",
         accepted_by(_check_model),
     )
     latent_dim: int = setting(512, "width that embeddings are projected to; 512 as the original", COUNT)
