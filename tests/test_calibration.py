@@ -47,6 +47,19 @@ def test_clips_that_are_all_right_do_not_ask_for_certainty(clips):
     assert probability.mean().item() == pytest.approx((clips + 1) / (clips + 2), abs=1e-3)
 
 
+def test_classes_that_no_clip_shows_do_not_make_it_unsure():
+    logits, labels = drawn(1.0, clips=200)
+    never = torch.full((len(logits), 96), -40.0)
+    found = fit_temperature(torch.cat([logits, never], dim=1), labels)
+    assert found == pytest.approx(fit_temperature(logits, labels), rel=1e-3)
+
+
+def test_answers_no_better_than_chance_are_not_sure():
+    logits = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    wrong = (logits.argmax(1) + 1) % 5
+    assert (logits / fit_temperature(logits, wrong)).softmax(1).max(1).values.mean() < 0.25
+
+
 def test_there_may_be_nothing_to_fit():
     assert fit_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)) == 1
     assert fit_temperature(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)) == 1

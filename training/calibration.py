@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 BINS = 15
 # Of logarithms of temperatures; beyond, all answers are alike or all are certain.
@@ -18,9 +17,11 @@ LIMITS = math.log(1 / 50), math.log(50)
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The number that logits are divided by so that probabilities are right on clips that are held out.
 
-    Temperature scaling (Guo et al., ICML 2017, section 4.2), which changes no answer: the cross-entropy is
-    made as small as can be. The label of a clip has the probability (N + 1) / (N + 2) in it, as in Platt
-    (1999), section 2.2: N clips that are all named right do not ask for certainty.
+    It changes no answer (temperature scaling; Guo et al., ICML 2017, section 4.2), and makes the mean
+    probability of the answers equal to the share of right ones (expectation consistency; Clarté et al., UAI
+    2023). Unlike the least cross-entropy, that does not ask what classes get that no clip shows. R right
+    answers of N are a share of (R + 1) / (N + 2), Laplace's rule: clips that are all named right do not ask
+    for certainty.
 
     Args:
         logits: (N, C)
@@ -33,14 +34,18 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     clips, classes = logits.shape
     if not clips or classes < 2:
         return 1.0
-    smoothing = classes / (classes - 1) / (clips + 2)
-    given = logits.double()
+    right = int((logits.argmax(1) == labels).sum())
+    share, given = (right + 1) / (clips + 2), logits.double()
 
-    def loss(logarithm: float) -> float:
-        scaled = given / math.exp(logarithm)
-        return float(F.cross_entropy(scaled, labels, label_smoothing=smoothing))
+    def excess(logarithm: float) -> float:
+        return float((given / math.exp(logarithm)).softmax(1).amax(1).mean()) - share
 
-    return math.exp(scipy.optimize.minimize_scalar(loss, bounds=LIMITS, method="bounded").x)
+    # The warmer, the less sure.
+    if excess(LIMITS[0]) <= 0:
+        return math.exp(LIMITS[0])
+    if excess(LIMITS[1]) >= 0:
+        return math.exp(LIMITS[1])
+    return math.exp(scipy.optimize.brentq(excess, *LIMITS))
 
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
