@@ -8,6 +8,7 @@ chosen with --held_out: it tests on the training clips that were not drawn, neve
 """
 
 import argparse
+import functools
 import shlex
 import statistics
 import subprocess
@@ -26,8 +27,8 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from models import MODELS
-from splits.datasets import Listed
-from splits.split import Clip
+from splits.datasets import DataSettings, Listed
+from splits.split import Clip, Split
 from training.learner import Learner
 from training.loop import Part
 from training.masked import MaskedFrames, MaskedLearner
@@ -108,12 +109,18 @@ def settings_of(task: Task) -> TrainSettings:
     return TrainSettings.read(parser.parse_args(words))
 
 
+@functools.cache
+def split_of(data: DataSettings, number: int) -> Split:
+    """A split; what is missing of it is told once."""
+    return choose_split(Listed(data), number, seed=0)
+
+
 def set_up(task: Task) -> Setup:
     """The split of a task, a new model, and the embeddings of all clips."""
     global _setup
     settings = settings_of(task)
     seed_everything(task.draw)
-    split = choose_split(Listed(settings.data), task.split, task.draw)
+    split = split_of(settings.data, task.split)
     model = build_model(settings, len(split.classes))
     if _setup is None:
         _setup = Setup.build(settings, Listed(settings.data), split, model, torch.device("cpu"), ALONE)
