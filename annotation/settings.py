@@ -55,7 +55,8 @@ class ModelSettings:
     @property
     def name(self) -> str:
         """What tables call the model."""
-        return str(self.checkpoint_model or f"{self.encoder_name}, as it was released")
+        weights = f"with {self.encoder_weights}" if self.encoder_weights else "as it was released"
+        return str(self.checkpoint_model or f"{self.encoder_name}, {weights}")
 
     def load(self) -> Checkpoint:
         """The model. Raises: as `load_checkpoint`, `given_weights` and `untrained`."""
@@ -67,8 +68,8 @@ class ModelSettings:
         name = self.encoder_name
         checkpoint = untrained(name, given_weights(name, self.encoder_weights))
         say(
-            f"no --checkpoint_model: {name} names the {len(checkpoint.classes)} actions that it was released "
-            "with, which --list_actions of test_on_video.py prints"
+            f"no --checkpoint_model: {name} names the {len(checkpoint.classes)} actions that it was trained "
+            "on, which --list_actions of test_on_video.py prints"
         )
         return checkpoint
 

@@ -182,7 +182,9 @@ def main() -> None:
             parser.error(f"--models {model!r}: --{min(other)} is the same for all here, or has no effect")
     flags = ["--dataset_path", str(data.dataset_path), "--split_path", str(data.split_path)]
     flags += ["--cache_path", str(args.cache_path)] if args.cache_path else []
-    rows = [["encoder", "model", *(f"{groups} groups of a class" for groups in args.groups)]]
+    rows = [
+        ["encoder", "model", *(f"{groups} group{'s'[: groups > 1]} of a class" for groups in args.groups)]
+    ]
     for encoder in args.encoders:
         own = [*flags, "--encoder", *shlex.split(encoder)]
         # Workers have a core each, which is too little to encode with.

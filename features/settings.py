@@ -109,7 +109,18 @@ class EncoderSettings:
         return (spec.flip or self.flip) and not self.no_flip
 
     def state(self) -> State | None:
-        """The weights of --encoder_weights, as `given_weights`."""
+        """The weights of --encoder_weights, as `given_weights`.
+
+        Raises: as that; UserError for a size that the network cannot take, before its weights are sought.
+        """
+        from features.networks import encoder_spec
+
+        spec = encoder_spec(self.encoder)
+        if spec.fixed_size and self.img_dim not in (None, spec.input_size):
+            raise UserError(
+                f"--img_dim {self.img_dim}: {self.encoder} takes frames of {spec.input_size} pixels only; "
+                "leave it out"
+            )
         return given_weights(self.encoder, self.encoder_weights)
 
 

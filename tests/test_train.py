@@ -106,6 +106,12 @@ def test_wrong_flags_end_with_status_2(call, small, train_flags, tmp_path, flags
     assert not (tmp_path / "model_checkpoints").exists()
 
 
+def test_a_size_that_the_encoder_cannot_take_is_told_before_its_weights_are_sought(call, small, train_flags):
+    done = call(train, *train_flags(small), "--encoder", "mvit_v2_s", "--img_dim", 112)
+    assert done.status == 1
+    assert "mvit_v2_s takes frames of 224 pixels only" in done.one_line_error()
+
+
 def test_wrong_data_ends_with_status_1(call, small, train_flags, tmp_path):
     def error(*flags):
         done = call(train, *train_flags(small), "--num_epochs", 1, *flags)
