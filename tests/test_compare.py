@@ -53,22 +53,21 @@ def test_encoders_and_models_are_compared_on_a_cache_each(call, small, tmp_path)
     assert len(list((small / "UCF-101-embeddings").iterdir())) == 2, "a cache for each stream"
 
 
-def test_what_is_finished_is_kept(call, toy, tmp_path):
-    data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist", *FLAGS]
+def test_what_is_finished_is_kept(call, small, tmp_path):
+    data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist", *FLAGS]
     flags = [*data, "--encoders", "efficientnet_lite0", "--seeds", 1, "--split_number", 1]
-    assert call(compare, *flags, "--models", "MeanPool").status == 0
+    done = call(compare, *flags, "--models", "MeanPool,ConvClassifier", "--jobs", 2)
+    assert done.status == 0, done.err
     folder = tmp_path / "runs/compare"
     report = folder / "efficientnet_lite0-MeanPool-split1-seed0/run/test/report.json"
     before, first = report.stat().st_mtime_ns, rows_of(folder)[0]
-    # One more, as if it had been interrupted.
-    done = call(compare, *flags, "--models", "MeanPool,ConvClassifier")
-    assert done.status == 0, done.err
+    # As if it had been interrupted.
     path = folder / "efficientnet_lite0-ConvClassifier-split1-seed0.json"
     job = json.loads(path.read_text())
     path.write_text(json.dumps({name: job[name] for name in ("flags", "others")}))
     left = path.with_suffix("") / "run/curves.png"
     left.write_bytes(b"half")
-    done = call(compare, *flags, "--models", "MeanPool", "ConvClassifier")
+    done = call(compare, *flags, "--models", "MeanPool", "ConvClassifier", "--jobs", 2)
     assert done.status == 0, done.err
     rows = rows_of(folder)
     assert [row["model"] for row in rows] == ["MeanPool", "ConvClassifier"]
@@ -94,8 +93,8 @@ def test_what_is_finished_is_kept(call, toy, tmp_path):
     assert report.stat().st_mtime_ns == before
 
 
-def test_sigterm_ends_the_trainings_too(toy, tmp_path):
-    data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist", *FLAGS[:-4]]
+def test_sigterm_ends_the_trainings_too(small, tmp_path):
+    data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist", *FLAGS[:-4]]
     flags = ["--encoders", "efficientnet_lite0", "--models", "MeanPool", "--seeds", 1, "--split_number", 1]
     flags += ["--num_epochs", 100_000, "--run_path", tmp_path / "compare"]
     process = Script("compare.py", *data, *flags)
