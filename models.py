@@ -302,7 +302,7 @@ class NormalizedProbe(Head):
 
     How long an embedding is tells more of a clip than of its action, which matters where labels are few: so
     all have one length (Ranjan et al., "L2-constrained softmax loss", 2017, section 4). The layer begins at
-    zero, and the first step points it from the mean of all classes to that of each.
+    zero, so its first gradient points from the mean of all clips to that of each class.
 
     Args:
         scale: the length

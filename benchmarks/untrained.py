@@ -11,6 +11,7 @@ Counted are clips of classes that Kinetics-400 has too, under any of the names t
 
 import csv
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import common
@@ -23,7 +24,7 @@ from annotation.labels import label_frames, read_windows
 from annotation.pretrained import choose, untrained
 from annotation.settings import DEFAULT_ENCODER, LabelSettings
 from features.settings import DeviceSettings
-from features.streams import Stream
+from features.streams import Stream, embed_clips
 from splits.split import Clip
 from training.classifier import Classifier
 from training.setup import prepare
@@ -64,11 +65,11 @@ def with_names(clips: list[Clip]) -> tuple[list[Clip], dict[str, list[str]]]:
 
 def whole_name(model: Classifier, stream: Stream, clip: Clip) -> int:
     """The first name of a clip that is seen in one window."""
+    whole = replace(stream, windows=replace(stream.windows, frames=WHOLE_FRAMES))
     frames = list(itertools.islice(clip.video.frames(), WHOLE_FRAMES))
-    frames += [frames[-1]] * (-len(frames) % stream.windows.hop)
-    window = resize_frames(frames, stream.img_dim, stream.resize)
     with torch.inference_mode():
-        return int(model.classify(stream.embed(window[None].to(stream.device))).argmax())
+        embeddings = embed_clips([whole], resize_frames(frames, stream.img_dim, stream.resize)[None])
+        return int(model.classify(embeddings).argmax())
 
 
 def main() -> None:

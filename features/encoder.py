@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from features.folding import Normalized, channels_last, fold_batchnorm, keep_freed_memory
-from features.networks import encoder_spec
+from features.networks import EncoderSpec, encoder_spec
 from features.openvino_network import OpenVinoNetwork, Quantized, convert, quantize
 from features.weights import State
 from features.windows import CHANGES, Windows
@@ -32,6 +32,15 @@ GRAY, DIFF_GAIN = 128, 2
 
 # Tracing a network changes PyTorch's own functions meanwhile.
 _converting = threading.Lock()
+
+
+def check_size(name: str, spec: EncoderSpec, *sides: int) -> None:
+    """Raises: UserError if an encoder takes frames of one size only, and a side of theirs has another."""
+    if spec.fixed_size and (others := [side for side in sides if side != spec.input_size]):
+        raise UserError(
+            f"{name} takes frames of {spec.input_size} pixels only, not of {others[0]}; "
+            f"use --img_dim {spec.input_size}"
+        )
 
 
 def difference_images(windows: Tensor) -> Tensor:
@@ -231,9 +240,7 @@ class Encoder(nn.Module):
         Raises: UserError if the network takes frames of one size only, and these have another, or if memory
             is too small for a single window.
         """
-        size = self.spec.input_size
-        if self.spec.fixed_size and windows.shape[-2:] != (size, size):
-            raise UserError(f"{self.name} takes frames of {size} pixels only; use --img_dim {size}")
+        check_size(self.name, self.spec, *windows.shape[-2:])
         embeddings: list[Tensor] = []
         done = 0
         while done < len(windows):

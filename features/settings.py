@@ -111,16 +111,13 @@ class EncoderSettings:
     def state(self) -> State | None:
         """The weights of --encoder_weights, as `given_weights`.
 
-        Raises: as that; UserError for a size that the network cannot take, before its weights are sought.
+        Raises: as that and, before weights are sought, as `check_size`.
         """
+        from features.encoder import check_size
         from features.networks import encoder_spec
 
-        spec = encoder_spec(self.encoder)
-        if spec.fixed_size and self.img_dim not in (None, spec.input_size):
-            raise UserError(
-                f"--img_dim {self.img_dim}: {self.encoder} takes frames of {spec.input_size} pixels only; "
-                "leave it out"
-            )
+        if self.img_dim:
+            check_size(self.encoder, encoder_spec(self.encoder), self.img_dim)
         return given_weights(self.encoder, self.encoder_weights)
 
 
