@@ -72,7 +72,7 @@ flags_first(__name__, get_args_parser)
 
 import numpy as np
 
-from training.comparison import Plan, fill, make_plan
+from training.comparison import Filling, Plan, fill, make_plan
 from training.jobs import Training, train_all
 from training.pictures import png
 from training.report import interval, markdown
@@ -127,17 +127,17 @@ def head(numbers: Iterable[int | str]) -> list[str]:
     ]
 
 
-def row(cell: Cell, filling: float | None) -> list[str]:
+def row(cell: Cell, filling: Filling | None, *, timed: bool) -> list[str]:
     """A row of the table; the seconds and clips/s are medians.
 
     Args:
-        filling: seconds that the cache took to fill; None where it was filled before
+        filling: of the cache; None where it was filled before
+        timed: whether seconds and clips/s are told
     """
     seeds, ends, first = cell.by_seed(), cell.interval(), cell.all[0].test.report
     loss = statistics.mean(training.test.report["figures"]["loss_nats"] for training in cell.all)
     times = ["", ""]
-    # Those of another --jobs are other times.
-    if len({training.threads for training in cell.all}) == 1:
+    if timed:
         times = [
             f"{statistics.median(training.seconds for training in cell.all):.3g}",
             f"{statistics.median(training.clips_per_second for training in cell.all):,.0f}",
@@ -155,7 +155,7 @@ def row(cell: Cell, filling: float | None) -> list[str]:
         f"{ends[0]:.1f} to {ends[1]:.1f} %" if ends else "",
         f"{loss:.2f}",
         f"{first['trained_parameters']:,}",
-        "" if filling is None else f"{filling:.0f}",
+        "" if filling is None else f"{filling.seconds:.0f}{'' if filling.whole else ' for a part'}",
         *times,
     ]
 
@@ -187,23 +187,26 @@ def picture(cells: Sequence[Cell], title: str) -> bytes:
 def train_cells(args: argparse.Namespace, planned: Plan) -> list[Cell]:
     """Train each pair of encoder and model that is not finished.
 
-    Raises: as `train_all`; UserError if trainings of a split were tested on other clips.
+    Raises: as `train_all`; UserError if one that is kept was tested on other clips, or its encoder had other
+        weights.
     """
-    print(f"{len(planned.jobs)} trainings into {args.run_path}", flush=True)
-    jobs = {planned.names[place]: words for place, words in planned.jobs.items()}
-    trained = train_all(jobs, args.run_path, args.jobs)
-    by_place = {place: trained[name] for place, name in planned.names.items()}
-    for number in planned.numbers:
-        clips = {
-            training.test.report["test_clips_sha256"]
-            for place, training in by_place.items()
-            if place[2] == number
-        }
-        if len(clips) > 1:
-            raise UserError(
-                f"{args.run_path}: its trainings of split {number} were tested on other clips than those of "
-                "today; choose another --run_path"
-            )
+    kept = f", {planned.kept} of which are finished" if planned.kept else ""
+    print(f"{len(planned.jobs)} trainings into {args.run_path}{kept}", flush=True)
+    trained = train_all(dict(planned.jobs.values()), args.run_path, args.jobs)
+    by_place = {place: trained[name] for place, (name, _) in planned.jobs.items()}
+    weights: dict[str, object] = {}
+    for (encoder, _, number, _), training in by_place.items():
+        report = training.test.report
+        own = [report["encoder_sha256"], report["further_sha256"]]
+        for what, same in (
+            (f"clips of split {number}", report["test_clips_sha256"] == planned.test_clips[number]),
+            (f"weights of {encoder}", weights.setdefault(encoder, own) == own),
+        ):
+            if not same:
+                raise UserError(
+                    f"{args.run_path}: a training that is kept there saw other {what}; choose another "
+                    "--run_path"
+                )
     return [
         Cell(
             encoder, model,
@@ -235,7 +238,12 @@ def main(argv: list[str] | None = None) -> int:
         clips = sum(len(of_split[0].test.predictions) for of_split in cells[0].trainings.values())
         counts = f"{_many(len(planned.numbers), 'split')}, {_many(clips, 'test clip')}"
         title = f"{counts}, {_many(args.seeds, 'seed')}"
-        rows = [head(planned.numbers), *(row(cell, filling.get(cell.encoder)) for cell in cells)]
+        if planned.kept:
+            title += f", {_many(planned.kept, 'training')} kept from before"
+        # Those of another --jobs are other times.
+        timed = len({(one.threads, one.side_by_side) for cell in cells for one in cell.all}) == 1
+        rows = [head(planned.numbers)]
+        rows += [row(cell, filling.get(cell.encoder), timed=timed) for cell in cells]
         command = shlex.join(["python3", "compare.py", *(argv if argv is not None else sys.argv[1:])])
         table = markdown(rows)
         write_whole(folder / "compare.md", f"{title}\n\n{table}\n\n`{command}`\n".encode())

@@ -14,25 +14,26 @@ import argparse
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import common
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from toy_motions import KINDS, ORDER_PAIRS
 
 from features.cache import CachedClips
-from features.encoder import Encoder
-from features.fill import open_cache
 from models import MODELS
-from splits.datasets import load_split
+from splits.datasets import Listed
 from splits.split import Clip
 from training.jobs import Tested, Training, train_all
 from training.report import interval, markdown
-from utils.device import choose_device, choose_dtype
+from training.settings import TrainSettings
+from training.setup import Setup, build_model, choose_split
+from utils.device import choose_device
 from utils.files import beside
-from utils.process import available_cores
+from utils.process import available_cores, run
+from utils.ranks import ALONE
 
 ROOT = common.ROOT
 
@@ -52,13 +53,8 @@ ABLATION: dict[str, list[object]] = {
 # Clips of a video of UCF-101 that have nearly all of its frames together.
 SEVERAL = 4
 
-PAIRS = {
-    "single": (("WalkLeft", "WalkRight"), ("SitDown", "StandUp")),
-    "sequences": (("WaveThenSquat", "SquatThenWave"), ("SlowThenFast", "FastThenSlow")),
-}
 
-
-def mean_pooled(clips: list[Clip], caches: list[CachedClips]) -> np.ndarray:
+def mean_pooled(clips: list[Clip], caches: Sequence[CachedClips]) -> np.ndarray:
     """The mean embedding of all frames of each clip, its streams side by side (N, S D)."""
     return np.concatenate(
         [
@@ -74,22 +70,17 @@ def mean_pooled(clips: list[Clip], caches: list[CachedClips]) -> np.ndarray:
     )
 
 
-def linear_probe(args: argparse.Namespace) -> tuple[list[Clip], np.ndarray]:
-    """scikit-learn's logistic regression on mean-pooled embeddings: test clips, and probabilities (N, C)."""
-    split = load_split(
-        common.data_settings(args.data),
-        args.split_number,
-    )
-    device = choose_device(args.device)
-    encoder = Encoder(args.encoder).to(device)
-    encoder.prepare(choose_dtype("auto", device))
-    every = split.train + split.test
-    caches = [
-        open_cache(
-            args.cache_path, every, encoder, args.img_dim, flip=not args.no_flip, stream=stream, threads=2
-        ).view(every)
-        for stream in args.streams.split(",")
-    ]
+def linear_probe(flags: Sequence[object]) -> tuple[list[Clip], np.ndarray]:
+    """scikit-learn's logistic regression on mean-pooled embeddings: test clips, and probabilities (N, C).
+
+    Args:
+        flags: of train.py, whose embeddings it reads
+    """
+    settings = TrainSettings.typed(flags)
+    listed = Listed(settings.data)
+    split = choose_split(listed, settings.clips.split_number, 0)
+    model, device = build_model(settings, len(split.classes)), choose_device(settings.device.device)
+    caches = Setup.build(settings, listed, split, model, device, ALONE).source.kept
     probe = LogisticRegression(max_iter=10_000)
     probe.fit(mean_pooled(split.train, caches), [clip.label for clip in split.train])
     probabilities = np.zeros((len(split.test), len(split.classes)))
@@ -113,7 +104,7 @@ def row(name: str, right: np.ndarray, groups: list[str], extra: Sequence[str] = 
 
 def test(args: argparse.Namespace, data: list[object], epochs: Sequence[int]) -> None:
     """Recipes and the linear probe on the test list."""
-    clips, probabilities = linear_probe(args)
+    clips, probabilities = linear_probe([*data, *args.model_flags])
     probe = probabilities.argmax(1) == [clip.label for clip in clips]
     groups = [clip.group for clip in clips]
     kinds = [
@@ -184,7 +175,7 @@ def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
 
     A guess is right in half of the cases. Each model is tested with the frames in their order, and out of it.
     """
-    clips, probabilities = linear_probe(args)
+    clips, probabilities = linear_probe(data)
     labels = {clip.name.split("/")[0]: clip.label for clip in clips}
     jobs = {
         f"{model}-{seed}": [*data, "--model", model, "--num_epochs", epochs, "--seed", seed]
@@ -194,7 +185,9 @@ def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
     shuffled = [*data[: data.index("--encoder")], "--shuffle_frames", "--num_workers", 1]
     runs = train_all(jobs, args.folder, available_cores(), {"shuffled": shuffled})
     table = []
-    for pair in PAIRS[args.actions]:
+    for pair in ORDER_PAIRS:
+        if not set(pair) <= set(labels):
+            continue
         mine = [index for index, clip in enumerate(clips) if clip.name.split("/")[0] in pair]
         two = probabilities[mine][:, [labels[name] for name in pair]]
         probe = 100 * np.mean(
@@ -212,7 +205,7 @@ def order(args: argparse.Namespace, data: list[object], epochs: int) -> None:
                 cells.append(f"{seeds.mean():.1f} % ({seeds.min():.1f} to {seeds.max():.1f})")
             table.append([*head, model, *cells])
     head = ["pair", "test clips", "model", "frames in order", "frames shuffled"]
-    title = f"Order of frames, toy data ({args.actions}), {args.encoder}"
+    title = f"Order of frames, toy data ({args.actions}), {args.encoder} at {args.img_dim} px"
     print_table(f"{title}, {epochs} epochs, {args.seeds} seeds", head, table)
 
 
@@ -228,8 +221,10 @@ def print_table(title: str, head: list[str], table: list[list[str]]) -> None:
     print(f"\n### {title}\n\n{markdown([head, *rows])}\n")
 
 
-def main() -> None:
-    flags = common.parser(__doc__.split("\n")[0])
+def main() -> int:
+    """Train, test, and print a table; returns the exit status."""
+    flags = common.data_parser(__doc__.split("\n")[0])
+    flags.add_argument("--device", default="auto", help="of train.py")
     flags.add_argument("what", choices=("test", "ablation", "order"))
     flags.add_argument("--encoder", default="efficientnet_lite0")
     flags.add_argument("--model", default="ConvLSTM")
@@ -238,19 +233,18 @@ def main() -> None:
     flags.add_argument("--split_number", type=int, default=1)
     flags.add_argument("--seeds", type=int, default=5)
     flags.add_argument("--num_epochs", type=int, nargs="+", default=[20])
-    flags.add_argument("--actions", choices=PAIRS, default="single", help="of the toy data, for order")
+    flags.add_argument("--actions", choices=KINDS, default="single", help="of the toy data, for order")
     flags.add_argument("--only", nargs="+", help="rows of the ablation, the default among them")
     flags.add_argument("--cache_path", type=Path, help="default: beside the data set, as train.py")
     args = flags.parse_args()
     toy = args.what == "order"
     args.img_dim = args.img_dim or (112 if toy else 224)
-    args.no_flip = toy
     args.model_flags = ["--model", args.model, "--streams", args.streams]
     print(common.machine(choose_device(args.device)))
-    with tempfile.TemporaryDirectory() as folder:
-        args.folder = Path(folder) / "runs"
+    with common.folder_for_logs() as folder:
+        args.folder = folder / "runs"
         if toy:
-            args.data = Path(folder) / "toy"
+            args.data = folder / "toy"
             drawing = [sys.executable, "data/make_toy_actions.py", "--output_path", str(args.data)]
             drawing += ["--actions", args.actions]
             subprocess.run(drawing, cwd=ROOT, check=True)
@@ -258,13 +252,15 @@ def main() -> None:
         data: list[object] = ["--dataset_path", args.data / "UCF-101", "--cache_path", args.cache_path]
         data += ["--split_path", args.data / "ucfTrainTestlist", "--split_number", args.split_number]
         data += ["--encoder", args.encoder, "--img_dim", args.img_dim, "--num_workers", 1]
+        data += ["--device", args.device]
         if toy:
             order(args, [*data, "--no_flip", "--sequence_length", 16], args.num_epochs[-1])
         elif args.what == "test":
             test(args, data, args.num_epochs)
         else:
             ablation(args, data, args.num_epochs[-1])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,26 +8,28 @@ The temperature is fitted on groups held out of the training list of the split, 
 
 import shlex
 import statistics
-import tempfile
 from pathlib import Path
 
 import common
-import torch
 
 from models import MODELS
 from training.jobs import train_all
 from training.report import markdown
-from utils.process import available_cores
+from utils.device import choose_device
+from utils.flags import COUNT
+from utils.process import available_cores, run
 
 
-def main() -> None:
-    parser = common.parser(__doc__.split("\n")[0])
-    parser.add_argument("--encoders", nargs="+", default=["efficientnet_lite0", "i3d"])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="with flags of train.py in quotes")
+def main() -> int:
+    """Train, test, and print a table; returns the exit status."""
+    parser = common.data_parser(__doc__.split("\n")[0])
+    quoted = "with flags of train.py in quotes"
+    parser.add_argument("--encoders", nargs="+", default=["efficientnet_lite0", "i3d"], help=quoted)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help=f"{quoted}; default: all")
     parser.add_argument("--splits", type=int, nargs="+", default=[2, 3])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--val_fraction", type=float, default=0.3)
-    parser.add_argument("--num_epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=COUNT, default=3, help="trainings of each; their means are quoted")
+    parser.add_argument("--val_fraction", type=float, default=0.3, help="of train.py; the more the surer")
+    parser.add_argument("--num_epochs", type=COUNT, default=10, help="of train.py")
     parser.add_argument("--cache_path", type=Path, help="of train.py; default: beside the data set")
     args = parser.parse_args()
     data = common.data_settings(args.data)
@@ -48,17 +50,17 @@ def main() -> None:
         ]
         for number, (encoder, model, split, seed) in enumerate(places)
     }
-    with tempfile.TemporaryDirectory() as folder:
-        trained = dict(zip(places, train_all(jobs, Path(folder), available_cores()).values(), strict=True))
+    with common.folder_for_logs() as folder:
+        trained = dict(zip(places, train_all(jobs, folder, available_cores()).values(), strict=True))
     rows = [["encoder", "model", "split", "top-1", "temperature", "error without it", "error with it"]]
     for encoder in args.encoders:
         for model in args.models:
             for split in args.splits:
                 reports = [trained[encoder, model, split, seed].test.report for seed in range(args.seeds)]
                 figures = [report["figures"] for report in reports]
-                after = statistics.mean(each["calibration_error_percent"] for each in figures)
-                before = statistics.mean(
-                    each.get("calibration_error_without_temperature_percent", after) for each in figures
+                after, before = (
+                    statistics.mean(each[f"calibration_error{which}_percent"] for each in figures)
+                    for which in ("", "_without_temperature")
                 )
                 rows.append(
                     [
@@ -68,10 +70,11 @@ def main() -> None:
                         *(f"{before:.1f} %", f"{after:.1f} %"),
                     ]
                 )
-    print(common.machine(torch.device("cpu")))
+    print(common.machine(choose_device("auto")))
     held = f"{100 * args.val_fraction:.0f} % of the training groups held out, {args.seeds} seeds"
     print(f"\n### Expected calibration error on the test clips, {held}\n\n{markdown(rows)}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

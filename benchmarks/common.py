@@ -1,18 +1,20 @@
 """What the benchmarks share: the original's way of training, written fresh, and timing by ratios."""
 
 import argparse
+import contextlib
 import multiprocessing
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "data")]
 
 import torch
 import torchvision
@@ -36,7 +38,8 @@ from video.reader import Video
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def data_parser(description: str) -> argparse.ArgumentParser:
+    """The flag of all benchmarks: where the clips are."""
     flags = argparse.ArgumentParser(description=description)
     flags.add_argument(
         "--data",
@@ -44,6 +47,12 @@ def parser(description: str) -> argparse.ArgumentParser:
         default=ROOT.parent / "shared" / "ucf101-subset",
         help="folder with UCF-101/ and ucfTrainTestlist/; a part of UCF-101 is enough",
     )
+    return flags
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The flags of those that measure speed."""
+    flags = data_parser(description)
     flags.add_argument("--pairs", type=int, default=5, help="measurements of each side; medians are quoted")
     flags.add_argument("--device", default="auto")
     flags.add_argument(
@@ -55,6 +64,14 @@ def parser(description: str) -> argparse.ArgumentParser:
 def data_settings(path: Path) -> DataSettings:
     """Clips of UCF-101 and their lists in a folder."""
     return DataSettings(dataset_path=path / "UCF-101", split_path=path / "ucfTrainTestlist")
+
+
+@contextlib.contextmanager
+def folder_for_logs() -> Iterator[Path]:
+    """A new folder, which stays only if something fails in it."""
+    folder = Path(tempfile.mkdtemp())
+    yield folder
+    shutil.rmtree(folder)
 
 
 def clips(data: Path) -> list[Clip]:

@@ -4,7 +4,8 @@ python3 benchmarks/few_labels.py --cache_path ...
 python3 benchmarks/few_labels.py --cache_path ... --held_out --models "MeanPool --learning_rate 1e-3"
 
 Of each class some groups of the training list have labels, drawn anew for each draw and split. Settings are
-chosen with --held_out: it tests on the training clips that were not drawn, never on the test list.
+chosen with --held_out: draws and tests are then of the groups that no split tests, so what is chosen has seen
+no test clip of any.
 """
 
 import argparse
@@ -24,9 +25,10 @@ import numpy as np
 import torch
 from accuracy import mean_pooled
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import normalize
 from tqdm import tqdm
 
-from models import MODELS
+from models import MODELS, check_model
 from splits.datasets import DataSettings, Listed
 from splits.split import Clip, Split
 from training.learner import Learner
@@ -37,11 +39,13 @@ from training.report import markdown
 from training.settings import TrainSettings, add_train_flags
 from training.setup import ClipSource, Setup, build_model, choose_split
 from utils.device import seed_everything
-from utils.flags import typed
-from utils.process import available_cores
+from utils.flags import COUNT, typed
+from utils.process import UserError, available_cores, run
 from utils.ranks import ALONE
 
 PROBE = "logistic regression"
+# What scikit-learn does, and the length that it gives to each mean embedding; None leaves it as it is.
+PROBES = {PROBE: None, f"{PROBE}, one length": 30.0}
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Task:
     """A training on few labels.
 
     Attributes:
-        model: of `models.MODELS`, with flags of train.py; `PROBE` for logistic regression
+        model: of `models.MODELS`, with flags of train.py, or of `PROBES`
         groups: of each class whose labels are used
         split, draw: which ones
     """
@@ -60,15 +64,27 @@ class Task:
     draw: int
 
 
-def draw_groups(clips: Sequence[Clip], groups: int, draw: int) -> tuple[list[Clip], list[Clip]]:
-    """Clips of some groups of each class, and all others."""
+def draw_groups(
+    clips: Sequence[Clip], groups: int, seed: Sequence[int], *, rest: bool = False
+) -> tuple[list[Clip], list[Clip]]:
+    """Clips of some groups of each class, and all others.
+
+    Args:
+        rest: whether others must be left of each class
+
+    Raises: UserError if a class has too few groups.
+    """
     names: dict[int, list[str]] = {}
     for clip in clips:
         names.setdefault(clip.label, []).append(clip.group)
     chosen: set[str] = set()
     for label, of_class in names.items():
         distinct = sorted(set(of_class))
-        rng = np.random.default_rng([draw, label])
+        if groups + rest > len(distinct):
+            raise UserError(
+                f"--groups {groups}: there is a class with {len(distinct)} groups to draw from; take fewer"
+            )
+        rng = np.random.default_rng([*seed, label])
         chosen.update(rng.permutation(distinct)[:groups].tolist())
     return [clip for clip in clips if clip.group in chosen], [
         clip for clip in clips if clip.group not in chosen
@@ -102,17 +118,21 @@ def _start(flags: list[str], held_out: bool, steps: int) -> None:
 
 def settings_of(task: Task) -> TrainSettings:
     """Settings of train.py."""
-    parser = argparse.ArgumentParser()
-    add_train_flags(parser)
-    name, *own = shlex.split("MeanPool" if task.model == PROBE else task.model)
-    words = [*_flags, "--model", name, *own, "--split_number", str(task.split), "--seed", str(task.draw)]
-    return TrainSettings.read(parser.parse_args(words))
+    name, *own = shlex.split("MeanPool" if task.model in PROBES else task.model)
+    words = [*_flags, "--model", name, *own, "--split_number", task.split, "--seed", task.draw]
+    return TrainSettings.typed(words)
 
 
 @functools.cache
 def split_of(data: DataSettings, number: int) -> Split:
     """A split; what is missing of it is told once."""
     return choose_split(Listed(data), number, seed=0)
+
+
+@functools.cache
+def never_tested(data: DataSettings) -> set[str]:
+    """Names of the clips that no split tests."""
+    return Listed(data).never_tested()
 
 
 def set_up(task: Task) -> Setup:
@@ -134,17 +154,26 @@ def set_up(task: Task) -> Setup:
 def accuracy(task: Task) -> float:
     """Percent of the clips that are named right."""
     setup = set_up(task)
-    clips, others = draw_groups(setup.split.train, task.groups, task.draw)
-    tested = others if _held_out else setup.split.test
-    if task.model == PROBE:
+    train, tested = setup.split.train, setup.split.test
+    if _held_out:
+        names = never_tested(setup.settings.data)
+        pool = [clip for clip in train if clip.name in names]
+        clips, tested = draw_groups(pool, task.groups, [task.draw], rest=True)
+        unseen = {clip.name for clip in tested}
+        train = [clip for clip in train if clip.name not in unseen]
+    else:
+        clips, _ = draw_groups(train, task.groups, [task.split, task.draw])
+    if task.model in PROBES:
         probe = LogisticRegression(max_iter=10_000)
-        kept = list(setup.source.kept)
-        probe.fit(mean_pooled(clips, kept), [clip.label for clip in clips])
-        named = probe.predict(mean_pooled(tested, kept))
+        kept, length = list(setup.source.kept), PROBES[task.model]
+        seen, shown = (mean_pooled(some, kept) for some in (clips, tested))
+        if length:
+            seen, shown = length * normalize(seen), length * normalize(shown)
+        named = probe.fit(seen, [clip.label for clip in clips]).predict(shown)
         return 100 * float(np.mean(named == [clip.label for clip in tested]))
     loop, recipe, model = setup.settings.loop, setup.settings.recipe, setup.source.model
     if loop.pretrain:
-        part = setup.part(setup.split.train, training=True)
+        part = setup.part(train, training=True)
         masked = MaskedFrames(model)
         steps = loop.pretrain * len(part.order)
         run_epochs(MaskedLearner(model, masked, recipe, steps, task.draw), part, loop.pretrain)
@@ -160,16 +189,24 @@ def accuracy(task: Task) -> float:
     return 100 * float(torch.cat(right).float().mean())
 
 
-def main() -> None:
-    parser = common.parser(__doc__.split("\n")[0])
-    parser.add_argument("--encoders", nargs="+", default=["efficientnet_lite0", "i3d"])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="with flags of train.py in quotes")
-    parser.add_argument("--groups", type=int, nargs="+", default=[1, 2, 4, 8], help="of each class")
-    parser.add_argument("--draws", type=int, default=5, help="for each split")
-    parser.add_argument("--cache_path", type=Path, help="of train.py; default: beside the data set")
-    parser.add_argument("--held_out", action="store_true", help="test on training groups that are not drawn")
+def main() -> int:
+    """Train on each draw, test, and print a table; returns the exit status."""
+    parser = common.data_parser(__doc__.split("\n")[0])
+    quoted = "with flags of train.py in quotes"
+    parser.add_argument("--encoders", nargs="+", default=["efficientnet_lite0", "i3d"], help=quoted)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help=f"{quoted}; default: all")
+    parser.add_argument("--groups", type=COUNT, nargs="+", default=[1, 2, 4, 8], help="of each class")
     parser.add_argument(
-        "--steps", type=int, default=400, help="of each training: few clips make short epochs"
+        "--draws", type=COUNT, default=5, help="for each split; three times as many with --held_out"
+    )
+    parser.add_argument("--cache_path", type=Path, help="of train.py; default: beside the data set")
+    parser.add_argument(
+        "--held_out",
+        action="store_true",
+        help="draw and test groups that no split tests; UCF-101 has four of each class, and one is tested",
+    )
+    parser.add_argument(
+        "--steps", type=COUNT, default=400, help="of each training: few clips make short epochs"
     )
     args = parser.parse_args()
     data = common.data_settings(args.data)
@@ -177,7 +214,8 @@ def main() -> None:
     for model in args.models:
         check = argparse.ArgumentParser()
         add_train_flags(check)
-        words = shlex.split(model)[1:]
+        name, *words = shlex.split(model) or [""]
+        check_model(name)
         if other := set(typed(check, words, check.parse_args(words))) - kept:
             parser.error(f"--models {model!r}: --{min(other)} is the same for all here, or has no effect")
     flags = ["--dataset_path", str(data.dataset_path), "--split_path", str(data.split_path)]
@@ -188,16 +226,16 @@ def main() -> None:
     for encoder in args.encoders:
         own = [*flags, "--encoder", *shlex.split(encoder)]
         # Workers have a core each, which is too little to encode with.
-        subprocess.run([sys.executable, common.ROOT / "features.py", *own], stdout=sys.stderr, check=True)
+        filling = [sys.executable, str(common.ROOT / "features.py"), *own]
+        if status := subprocess.run(filling, stdout=sys.stderr, check=False).returncode:
+            return status
         own += ["--num_workers", "1"]
-        models = [PROBE, *args.models]
-        tasks = [
-            Task(model, groups, split, draw)
-            for model in models
-            for groups in args.groups
-            for split in Listed(data).numbers
-            for draw in range(args.draws)
-        ]
+        models = [*PROBES, *args.models]
+        splits = Listed(data).numbers
+        draws = [(split, draw) for split in splits for draw in range(args.draws)]
+        if args.held_out:
+            draws = [(splits[0], draw) for draw in range(len(draws))]
+        tasks = [Task(model, groups, *place) for model in models for groups in args.groups for place in draws]
         context = get_context("forkserver")
         with ProcessPoolExecutor(
             available_cores(), context, _start, (own, args.held_out, args.steps)
@@ -218,11 +256,14 @@ def main() -> None:
                 cells.append(cell)
             rows.append([encoder, model, *cells])
         print(markdown(rows), file=sys.stderr)
-    tested = "training groups that were not drawn" if args.held_out else "the test clips"
-    title = f"three splits, {args.draws} draws each, on {tested}; in brackets the gain over {PROBE}"
+    where = f"{len(splits)} splits, {args.draws} draws each, on the test clips"
+    if args.held_out:
+        where = f"{len(draws)} draws among the groups that no split tests"
+    title = f"{where}; in brackets the gain over {PROBE}, ± standard error over draws"
     print(common.machine(torch.device("cpu")))
-    print(f"\n### Few labels, {title}, ± standard error\n\n{markdown(rows)}\n")
+    print(f"\n### Few labels, {title}\n\n{markdown(rows)}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import signal
+import subprocess
 import time
 
 import cv2
@@ -15,7 +16,9 @@ from conftest import Script
 from training import jobs
 from training.checkpoint import Checkpoint
 from training.classifier import Classifier
+from training.comparison import fill
 from training.run import hold_folder
+from utils.process import Interrupted
 
 FLAGS = ["--img_dim", 32, "--sequence_length", 8, "--num_epochs", 1, "--precision", "fp32"]
 
@@ -46,6 +49,8 @@ def test_encoders_and_models_are_compared_on_a_cache_each(call, small, tmp_path)
         assert float(row["training, s"]) > 0
         assert int(row["clips/s"].replace(",", "")) > 0
     assert float(rows[0]["filling, s"]) > 0
+    assert re.fullmatch(r"\d+ for a part", rows[2]["filling, s"]), "rgb was kept when diff was encoded"
+    assert "encoding:" in done.err, "a bar"
     # 1280 weights and a bias for each of two classes, and both again for a second stream.
     assert (rows[0]["trained parameters"], rows[2]["trained parameters"]) == ("2,562", "5,124")
     assert min(cv2.imread(str(folder / "compare.png")).shape[:2]) > 100
@@ -64,7 +69,7 @@ def test_what_is_finished_is_kept(call, small, tmp_path):
     # As if it had been interrupted.
     path = folder / "efficientnet_lite0-ConvClassifier-split1-seed0.json"
     job = json.loads(path.read_text())
-    path.write_text(json.dumps({name: job[name] for name in ("flags", "others")}))
+    path.write_text(json.dumps({name: job[name] for name in ("settings", "others")}))
     left = path.with_suffix("") / "run/curves.png"
     left.write_bytes(b"half")
     done = call(compare, *flags, "--models", "MeanPool", "ConvClassifier", "--jobs", 2)
@@ -76,17 +81,27 @@ def test_what_is_finished_is_kept(call, small, tmp_path):
     assert left.stat().st_size > 100
     done = call(compare, *flags, "--models", "MeanPool", "--num_epochs", 2)
     assert done.status == 2
-    assert "other flags" in done.one_line_error()
+    assert "num_epochs 1 there, 2 now" in done.one_line_error()
+    # The same settings in other words.
+    done = call(compare, "--num_epochs=1", *flags, "--models", "MeanPool")
+    assert done.status == 0, done.err
+    assert "1 training kept from before" in done.out
     # Times of another --jobs are other times.
-    path.write_text(json.dumps({**json.loads(path.read_text()), "threads": 99}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "side_by_side": 99}))
     assert (
         call(compare, *flags[:-4], "--seeds", 2, "--split_number", 1, "--models", "ConvClassifier").status
         == 0
     )
     assert rows_of(folder)[0]["training, s"] == ""
+    report_path = path.with_suffix("") / "run/test/report.json"
+    written = json.loads(report_path.read_text())
+    for name, what in (("test_clips_sha256", "clips of split 1"), ("encoder_sha256", "weights of eff")):
+        report_path.write_text(json.dumps({**written, name: "another"}))
+        done = call(compare, *flags, "--models", "MeanPool,ConvClassifier")
+        assert what in done.one_line_error()
     path.write_text("{")
     done = call(compare, *flags, "--models", "ConvClassifier")
-    assert "damaged; delete it" in done.one_line_error()
+    assert "damaged, or of an earlier version" in done.one_line_error()
     with hold_folder(folder):
         done = call(compare, *flags, "--models", "MeanPool")
     assert "another --run_path" in done.one_line_error()
@@ -109,6 +124,30 @@ def test_sigterm_ends_the_trainings_too(small, tmp_path):
     before = log.stat().st_size
     time.sleep(1)
     assert log.stat().st_size == before, "nothing trains any more"
+
+
+def test_filling_that_is_interrupted_leaves_no_process(monkeypatch, tmp_path):
+    pid = tmp_path / "pid"
+    text = f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+    (tmp_path / "features.py").write_text(text)
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+
+    def interrupt(*_):
+        raise Interrupted(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 2)
+    try:
+        with pytest.raises(Interrupted):
+            fill("i3d", [], tmp_path)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    ends = time.monotonic() + 20
+    state = ["ps", "-o", "stat=", "-p", pid.read_text()]
+    # A zombie has ended.
+    while subprocess.run(state, capture_output=True, text=True, check=False).stdout.strip()[:1] not in "Z":
+        assert time.monotonic() < ends
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ import train
 from conftest import Script, ucf101_at
 from splits.datasets import load_split
 from splits.split import hold_out, random_split, siblings
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.classifier import Classifier
-from training.run import hold_folder
+from training.learner import Learner
+from training.recipe import RECIPES
+from training.run import Run, hold_folder
 
 EPOCHS = ("--num_epochs", 3, "--batch_size", 2, "--latent_dim", 8)
 
@@ -159,13 +161,27 @@ def test_validation_picks_the_best_and_ends_without_patience(call, toy, train_fl
     assert done.status == 0, done.err
     # Nothing is learned at this rate but BatchNorm's statistics, so one of the first epochs stays the best.
     last = load_checkpoint(tmp_path / "out/last.pth")
-    accuracies = [one["val_accuracy"] for one in last.training["history"]]
-    best = int(np.argmax(accuracies)) + 1
+    history = last.training["history"]
+    accuracies = [one["val_accuracy"] for one in history]
+    best = max(history, key=lambda one: (one["val_accuracy"], -one["val_loss"]))["epoch"]
     assert len(accuracies) == min(9, best + 2)
     assert load_checkpoint(tmp_path / "out/best.pth").epoch == best
     assert f"best validation accuracy {max(accuracies):.2f} %, epoch {best}, " in done.out
     done = call(train, *flags, "--num_epochs", 9, "--patience", 2, "--val_fraction", 0)
     assert (done.status, "--val_fraction" in done.one_line_error()) == (2, True)
+
+
+def test_of_epochs_with_equal_accuracy_the_least_loss_is_the_best(tmp_path):
+    model = Classifier("MeanPool", 2, encoder="tiny")
+    run = Run(
+        tmp_path, Checkpoint(model, ["a", "b"], 32, 8, None, 0), Learner(model, RECIPES["default"], 1), 1e9,
+        writes=False,
+    )  # fmt: skip
+    for accuracy, loss, best in ((50, 0.9, 1), (90, 0.8, 2), (90, 0.7, 3), (90, 0.75, 3), (80, 0.1, 3)):
+        run.end_epoch({"val_accuracy": accuracy, "val_loss": loss})
+        assert run.best == (90 if best > 1 else 50, best)
+    assert run.out_of_patience(2)
+    assert not run.out_of_patience(3)
 
 
 def test_only_the_newest_checkpoints_are_kept(call, small, train_flags, tmp_path):

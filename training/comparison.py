@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import shlex
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from features.networks import encoder_spec
 from features.settings import CacheSettings, DeviceSettings, EncoderSettings
 from models import MODELS, check_model
 from splits.datasets import ALL, DataSettings, Listed
-from splits.split import RANDOM
+from splits.split import RANDOM, names_sha256
 from training.jobs import Commands, asked, read_job
 from training.masked import check_pretraining
 from training.settings import TrainSettings, add_train_flags
@@ -76,15 +77,17 @@ class Plan:
     Attributes:
         pairs: an encoder and a model each, as typed
         numbers: of the splits
-        jobs: flags of train.py by pair, split and seed
-        names: of their folders
+        jobs: name of its folder and flags of train.py by pair, split and seed
+        kept: how many of them are finished
+        test_clips: SHA-256 of the names of each split's
         fills: flags of features.py for each encoder; none where nothing is kept
     """
 
     pairs: list[tuple[str, str]]
     numbers: list[int | str]
-    jobs: dict[Place, list[str]]
-    names: dict[Place, str]
+    jobs: dict[Place, tuple[str, list[str]]]
+    kept: int
+    test_clips: dict[int | str, str]
     fills: dict[str, list[str]]
 
 
@@ -106,10 +109,9 @@ def make_plan(
     if split == RANDOM:
         raise UserError("--split_number random tests each seed on other clips; compare on one that is listed")
     pairs = list(itertools.product(entries(encoders), entries(models or MODELS)))
-    jobs, names, fills = {}, {}, {}
-    numbers = [split]
-    if split == ALL:
-        numbers = list(Listed(read(DataSettings, parser.parse_args(flags))).numbers)
+    jobs, fills = {}, {}
+    listed = Listed(read(DataSettings, parser.parse_args(flags)))
+    numbers = list(listed.numbers) if split == ALL else [split]
     for encoder, model in pairs:
         encoder_words, model_words = words_of(encoder), words_of(model)
         for name, check, words in (
@@ -130,15 +132,15 @@ def make_plan(
             fills[encoder] = filling_flags(parser, [*flags, "--encoder", *encoder_words])
         for number, seed in itertools.product(numbers, range(seeds)):
             place = (encoder, model, number, seed)
-            jobs[place] = [*flags, *own, "--split_number", str(number), "--seed", str(seed)]
-            names[place] = job_name(encoder, model, f"split{number}", f"seed{seed}")
-    if len(set(names.values())) < len(pairs) * len(numbers) * seeds:
+            words = [*flags, *own, "--split_number", str(number), "--seed", str(seed)]
+            jobs[place] = job_name(encoder, model, f"split{number}", f"seed{seed}"), words
+    if len({name for name, _ in jobs.values()}) < len(pairs) * len(numbers) * seeds:
         raise UserError(
             "--encoders and --models name a pair twice, or two that are written alike; leave one out"
         )
-    for place, name in names.items():
-        read_job(folder / name, asked(jobs[place]))
-    return Plan(pairs, numbers, jobs, names, fills)
+    kept = sum(read_job(folder / name, asked(words)) is not None for name, words in jobs.values())
+    test_clips = {number: names_sha256(listed.split(number).test) for number in numbers}
+    return Plan(pairs, numbers, jobs, kept, test_clips, fills)
 
 
 def filling_flags(parser: _Flags, words: list[str]) -> list[str]:
@@ -149,10 +151,23 @@ def filling_flags(parser: _Flags, words: list[str]) -> list[str]:
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
-def fill(encoder: str, flags: list[str], folder: Path) -> float | None:
-    """Fill the cache of an encoder, unless that was done; the seconds it took, None if they are not known.
+@dataclass(frozen=True)
+class Filling:
+    """How long a cache took to fill.
 
-    They are not where it was filled before, or an earlier comparison was interrupted in it.
+    Attributes:
+        seconds: that it took
+        whole: whether nothing of it had been kept before
+    """
+
+    seconds: float
+    whole: bool
+
+
+def fill(encoder: str, flags: list[str], folder: Path) -> Filling | None:
+    """Fill the cache of an encoder, unless that was done; None if the time is not known.
+
+    It is not where all was kept before, or an earlier comparison was interrupted in it.
 
     Raises: UserError if features.py fails.
     """
@@ -160,12 +175,21 @@ def fill(encoder: str, flags: list[str], folder: Path) -> float | None:
     if path.is_file():
         before = json.loads(path.read_text())
         if before["flags"] == flags and before["done"]:
-            return before["seconds"]
+            return before["took"] and Filling(**before["took"])
     known = not path.is_file()
     write_whole(path, json_bytes({"flags": flags, "done": False}))
-    started, log = time.monotonic(), path.with_suffix(".log")
-    print(f"filling the cache of {encoder}; {log} shows how far it is", flush=True)
-    printed = Commands().run("features.py", *flags, threads=available_cores(), log=log)
-    seconds = time.monotonic() - started if known and "encoding:" in printed else None
-    write_whole(path, json_bytes({"flags": flags, "done": True, "seconds": seconds}))
-    return seconds
+    started, log, commands = time.monotonic(), path.with_suffix(".log"), Commands()
+    print(f"filling the cache of {encoder}", flush=True)
+    try:
+        printed = commands.run("features.py", *flags, threads=available_cores(), log=log, show=True)
+    except BaseException:
+        commands.end()
+        raise
+    # A bar for each stream, of the clips that were missing, and a line.
+    encoded, clips = (
+        sum(int(count.replace(",", "")) for count in re.findall(pattern, printed))
+        for pattern in (r"\| 0/(\d+) \[", r"of ([\d,]+) clips in ")
+    )
+    took = Filling(time.monotonic() - started, encoded == clips) if known and encoded else None
+    write_whole(path, json_bytes({"flags": flags, "done": True, "took": took and asdict(took)}))
+    return took

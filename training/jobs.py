@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.settings import TrainSettings
 from utils.files import json_bytes, write_whole
 from utils.process import UserError, available_cores
 
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN = "run"
 # Clips classified at once, and how often, where that is timed.
 CLIPS, REPEATS = 16, 7
+BAR_SECONDS = 0.5
 # One at a time is timed.
 _timing = threading.Lock()
 
@@ -82,7 +84,7 @@ class Training:
         history: a row for each epoch
         seconds: that the epochs took, those of the pretraining included, without tests and reading
         clips_per_second: that the head classifies from embeddings, in batches of `CLIPS`
-        threads: that it computed with, which these two figures hang on
+        threads, side_by_side: that it computed with, and trainings at a time, which these figures hang on
     """
 
     test: Tested
@@ -91,6 +93,7 @@ class Training:
     seconds: float
     clips_per_second: float
     threads: int
+    side_by_side: int
 
     @classmethod
     def read(cls, folder: Path, others: Sequence[str], job: Mapping[str, Any]) -> Self:
@@ -102,8 +105,10 @@ class Training:
         epochs = history + (read_rows(before) if before.exists() else [])
         seconds = sum(float(epoch["seconds"]) for epoch in epochs)
         tests = {name: Tested.read(folder / name) for name in others}
-        rate, threads = float(job["clips_per_second"]), int(job["threads"])
-        return cls(Tested.read(folder / RUN / "test"), tests, history, seconds, rate, threads)
+        return cls(
+            Tested.read(folder / RUN / "test"), tests, history, seconds, float(job["clips_per_second"]),
+            int(job["threads"]), int(job["side_by_side"]),
+        )  # fmt: skip
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -119,8 +124,11 @@ class Commands:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock, self._ended = threading.Lock(), False
 
-    def run(self, *words: object, threads: int, log: Path) -> str:
+    def run(self, *words: object, threads: int, log: Path, show: bool = False) -> str:
         """Run one to its end; returns what it printed, which `log` is written with meanwhile.
+
+        Args:
+            show: its progress bar
 
         Raises: UserError with its message if it fails.
         """
@@ -137,6 +145,8 @@ class Commands:
                     text=True,
                 )
                 self._running.add(process)
+            if show:
+                _show_bar(process, log)
             status = process.wait()
             self._running.discard(process)
         printed = log.read_text(errors="replace")
@@ -156,6 +166,19 @@ class Commands:
             self._ended = True
             for process in self._running:
                 process.terminate()
+
+
+def _show_bar(process: subprocess.Popen[str], log: Path) -> None:
+    shown = False
+    with log.open(errors="replace") as file:
+        while process.poll() is None:
+            bar = file.read().rsplit("\r", 1)[-1]
+            if "%|" in bar:
+                print(f"\r{bar}", end="", file=sys.stderr, flush=True)
+                shown = True
+            time.sleep(BAR_SECONDS)
+    if shown:
+        print(file=sys.stderr)
 
 
 def classify_rate(checkpoint: Checkpoint, device: torch.device, threads: int) -> float:
@@ -179,9 +202,12 @@ def classify_rate(checkpoint: Checkpoint, device: torch.device, threads: int) ->
 def asked(
     flags: Sequence[object], others: Mapping[str, Sequence[object]] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """What a job is asked for, as its file keeps it: flags of train.py, and of other tests by name."""
+    """What a job is asked for, as its file keeps it: settings of train.py, flags of other tests by name.
+
+    Raises: UserError for flags that do not go together.
+    """
     return {
-        "flags": [str(flag) for flag in flags],
+        "settings": TrainSettings.typed(flags).plain(),
         "others": {name: [str(flag) for flag in more] for name, more in others.items()},
     }
 
@@ -193,7 +219,7 @@ def read_job(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
         folder: of the job; its file stands beside it
         wanted: as `asked` gives it
 
-    Raises: UserError if the job there has other flags, or the folder is none of a job.
+    Raises: UserError if the job there has other settings, or the folder is none of a job.
     """
     path = folder.with_name(f"{folder.name}.json")
     if not path.is_file():
@@ -205,13 +231,18 @@ def read_job(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
         before = {name: job[name] for name in wanted}
         done = job.get("clips_per_second")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged; delete it and {folder}, or choose another --run_path") from error
-    if before != dict(wanted):
-        words = (before["flags"], wanted["flags"])
-        differ = [" ".join(set(one) - set(other)) or "none" for one, other in (words, words[::-1])]
         raise UserError(
-            f"{folder} holds a training with other flags ({differ[0]} there, {differ[1]} now); choose "
-            "another --run_path"
+            f"{path}: damaged, or of an earlier version; delete it and {folder}, or choose another --run_path"
+        ) from error
+    if before != dict(wanted):
+        there, now = ({**one["settings"], "other tests": one["others"]} for one in (before, wanted))
+        differ = [
+            f"{name} {there.get(name)} there, {now.get(name)} now"
+            for name in sorted({*there, *now})
+            if there.get(name) != now.get(name)
+        ]
+        raise UserError(
+            f"{folder} holds a training with other settings ({'; '.join(differ)}); choose another --run_path"
         )
     return job if done is not None else None
 
@@ -220,6 +251,7 @@ def train_once(
     flags: Sequence[object],
     folder: Path,
     threads: int,
+    side_by_side: int,
     others: Mapping[str, Sequence[object]],
     commands: Commands,
 ) -> Training:
@@ -228,6 +260,8 @@ def train_once(
     Args:
         flags: without those that say where to write
         folder: for the run; what an interrupted one left there is done anew
+        threads: to compute with
+        side_by_side: trainings at a time
         others: flags of other tests by name, without those that say what is tested
 
     Raises: UserError with its message if it fails, or as `read_job`.
@@ -251,7 +285,7 @@ def train_once(
             commands.run("test.py", *more, *tested, threads=threads, log=folder / f"{name}.log")
         with _timing:
             rate = classify_rate(load_checkpoint(checkpoint), torch.device(test.report["device"]), threads)
-    job = {**wanted, "clips_per_second": rate, "threads": threads}
+    job = {**wanted, "clips_per_second": rate, "threads": threads, "side_by_side": side_by_side}
     write_whole(path, json_bytes(job))
     return Training.read(folder, list(others), job)
 
@@ -267,7 +301,7 @@ def train_all(
     results: dict[str, Training] = {}
     with ThreadPoolExecutor(side_by_side) as pool:
         futures = {
-            pool.submit(train_once, flags, folder / name, threads, others, commands): name
+            pool.submit(train_once, flags, folder / name, threads, side_by_side, others, commands): name
             for name, flags in jobs.items()
         }
         try:

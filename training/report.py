@@ -111,7 +111,8 @@ def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] 
     """95 % interval of the accuracy in percent: the percentile bootstrap over groups.
 
     Clips of a group are cut out of one video and stand or fall together, so whole groups are drawn (the
-    cluster bootstrap; Davison and Hinkley, 1997, section 3.8).
+    cluster bootstrap; Davison and Hinkley, 1997, section 3.8). Where all clips are right, or all wrong, every
+    draw is the same; the interval is then the exact one of as many groups (Clopper and Pearson, 1934).
 
     Returns: lower and upper end; None where there are fewer than two groups to draw from.
     """
@@ -121,6 +122,10 @@ def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] 
     if len(names) < 2:
         return None
     right, size = np.bincount(group, correct), np.bincount(group)
+    if right.sum() in (0, size.sum()):
+        share = right.sum() / size.sum()
+        exact = scipy.stats.binomtest(round(share * len(names)), len(names)).proportion_ci()
+        return 100 * float(exact.low), 100 * float(exact.high)
     bootstrap = scipy.stats.bootstrap(
         (right, size),
         lambda right, size, axis: 100 * right.sum(axis) / size.sum(axis),

@@ -63,7 +63,8 @@ class Run:
         epoch: the one in progress, from 1
         tally: figures of it so far
         history: figures of the epochs before, by name
-        best: the highest validation accuracy in percent and its epoch; None before the first
+        best: the highest validation accuracy in percent and its epoch, of equal ones that of the least
+            validation loss; None before the first
         temperature: of the model as it is, where clips are held out
     """
 
@@ -189,16 +190,23 @@ class Run:
         """Note the figures of the epoch, keep its weights if they are the best so far, and begin the next.
 
         Args:
-            figures: by name; `val_accuracy` in percent where clips are held out
+            figures: by name; `val_accuracy` in percent and `val_loss` in nats where clips are held out
         """
-        accuracy = figures.get("val_accuracy")
-        if accuracy is not None and (self.best is None or accuracy > self.best[0]):
-            self.best = (accuracy, self.epoch)
+        if "val_accuracy" in figures and self._is_best(figures):
+            self.best = (figures["val_accuracy"], self.epoch)
             if self.writes:
                 save_checkpoint(self.folder / BEST, self._now(self.epoch))
         self.history.append({"epoch": self.epoch, **figures})
         self.epoch, self.tally = self.epoch + 1, Tally(unit=self.tally.unit)
         self.save_if_due()
+
+    def _is_best(self, figures: dict[str, float]) -> bool:
+        if self.best is None:
+            return True
+        accuracy, epoch = self.best
+        # Strong embeddings are all named right after an epoch, when the head has hardly learned.
+        loss = self.history[epoch - 1]["val_loss"]
+        return (figures["val_accuracy"], -figures["val_loss"]) > (accuracy, -loss)
 
     def out_of_patience(self, patience: int | None) -> bool:
         """Whether `patience` epochs have ended since the best one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -194,6 +194,13 @@ class TrainSettings:
         settings = cls(**groups, recipe_name=args.recipe, recipe=read_recipe(args))
         settings = settings.change("model", sequence_length=args.sequence_length or spec.sequence_length)
         return settings.change("cache", frame_stride=args.frame_stride or spec.frame_stride)
+
+    @classmethod
+    def typed(cls, words: Iterable[object]) -> Self:
+        """Out of flags as they are typed. Raises: SystemExit, having said why, for wrong ones."""
+        parser = argparse.ArgumentParser()
+        add_train_flags(parser)
+        return cls.read(parser.parse_args([str(word) for word in words]))
 
     def change(self, group: str, **values: Any) -> Self:
         """The same with other values in one of the groups."""
