@@ -134,6 +134,14 @@ def test_the_interval_knows_that_clips_of_a_group_stand_or_fall_together():
     assert by_group[1] - by_group[0] == pytest.approx(100 * 2 * 1.96 * 0.5 / 10**0.5, rel=0.1)
 
 
+def test_where_all_are_right_the_interval_still_has_a_width():
+    groups = [str(index // 5) for index in range(100)]
+    low, high = report.interval(np.ones(100, bool), groups)
+    # 20 groups: less often right than this, all would be right in fewer than one case of 40.
+    assert (low, high) == (pytest.approx(100 * 0.025 ** (1 / 20)), 100)
+    assert report.interval(np.zeros(100, bool), groups) == (0, pytest.approx(100 - low))
+
+
 def test_a_picture_of_101_classes_has_room_for_their_names(tmp_path):
     classes = [f"ActionNumber{number}" for number in range(101)]
     clips = [Clip(f"{name}/v_{name}_g01_c01.avi", label, Video(name)) for label, name in enumerate(classes)]

@@ -21,7 +21,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     probability of the answers equal to the share of right ones (expectation consistency; Clarté et al., UAI
     2023). Unlike the least cross-entropy, that does not ask what classes get that no clip shows. R right
     answers of N are a share of (R + 1) / (N + 2), Laplace's rule: clips that are all named right do not ask
-    for certainty.
+    for certainty. In the mean, no more than 1 - 1 / (N + 2) is claimed: with 30 clips, 97 % at the most.
+
+    Clips by which an epoch was chosen too are named right a little more often than others, so the temperature
+    is a little low there.
 
     Args:
         logits: (N, C)
