@@ -59,7 +59,7 @@ class ModelSettings:
     model: str = setting(
         "ConvLSTM",
         "what names the action; ConvLSTM (default) is the original's, ActionBERT a Transformer, "
-        "AttentiveProbe the usual head over encoders of videos, NormalizedProbe the best where labels are "
+        "AttentiveProbe the usual head over encoders of videos, NormalizedProbe the one where labels are "
         "few, ConvClassifier and MeanPool are baselines; these four do not see the order of frames",
         accepted_by(_check_model),
     )
