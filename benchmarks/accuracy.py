@@ -76,7 +76,7 @@ def linear_probe(flags: Sequence[object]) -> tuple[list[Clip], np.ndarray]:
     Args:
         flags: of train.py, whose embeddings it reads
     """
-    settings = TrainSettings.typed(flags)
+    settings = TrainSettings.from_flags(flags)
     listed = Listed(settings.data)
     split = choose_split(listed, settings.clips.split_number, 0)
     model, device = build_model(settings, len(split.classes)), choose_device(settings.device.device)

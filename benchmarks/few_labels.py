@@ -120,7 +120,7 @@ def settings_of(task: Task) -> TrainSettings:
     """Settings of train.py."""
     name, *own = shlex.split("MeanPool" if task.model in PROBES else task.model)
     words = [*_flags, "--model", name, *own, "--split_number", task.split, "--seed", task.draw]
-    return TrainSettings.typed(words)
+    return TrainSettings.from_flags(words)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import results
 
+FOLDERS = ("", "benchmarks/", "tests/stress/")
 DOCUMENTS = ("README.md", "RESULTS.md", "benchmarks/README.md")
 # Tables of measurements name a script without its folder and without python3.
 COMMAND = re.compile(r"(?:\S+=\S+ )*(?:(?:python3|\.venv/bin/python|torchrun .*?) +)?((\S+\.py)( .*)?)")
@@ -26,24 +27,19 @@ def named_commands():
     """Every command of this repository in a document, in code or in a block of code."""
     for name in DOCUMENTS:
         text = (ROOT / name).read_text()
-        fenced = re.findall(r"```\n(.*?)```", text, re.DOTALL) + re.findall(
-            r"^    (\S.*)", text, re.MULTILINE
-        )
+        fenced = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+        fenced += re.findall(r"^    (\S.*)", text, re.MULTILINE)
         blocks = "\n".join(fenced).replace("\\\n", " ")
         lines = [line.removeprefix("$ ").split(" #")[0] for line in blocks.splitlines()]
         inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         for line in lines + inline:
             for command in line.split(" && "):
                 match = COMMAND.fullmatch(command.strip())
-                if match and (
-                    "python" in command or "torchrun" in command or (match[3] and name != "README.md")
-                ):
+                begun = re.search("python|torchrun", command)
+                if match and (begun or (match[3] and name != "README.md")):
                     folders = [folder for folder in FOLDERS if (ROOT / folder / match[2]).is_file()]
                     if folders:
                         yield f"{folders[0]}{match[1]}"
-
-
-FOLDERS = ("", "benchmarks/", "tests/stress/")
 
 
 class Parsed(Exception):

@@ -175,7 +175,9 @@ def fill(encoder: str, flags: list[str], folder: Path) -> Filling | None:
     if path.is_file():
         before = json.loads(path.read_text())
         if before["flags"] == flags and before["done"]:
-            return before["took"] and Filling(**before["took"])
+            # An earlier version kept no such entry.
+            took = before.get("took")
+            return took and Filling(**took)
     known = not path.is_file()
     write_whole(path, json_bytes({"flags": flags, "done": False}))
     started, log, commands = time.monotonic(), path.with_suffix(".log"), Commands()
@@ -190,6 +192,6 @@ def fill(encoder: str, flags: list[str], folder: Path) -> Filling | None:
         sum(int(count.replace(",", "")) for count in re.findall(pattern, printed))
         for pattern in (r"\| 0/(\d+) \[", r"of ([\d,]+) clips in ")
     )
-    took = Filling(time.monotonic() - started, encoded == clips) if known and encoded else None
-    write_whole(path, json_bytes({"flags": flags, "done": True, "took": took and asdict(took)}))
-    return took
+    filling = Filling(time.monotonic() - started, encoded == clips) if known and encoded else None
+    write_whole(path, json_bytes({"flags": flags, "done": True, "took": filling and asdict(filling)}))
+    return filling

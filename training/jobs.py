@@ -204,10 +204,10 @@ def asked(
 ) -> dict[str, Any]:
     """What a job is asked for, as its file keeps it: settings of train.py, flags of other tests by name.
 
-    Raises: UserError for flags that do not go together.
+    Raises: as `TrainSettings.from_flags`.
     """
     return {
-        "settings": TrainSettings.typed(flags).plain(),
+        "settings": TrainSettings.from_flags(flags).plain(),
         "others": {name: [str(flag) for flag in more] for name, more in others.items()},
     }
 

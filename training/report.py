@@ -122,9 +122,8 @@ def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] 
     if len(names) < 2:
         return None
     right, size = np.bincount(group, correct), np.bincount(group)
-    if right.sum() in (0, size.sum()):
-        share = right.sum() / size.sum()
-        exact = scipy.stats.binomtest(round(share * len(names)), len(names)).proportion_ci()
+    if not right.any() or (right == size).all():
+        exact = scipy.stats.binomtest(len(names) if right.any() else 0, len(names)).proportion_ci()
         return 100 * float(exact.low), 100 * float(exact.high)
     bootstrap = scipy.stats.bootstrap(
         (right, size),

@@ -196,7 +196,7 @@ class TrainSettings:
         return settings.change("cache", frame_stride=args.frame_stride or spec.frame_stride)
 
     @classmethod
-    def typed(cls, words: Iterable[object]) -> Self:
+    def from_flags(cls, words: Iterable[object]) -> Self:
         """Out of flags as they are typed. Raises: SystemExit, having said why, for wrong ones."""
         parser = argparse.ArgumentParser()
         add_train_flags(parser)
