@@ -162,6 +162,9 @@ class Encoder(nn.Module):
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
         self.dtype, self._compiled = dtype, compile
+        if compile and torch.are_deterministic_algorithms_enabled():
+            # Tells the compiler, which `seed_everything` does not load.
+            torch.use_deterministic_algorithms(True, warn_only=True)
         # In a closure, not an attribute: it has no part in state_dict, parameters or train.
         fast = torch.compile(network, dynamic=False, options={"freezing": True}) if compile else network
         self._fast = lambda batch: fast(batch)

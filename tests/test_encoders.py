@@ -14,6 +14,7 @@ from features.encoder import Encoder, computation
 from features.folding import fold_batchnorm
 from features.networks import ENCODERS, encoder_spec
 from features.weights import WeightsError, read_weights
+from utils.device import seed_everything
 from utils.process import UserError
 
 
@@ -38,6 +39,19 @@ def test_a_compiled_encoder_is_told_apart():
     assert encoder.variant() == "bfloat16"
     encoder.prepare(torch.bfloat16, compile=True)
     assert encoder.variant() == "bfloat16-compiled"
+
+
+def test_the_compiler_is_told_where_kernels_are_to_be_deterministic(monkeypatch):
+    from torch._inductor import config as compiler
+
+    monkeypatch.setattr(compiler, "deterministic", False)
+    torch.set_deterministic_debug_mode("default")
+    Encoder("tiny").prepare(torch.float32, compile=True)
+    assert not compiler.deterministic
+    seed_everything(0)
+    Encoder("tiny").prepare(torch.float32, compile=True)
+    assert compiler.deterministic
+    torch.set_deterministic_debug_mode("default")
 
 
 def test_many_frames_go_through_in_parts():

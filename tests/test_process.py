@@ -2,6 +2,8 @@
 
 import argparse
 import errno
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 import train
+from conftest import ROOT
 from models import MODELS, MeanPool
 from utils import device
 from utils.device import choose_dtype, has_bf16, seed_everything
@@ -126,6 +129,16 @@ def test_what_is_not_deterministic_is_said_once(capsys, monkeypatch):
         warnings.warn("something else", stacklevel=1)
     assert shown == ["something else"]
     assert capsys.readouterr().out.count("upsample_backward gives other roundings") == 1
+
+
+def test_seeding_does_not_wait_for_the_compiler():
+    program = (
+        "import sys, torch; from utils.device import seed_everything; seed_everything(0); "
+        "print(torch.are_deterministic_algorithms_enabled(), 'torch._inductor' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 class Broken(torch.utils.data.Dataset):

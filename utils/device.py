@@ -72,7 +72,8 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # As torch.use_deterministic_algorithms, which loads the compiler, a second or more, to tell it too.
+    torch.set_deterministic_debug_mode("warn")
     # Nothing here reads memory before it is written; filling it first costs a pass over every new tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _say_what_is_not_deterministic()
