@@ -22,6 +22,7 @@ from torch import nn
 from features import networks
 from features.encoder import Encoder
 from features.windows import Windows
+from models import ConvLSTM
 from splits.datasets import DataSettings
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.classifier import Classifier
@@ -224,6 +225,17 @@ def tiny_encoder() -> Iterator[str]:
     del networks.ENCODERS["tiny"], networks.ENCODERS["tiny_video"]
 
 
+@pytest.fixture(autouse=True)
+def narrow_lstm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ConvLSTM with 64 in place of 1024 numbers, whose checkpoints took most of many tests' time.
+
+    For what runs in this process; a command in another one has it as users do, and so has a test that is
+    marked `full_size`.
+    """
+    if request.node.get_closest_marker("full_size") is None:
+        monkeypatch.setitem(ConvLSTM.__init__.__kwdefaults__, "hidden_dim", 64)
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn data set of 8 classes and 8 groups: 64 clips."""
@@ -241,7 +253,11 @@ def ucf101_at(path: Path) -> DataSettings:
 @pytest.fixture
 def small(toy: Path, tmp_path: Path) -> Path:
     """A data set of one's own to spoil: 3 groups of the toy's first two classes, with lists of its own."""
-    path = tmp_path / "small"
+    return make_small(toy, tmp_path / "small")
+
+
+def make_small(toy: Path, path: Path) -> Path:
+    """That data set, in a folder."""
     lists = path / "ucfTrainTestlist"
     lists.mkdir(parents=True)
     (lists / "classInd.txt").write_text("1 WalkLeft\n2 WalkRight\n")

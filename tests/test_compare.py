@@ -3,20 +3,23 @@
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import pytest
 import torch
 
 import compare
-from conftest import Script
+from conftest import Outcome, Script, make_small
 from training import jobs
 from training.checkpoint import Checkpoint
 from training.classifier import Classifier
-from training.comparison import fill
+from training.comparison import fill, job_name
 from training.run import hold_folder
 from utils.process import Interrupted
 
@@ -28,18 +31,39 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-def test_encoders_and_models_are_compared_on_a_cache_each(call, small, tmp_path):
-    data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist"]
-    names = ["--encoders", "efficientnet_lite0", "efficientnet_lite0 --streams rgb,diff"]
-    names += ["--models", "MeanPool", "ActionBERT --latent_dim 16 --pretrain 1"]
-    done = call(compare, *data, *FLAGS, *names, "--seeds", 1, "--split_number", 1, "--jobs", 2)
+ENCODERS = ["efficientnet_lite0", "efficientnet_lite0 --streams rgb,diff"]
+MODELS = ["MeanPool", "ActionBERT --latent_dim 16 --pretrain 1"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison that has ended: its flags but for the models, its folder, the data, what it printed."""
+
+    flags: list[object]
+    folder: Path
+    data: Path
+    done: Outcome
+
+
+@pytest.fixture(scope="module")
+def compared(toy, tmp_path_factory):
+    path = tmp_path_factory.mktemp("compared")
+    data, folder = make_small(toy, path / "small"), path / "compare"
+    flags = ["--dataset_path", data / "UCF-101", "--split_path", data / "ucfTrainTestlist", *FLAGS]
+    flags += ["--encoders", *ENCODERS, "--seeds", 1, "--split_number", 1, "--jobs", 2]
+    done = Script("compare.py", *flags, "--models", *MODELS, "--run_path", folder).outcome()
+    return Compared(flags, folder, data, done)
+
+
+@pytest.mark.xdist_group("compared")
+def test_encoders_and_models_are_compared_on_a_cache_each(compared):
+    folder, done = compared.folder, compared.done
     assert done.status == 0, done.err
-    folder = tmp_path / "runs/compare"
     text = (folder / "compare.md").read_text()
     assert "1 split, 2 test clips, 1 seed" in text
     rows = rows_of(folder)
     assert [(row["encoder"], row["model"]) for row in rows] == [
-        (encoder, model) for encoder in names[1:3] for model in names[4:]
+        (encoder, model) for encoder in ENCODERS for model in MODELS
     ]
     for row in rows:
         assert f"| {row['model']} | {row['top-1, mean']} |" in text
@@ -54,56 +78,52 @@ def test_encoders_and_models_are_compared_on_a_cache_each(call, small, tmp_path)
     # 1280 weights and a bias for each of two classes, and both again for a second stream.
     assert (rows[0]["trained parameters"], rows[2]["trained parameters"]) == ("2,562", "5,124")
     assert min(cv2.imread(str(folder / "compare.png")).shape[:2]) > 100
-    assert not list(tmp_path.rglob("*.pth")), "checkpoints are not kept"
-    assert len(list((small / "UCF-101-embeddings").iterdir())) == 2, "a cache for each stream"
+    assert not list(folder.rglob("*.pth")), "checkpoints are not kept"
+    assert len(list((compared.data / "UCF-101-embeddings").iterdir())) == 2, "a cache for each stream"
 
 
-def test_what_is_finished_is_kept(call, small, tmp_path):
-    data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist", *FLAGS]
-    flags = [*data, "--encoders", "efficientnet_lite0", "--seeds", 1, "--split_number", 1]
-    done = call(compare, *flags, "--models", "MeanPool,ConvClassifier", "--jobs", 2)
-    assert done.status == 0, done.err
-    folder = tmp_path / "runs/compare"
-    report = folder / "efficientnet_lite0-MeanPool-split1-seed0/run/test/report.json"
+@pytest.mark.xdist_group("compared")
+def test_what_is_finished_is_kept(call, compared, tmp_path):
+    folder = tmp_path / "compare"
+    shutil.copytree(compared.folder, folder)
+    flags = [*compared.flags, "--run_path", folder]
+    names = [job_name(encoder, "MeanPool", "split1", "seed0") for encoder in ENCODERS]
+    report, path = folder / names[0] / "run/test/report.json", folder / f"{names[1]}.json"
     before, first = report.stat().st_mtime_ns, rows_of(folder)[0]
     # As if it had been interrupted.
-    path = folder / "efficientnet_lite0-ConvClassifier-split1-seed0.json"
     job = json.loads(path.read_text())
     path.write_text(json.dumps({name: job[name] for name in ("settings", "others")}))
     left = path.with_suffix("") / "run/curves.png"
     left.write_bytes(b"half")
-    done = call(compare, *flags, "--models", "MeanPool", "ConvClassifier", "--jobs", 2)
+    done = call(compare, *flags, "--models", *MODELS[:1])
     assert done.status == 0, done.err
     rows = rows_of(folder)
-    assert [row["model"] for row in rows] == ["MeanPool", "ConvClassifier"]
-    assert rows[0] == first
+    assert [row["encoder"] for row in rows] == ENCODERS
+    assert {**rows[0], "training, s": "", "clips/s": ""} == {**first, "training, s": "", "clips/s": ""}
     assert report.stat().st_mtime_ns == before
     assert left.stat().st_size > 100
     done = call(compare, *flags, "--models", "MeanPool", "--num_epochs", 2)
     assert done.status == 2
     assert "num_epochs 1 there, 2 now" in done.one_line_error()
     # The same settings in other words.
-    done = call(compare, "--num_epochs=1", *flags, "--models", "MeanPool")
+    done = call(compare, "--num_epochs=1", *flags, "--models", "MeanPool", "--encoders", ENCODERS[0])
     assert done.status == 0, done.err
     assert "1 training kept from before" in done.out
     # Times of another --jobs are other times.
     path.write_text(json.dumps({**json.loads(path.read_text()), "side_by_side": 99}))
-    assert (
-        call(compare, *flags[:-4], "--seeds", 2, "--split_number", 1, "--models", "ConvClassifier").status
-        == 0
-    )
+    assert call(compare, *flags, "--models", "MeanPool").status == 0
     assert rows_of(folder)[0]["training, s"] == ""
     report_path = path.with_suffix("") / "run/test/report.json"
     written = json.loads(report_path.read_text())
     for name, what in (("test_clips_sha256", "clips of split 1"), ("encoder_sha256", "weights of eff")):
         report_path.write_text(json.dumps({**written, name: "another"}))
-        done = call(compare, *flags, "--models", "MeanPool,ConvClassifier")
+        done = call(compare, *flags, "--models", *MODELS)
         assert what in done.one_line_error()
     path.write_text("{")
-    done = call(compare, *flags, "--models", "ConvClassifier")
+    done = call(compare, *flags, "--models", "MeanPool")
     assert "damaged, or of an earlier version" in done.one_line_error()
     with hold_folder(folder):
-        done = call(compare, *flags, "--models", "MeanPool")
+        done = call(compare, *flags, "--models", "MeanPool", "--encoders", ENCODERS[0])
     assert "another --run_path" in done.one_line_error()
     assert report.stat().st_mtime_ns == before
 

@@ -42,6 +42,7 @@ def lite0(small):
 TRAIN = ("--sequence_length", 8, "--latent_dim", 8, "--num_epochs", 1)
 
 
+@pytest.mark.full_size
 def test_a_full_disk_leaves_earlier_checkpoints_and_names_path_and_bytes(call, lite0, tmp_path):
     flags = [*lite0, *TRAIN, "--output_path", tmp_path / "out"]
     assert call(train, *flags).status == 0

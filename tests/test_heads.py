@@ -54,6 +54,7 @@ def test_a_model_of_an_earlier_checkpoint_computes_what_it_did_then(name, sizes,
     assert torch.allclose(found, torch.tensor(expected), atol=1e-4), found
 
 
+@pytest.mark.full_size
 def test_sizes_that_no_flag_gives_are_those_of_earlier_checkpoints():
     config = Classifier("ConvLSTM", 2, encoder="tiny").config
     assert config == {

@@ -97,6 +97,7 @@ def test_gradients_and_batchnorm_are_those_of_one_process(tmp_path):
             assert torch.allclose(their_state[name].float(), tensor.float(), atol=1e-6), name
 
 
+@pytest.mark.full_size
 def test_training_on_two_processes_is_training_on_one(call, toy, tmp_path):
     """The cache filled by both, the same losses, and every test clip counted once."""
     data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]

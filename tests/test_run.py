@@ -92,6 +92,7 @@ def test_a_second_signal_ends_at_once(call, small, train_flags, tmp_path, whole,
     assert same(weights(folder / "ConvLSTM_3.pth"), weights(whole / "ConvLSTM_3.pth"))
 
 
+@pytest.mark.full_size
 def test_killed_at_random_instants_the_weights_are_the_same(call, toy, tmp_path):
     """As a user would see it: SIGKILL, and --resume in a new process, until it is done."""
     rng = np.random.default_rng(0)
