@@ -190,10 +190,10 @@ def main(argv: list[str] | None = None) -> int:
     seen, device_settings = read(EncoderSettings, args), read(DeviceSettings, args)
     device = choose_device(device_settings.device)
     seed_everything(0)
-    make_writable_folder(args.output)
     encoder = Encoder(seen.encoder, state=seen.state()).to(device)
     stream = encoder_stream(encoder, "rgb", seen.img_dim or encoder.spec.input_size)
     prepare_encoders([(encoder, stream)], device_settings)
+    make_writable_folder(args.output)
     stride = args.frame_stride or encoder.spec.frame_stride
     settings = {
         "encoder": encoder.name,

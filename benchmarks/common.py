@@ -28,6 +28,7 @@ from features.execution import calibration_windows, choose_clips
 from features.folding import BATCHNORMS
 from features.networks import ENCODERS
 from features.streams import encoder_stream
+from features.workers import in_worker
 from splits.datasets import DataSettings, Listed, load_split
 from splits.split import Clip
 from training.classifier import Classifier
@@ -156,18 +157,25 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def raw_rate(encoder: Encoder, img_dim: int, device: torch.device, *, batches: int = 4) -> float:
-    """Frames/s of the bare network on random data in memory, in the dtype in use and batches of 32 on a CPU.
+def raw_rate(
+    encoder: Encoder, img_dim: int, device: torch.device, *, batches: int = 4, side_by_side: bool = False
+) -> float:
+    """Frames/s of the bare network on random data in memory, in the dtype in use.
 
-    On all cores at once, and in the batch size that is best that way: what a bare loop would do. OpenVINO's
-    has frames as they are decoded.
+    OpenVINO's has frames as they are decoded.
+
+    Args:
+        batches: that are timed together
+        side_by_side: each core computes a batch, as `features.workers` has it; if not, a batch is computed
+            by all cores, which is what a bare loop does
     """
     spec = encoder.spec
     if spec.video:
         shape: tuple[int, ...] = (encoder.batch_size, 3, spec.windows.frames, img_dim, img_dim)
         layout = torch.channels_last_3d
     else:
-        shape = (32 if device.type == "cpu" else encoder.batch_size, 3, img_dim, img_dim)
+        bare = device.type == "cpu" and not side_by_side
+        shape = (32 if bare else encoder.batch_size, 3, img_dim, img_dim)
         layout = torch.channels_last
     network: Callable[[torch.Tensor], object]
     if encoder.engine == TORCH:
@@ -178,14 +186,21 @@ def raw_rate(encoder: Encoder, img_dim: int, device: torch.device, *, batches: i
         frames = spec.windows.frames if spec.video else 1
         data = torch.randint(0, 256, (shape[0], frames, img_dim, img_dim, 3), dtype=torch.uint8)
         network = encoder._network("rgb", img_dim)
-    with torch.no_grad():
-        network(data)
 
-        def work() -> None:
+    def once() -> None:
+        with torch.no_grad():
+            network(data)
+
+    def work() -> None:
+        if side_by_side:
+            for done in [in_worker(once) for _ in range(batches)]:
+                done.result()
+        else:
             for _ in range(batches):
-                network(data)
+                once()
 
-        return batches * shape[0] * (spec.windows.frames if spec.video else 1) / seconds(work, device)
+    work()
+    return batches * shape[0] * (spec.windows.frames if spec.video else 1) / seconds(work, device)
 
 
 def matrix_peak(device: torch.device) -> float:

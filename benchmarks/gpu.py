@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import common
@@ -26,7 +27,7 @@ from training.batches import ClipBatches, EmbeddingClips
 from training.checkpoint import Checkpoint
 from training.classifier import Classifier
 from utils.device import choose_device
-from utils.process import available_cores
+from utils.process import UserError, available_cores, run
 
 EPOCH_CLIPS, BATCH = 1024, 64
 
@@ -76,13 +77,15 @@ def measure(name: str, clips: list[Clip], device: torch.device, *, quick: bool) 
         fill(here / "warm")()
         filling = frames / common.seconds(fill(here / "cache"), device)
         learning = epoch(model, clips, here / "cache", device)
-        names = [f"class {number}" for number in range(101)]
-        trained = Checkpoint(model, names, side, encoder.spec.sequence_length, None, 0)
-        annotator = Annotator(LabelSettings(), model, trained, name)
         longest = max(clips, key=lambda clip: clip.video.count()).video
-        annotator.annotate(longest.path, here / "warm.mp4")
-        seconds = common.seconds(lambda: annotator.annotate(longest.path, here / "out.mp4"), device)
-        annotating = longest.count() / seconds
+        annotating = lacking
+        if find_spec("av"):
+            names = [f"class {number}" for number in range(101)]
+            trained = Checkpoint(model, names, side, encoder.spec.sequence_length, None, 0)
+            annotator = Annotator(LabelSettings(), model, trained, name)
+            annotator.annotate(longest.path, here / "warm.mp4")
+            seconds = common.seconds(lambda: annotator.annotate(longest.path, here / "out.mp4"), device)
+            annotating = f"{longest.count() / seconds:,.0f}"
     peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else lacking
     compiled = lacking
     if not quick:
@@ -94,11 +97,12 @@ def measure(name: str, clips: list[Clip], device: torch.device, *, quick: bool) 
         original = f"{64 / process.encode(process.extract(longest), 64):,.0f}"
     return [
         name, str(side), f"{raw:,.0f}", compiled, f"{filling:,.0f}", f"{100 * filling / raw:.0f} %",
-        f"{annotating:,.0f}", original, f"{learning:,.0f}", peak,
+        annotating, original, f"{learning:,.0f}", peak,
     ]  # fmt: skip
 
 
-def main() -> None:
+def main() -> int:
+    """Measure each encoder and print the table; returns the exit status: 1 if one failed."""
     flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     flags.add_argument("--device", default="auto")
     flags.add_argument("--encoders", nargs="+", default=["i3d", "resnet152", "efficientnet_lite0", "r3d_18"])
@@ -116,13 +120,18 @@ def main() -> None:
             "original's way | head, clips/s | peak memory |"
         )
         print("| --- " * 10 + "|")
+        status = 0
         for name in args.encoders:
             try:
                 print(f"| {' | '.join(measure(name, clips, device, quick=args.quick))} |", flush=True)
-            # A package that is not here, or a network that this machine cannot compile: the others count.
-            except (ImportError, ValueError, RuntimeError) as error:
+            except (ImportError, UserError) as error:
                 print(f"| {name} | skipped: {str(error).splitlines()[0]} |", flush=True)
+            # The others count all the same.
+            except RuntimeError as error:
+                status = 1
+                print(f"| {name} | failed: {str(error).splitlines()[0]} |", flush=True)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

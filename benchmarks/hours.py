@@ -93,6 +93,10 @@ def main() -> None:
     device = choose_device(args.device)
     held = tempfile.TemporaryDirectory()
     args.cache_path = args.cache_path or Path(held.name)
+    if args.cache_path.is_dir() and any(args.cache_path.iterdir()):
+        flags.error(
+            f"--cache_path {args.cache_path} is not empty, and what is kept takes no time; name another"
+        )
     print(common.machine(device))
     rows = []
     for setting in args.settings:

@@ -199,6 +199,11 @@ class Encoder(nn.Module):
         network = fold_batchnorm(copy.deepcopy(self.feature_extractor))
         return Normalized(network, self.mean, self.scale, video=self.spec.video, by_pixel=by_pixel).eval()
 
+    def check_side(self, stream: str, side: int) -> None:
+        """Raises: UserError where a stream's network is quantised for frames of another side, in pixels."""
+        if self.engine == INT8:
+            self._network(stream, side)
+
     def _network(self, stream: str, side: int) -> OpenVinoNetwork:
         """Raises: UserError where it is quantised for frames of another size."""
         with _converting:
@@ -234,8 +239,8 @@ class Encoder(nn.Module):
         """Frozen embeddings of windows of frames: (N, L, 3, H, W) -> (N, K, D) float32.
 
         uint8 frames are RGB in [0, 255] and are normalised here, as the network was trained; floating-point
-        frames are taken as normalised already. Where an accelerator's memory is too small for a batch, it is
-        halved for good.
+        frames, which the engine `TORCH` alone takes, are normalised already. Where an accelerator's memory is
+        too small for a batch, it is halved for good.
 
         Args:
             stream: "rgb", or "diff" for windows of a frame and the one before it

@@ -34,7 +34,7 @@ class Calibration:
     """What networks may be quantised on, and where they are kept.
 
     Attributes:
-        clips: training clips that are there
+        clips: training clips that are there, held out or not: their labels are not looked at
         names: of all clips that are trained on, there or not
         folder: of all caches of the data set
         frame_stride: every N-th frame is read
@@ -68,7 +68,8 @@ class Calibration:
         """
         chosen = [clip for clip in clips if clip.name in names]
         if chosen or not one_split:
-            return cls(chosen, names, folder, frame_stride, bool(chosen), ranks)
+            # With fewer, nobody has measured that nothing is lost.
+            return cls(chosen, names, folder, frame_stride, len(chosen) >= CLIPS, ranks)
         return cls(clips, [clip.name for clip in clips], folder, frame_stride, False, ranks)
 
 
@@ -85,7 +86,7 @@ def prepare_encoders(
     Raises: UserError for flags that exclude each other or what is here, or without a package.
     """
     own = list(dict.fromkeys(encoder for encoder, _ in opened))
-    auto = _takes_int8_by_itself(own, settings, calibration)
+    auto = _takes_int8_by_itself(opened, settings, calibration)
     int8 = [
         auto or settings.precision == "int8" or (settings.precision == "auto" and bool(encoder.quantized))
         for encoder in own
@@ -97,8 +98,8 @@ def prepare_encoders(
             if engine == INT8 and stream.view_name not in encoder.quantized:
                 if calibration is None:
                     raise UserError(
-                        "--precision int8: there is no network quantised for this, and no training clips to "
-                        "do it with; train with it first, or leave it out"
+                        f"--precision int8: {encoder.name} has no quantised network here; features.py and "
+                        "train.py make one on training clips, and checkpoints keep it; leave the flag out"
                     )
                 encoder.quantized[stream.view_name] = _quantized(encoder, stream, calibration)
         dtype = choose_dtype(settings.precision, encoder.device)
@@ -139,7 +140,7 @@ def _engine(encoder: Encoder, settings: DeviceSettings, int8: bool, openvino: bo
             f"OpenVINO is not installed, and computes {encoder.name}"
             + (", which was quantised for training" if as_trained else "")
             + f"; run {GET_OPENVINO}, or use --engine torch"
-            + (", whose embeddings differ a little" if as_trained else "")
+            + (", whose embeddings differ a little, unless you resume a run" if as_trained else "")
         )
     if encoder.quantized and not int8:
         say_it_differs(encoder, f"here OpenVINO computes it in {settings.precision}")
@@ -152,27 +153,83 @@ def say_it_differs(encoder: Encoder, how: str) -> None:
 
 
 def _takes_int8_by_itself(
-    encoders: Sequence[Encoder], settings: DeviceSettings, calibration: Calibration | None
+    opened: Sequence[tuple[Encoder, Stream]], settings: DeviceSettings, calibration: Calibration | None
 ) -> bool:
     """Whether encoders are quantised without being asked for; where only something lacks, that is said."""
+    encoders = list(dict.fromkeys(encoder for encoder, _ in opened))
     if (
         calibration is None
         or settings.precision != "auto"
         or settings.engine == "torch"
         or settings.compile
-        or not all(encoder.spec.int8 and encoder.device.type == "cpu" for encoder in encoders)
+        or not any(encoder.spec.int8 for encoder in encoders)
+        or any(encoder.device.type != "cpu" for encoder in encoders)
     ):
         return False
-    names = " and ".join(encoder.name for encoder in encoders)
-    if not can_quantize():
+    names = " and ".join(encoder.name for encoder in encoders if encoder.spec.int8)
+    if others := [encoder.name for encoder in encoders if not encoder.spec.int8]:
+        say(f"{names}: not in int8, which may cost {others[0]} accuracy; --precision int8 takes it for all")
+        return False
+    kept = openvino_is_installed() and all(
+        _Place.of(encoder, stream, calibration).read() for encoder, stream in opened
+    )
+    if not kept and not can_quantize():
         say(f"{names}: nearly twice as fast in int8, which OpenVINO computes; {GET_OPENVINO}")
         return False
     if not calibration.by_itself:
         say(
-            f"{names}: not in int8, since there is no cache, or no clip that all splits train on to measure "
-            "ranges with; --precision int8 quantises on the training clips of this split"
+            f"{names}: not in int8, for which a cache is wanted, and {CLIPS} clips that no split tests to "
+            "measure ranges with; --precision int8 takes what there is"
         )
     return calibration.by_itself
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a quantised network is kept: beside the caches.
+
+    Attributes:
+        folder: of all of them
+        start: of its file's name
+        about: what it is of, in its file and in its name
+        names: of the clips that it may have been quantised on
+    """
+
+    folder: Path
+    start: str
+    about: dict[str, Any]
+    names: Collection[str]
+
+    @classmethod
+    def of(cls, encoder: Encoder, stream: Stream, calibration: Calibration) -> Self:
+        """That of an encoder in a stream."""
+        about = {
+            "encoder": encoder.name,
+            "encoder_sha256": encoder.sha256(),
+            "img_dim": stream.img_dim,
+            "stream": stream.view_name,
+            "resize": stream.resize.words,
+            "windows": stream.windows.words,
+            "frame_stride": calibration.frame_stride,
+        }
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        start = f"{encoder.name.replace('/', '-')[-80:]}-{stream.img_dim}px-{key}-"
+        return cls(calibration.folder / "quantized", start, about, calibration.names)
+
+    def read(self) -> tuple[Quantized, Path] | None:
+        """The network and its file, if there is one. Raises: UserError if the file is damaged."""
+        for path in sorted(self.folder.glob(f"{glob.escape(self.start)}*.pt")):
+            try:
+                contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                network, clips = Quantized(contents["graph"], contents["weights"]), contents["clips"]
+                if not path.stem.endswith(network.sha256[:12]):
+                    raise ValueError("its contents do not fit its name")
+            # Whatever a damaged file makes the reader stumble over.
+            except Exception as error:
+                raise UserError(f"{path}: damaged; delete it, it is made again") from error
+            if set(clips) <= set(self.names):
+                return network, path
+        return None
 
 
 def _quantized(encoder: Encoder, stream: Stream, calibration: Calibration) -> Quantized:
@@ -180,59 +237,45 @@ def _quantized(encoder: Encoder, stream: Stream, calibration: Calibration) -> Qu
 
     One that was quantised on training clips serves whatever clips have come since.
     """
-    folder, view = calibration.folder / "quantized", stream.view_name
-    about = {
-        "encoder": encoder.name,
-        "encoder_sha256": encoder.sha256(),
-        "img_dim": stream.img_dim,
-        "stream": view,
-        "resize": stream.resize.words,
-        "windows": stream.windows.words,
-        "frame_stride": calibration.frame_stride,
-    }
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
-    start = f"{encoder.name.replace('/', '-')[-80:]}-{stream.img_dim}px-{key}-"
-    ranks = calibration.ranks
-    kept = _read_kept(folder, start, calibration.names)
+    place, ranks = _Place.of(encoder, stream, calibration), calibration.ranks
+    kept = place.read()
     # All have looked before the first one writes.
     ranks.wait()
     if kept is None and ranks.rank == 0:
-        chosen = choose_clips(calibration.clips)
-        if not chosen:
-            raise UserError(
-                "int8 needs clips that every split trains on to measure ranges with, and none is there; "
-                "train.py --precision int8 takes those of its own split"
-            )
-        make_writable_folder(folder)
-        say(f"quantising {encoder.name} for {stream.img_dim} px on {len(chosen)} training clips")
-        made = encoder.quantize(view, calibration_windows(chosen, stream, calibration.frame_stride))
-        buffer = io.BytesIO()
-        torch.save(
-            {"graph": made.graph, "weights": made.weights, "clips": [clip.name for clip in chosen], **about},
-            buffer,
-        )
-        write_whole(folder / f"{start}{made.sha256[:12]}.pt", buffer.getbuffer())
+        _quantize(encoder, stream, calibration, place)
     ranks.wait()
     # From the file in any case, so that every process has the same.
-    kept = kept or _read_kept(folder, start, calibration.names)
+    kept = kept or place.read()
     if kept is None:
-        raise UserError(f"{folder}: the quantised network is not there; all machines must see this folder")
+        raise UserError(
+            f"{place.folder}: the quantised network is not there; all machines must see this folder"
+        )
     network, path = kept
     say(f"{encoder.name}: OpenVINO computes it in int8, as {path} has it; --engine torch does without")
     return network
 
 
-def _read_kept(folder: Path, start: str, names: Collection[str]) -> tuple[Quantized, Path] | None:
-    for path in sorted(folder.glob(f"{glob.escape(start)}*.pt")):
-        try:
-            contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            network = Quantized(contents["graph"], contents["weights"])
-            if path.stem.endswith(network.sha256[:12]) and set(contents["clips"]) <= set(names):
-                return network, path
-        # Whatever a damaged file makes the reader stumble over.
-        except Exception as error:
-            raise UserError(f"{path}: damaged; delete it, it is made again") from error
-    return None
+def _quantize(encoder: Encoder, stream: Stream, calibration: Calibration, place: _Place) -> None:
+    chosen = choose_clips(calibration.clips)
+    if not chosen:
+        raise UserError(
+            "int8 needs clips that every split trains on to measure ranges with, and none is there; "
+            "train.py --precision int8 takes those of its own split"
+        )
+    if not can_quantize():
+        raise UserError(
+            f"quantising {encoder.name} takes the packages openvino and nncf; run {GET_OPENVINO}, or use "
+            "--engine torch"
+        )
+    make_writable_folder(place.folder, advice="name one with --cache_path")
+    count = f"{len(chosen)} training clip{'s' * (len(chosen) != 1)}"
+    say(f"quantising {encoder.name} for {stream.img_dim} px on {count}")
+    windows = calibration_windows(chosen, stream, calibration.frame_stride)
+    made = encoder.quantize(stream.view_name, windows)
+    buffer = io.BytesIO()
+    names = [clip.name for clip in chosen]
+    torch.save({"graph": made.graph, "weights": made.weights, "clips": names, **place.about}, buffer)
+    write_whole(place.folder / f"{place.start}{made.sha256[:12]}.pt", buffer.getbuffer())
 
 
 def choose_clips(clips: Sequence[Clip]) -> list[Clip]:

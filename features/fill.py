@@ -185,9 +185,10 @@ def open_cache(
         shard: fill this part only, and leave the rest to other machines
 
     Raises: as `EmbeddingCache` and `fill`; CacheError if the processes see different folders, UserError if
-        the folder cannot be made.
+        the folder cannot be made, or for frames of another size than the encoder was quantised for.
     """
     own = encoder_stream(encoder, stream, img_dim)
+    encoder.check_side(own.view_name, img_dim)
     key = CacheKey(
         encoder.name, encoder.sha256(), img_dim, encoder.variant(own.view_name), True, frame_stride,
         own.resize.words, own.view_name, own.windows,

@@ -19,6 +19,8 @@ from features.encoder import Encoder
 DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 pytestmark = [
     pytest.mark.cuda,
+    # What other processes train is compared with it.
+    pytest.mark.full_size,
     pytest.mark.skipif(
         DEVICE == "cuda" and not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here"
     ),
@@ -97,16 +99,16 @@ def test_one_process_of_torchrun_trains_as_none(call, flags, tmp_path):
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CPU's memory has no such limit")
-def test_out_of_memory_on_cuda_says_which_flag_to_lower(call, small, train_flags):
+def test_out_of_memory_on_cuda_says_which_flag_to_lower(call, flags):
     _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(min(1, 1e8 / total))
-    larger = ["--device", "cuda", "--encoder", "efficientnet_lite0", "--img_dim", 512]
     try:
-        done = call(train, *train_flags(small), *larger)
+        done = call(train, *flags, "--img_dim", 512)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert done.status == 1
-    assert "--batch_size" in done.one_line_error()
+    error = done.one_line_error()
+    assert ("--batch_size" in error, "--img_dim" in error) == (True, True)
 
 
 def test_a_video_is_labelled_as_on_a_cpu(call, small, tmp_path):

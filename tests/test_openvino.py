@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torchvision
 
 import export as export_script
+import extract_features
 import features.execution
 import features.fill as fill_script
 import test as test_script
@@ -118,6 +120,12 @@ def test_a_training_keeps_the_quantised_network_and_a_test_uses_it(call, toy, tr
     done = call(test_script, "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth", "--engine", "torch")
     assert done.status == 0, done.err
     assert "warning: tiny was quantised for training; here PyTorch computes it" in done.out
+    # It takes frames of one size; nothing is begun with others.
+    for script, more in ((test_script, []), (train, train_flags(toy)[:4])):
+        done = call(script, *more, "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth", "--img_dim", 48,
+                    "--cache_path", "third")  # fmt: skip
+        assert "quantised for frames of 32 pixels, not 48; leave out --img_dim" in done.one_line_error()
+    assert not (tmp_path / "third").exists()
     # What goes on from it without that network holds it no longer.
     done = call(train, *train_flags(toy)[:4], "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth",
                 "--engine", "torch", "--num_epochs", 1, "--output_path", "plain")  # fmt: skip
@@ -147,9 +155,26 @@ def test_auto_quantises_what_loses_nothing_by_it(call, toy, train_flags, tmp_pat
     # A run that has begun otherwise stays as it was.
     done = call(train, "--resume")
     assert (done.status, "OpenVINO" in done.out) == (0, False), done.err
+    # There are 16 clips that no split tests.
+    done = call(train, *flags, "--output_path", "few")
+    assert (done.status, "OpenVINO computes" in done.out) == (0, False), done.err
+    assert "tiny: not in int8, for which a cache is wanted, and 32 clips that no split tests" in done.out
+    monkeypatch.setattr(features.execution, "CLIPS", 16)
     done = call(train, *flags, "--output_path", "int8")
     assert done.status == 0, done.err
     assert "tiny: OpenVINO computes it in int8" in done.out
+    other = replace(networks.ENCODERS["tiny"], int8=False, input_size=32)
+    monkeypatch.setitem(networks.ENCODERS, "other", other)
+    done = call(train, *flags, "--streams", "rgb,other", "--output_path", "two")
+    assert (done.status, "OpenVINO computes" in done.out) == (0, False), done.err
+    assert "tiny: not in int8, which may cost other accuracy; --precision int8 takes it for all" in done.out
+    # What is kept needs no package to quantise with.
+    with monkeypatch.context() as without:
+        without.setattr(features.execution, "can_quantize", lambda: False)
+        done = call(train, *flags, "--output_path", "kept")
+    assert done.status == 0, done.err
+    assert "tiny: OpenVINO computes it in int8" in done.out
+    assert ("quantising" in done.out, "encoding" in done.out) == (False, False)
     for more in (("--engine", "torch"), ("--precision", "fp32"), ("--split_number", "random")):
         done = call(train, *flags, *more, "--output_path", "without")
         assert (done.status, "OpenVINO" in done.out) == (0, False), done.err
@@ -157,6 +182,12 @@ def test_auto_quantises_what_loses_nothing_by_it(call, toy, train_flags, tmp_pat
     own = ["--dataset_path", toy / "UCF-101", "--dataset", "folder", *flags[4:]]
     done = call(train, *own, "--output_path", "own")
     assert (done.status, "OpenVINO" in done.out) == (0, False), done.err
+
+
+def weights_of_resnet18(folder):
+    path = folder / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return path
 
 
 def test_what_does_not_go_is_told_in_a_line(call, toy, train_flags, tmp_path, monkeypatch):
@@ -170,6 +201,15 @@ def test_what_does_not_go_is_told_in_a_line(call, toy, train_flags, tmp_path, mo
     assert "OpenVINO is not installed, and computes tiny; run pip install -r" in done.one_line_error()
     done = call(train, *flags, "--precision", "int8")
     assert "OpenVINO is not installed" in done.one_line_error()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    features_flags = ["--encoder", "resnet18", "--encoder_weights", weights_of_resnet18(tmp_path)]
+    clip = next((toy / "UCF-101").glob("*/*.avi"))
+    done = call(
+        extract_features, "--video_path", clip, *features_flags, "--precision", "int8", "--output", "x"
+    )
+    assert "resnet18 has no quantised network here; features.py and train.py make" in done.one_line_error()
+    assert not (tmp_path / "x").exists()
 
 
 def test_features_are_filled_in_int8_and_a_damaged_network_is_told(call, toy, tmp_path):
@@ -179,5 +219,11 @@ def test_features_are_filled_in_int8_and_a_damaged_network_is_told(call, toy, tm
     assert done.status == 0, done.err
     assert "-openvino-int8-" in done.out.splitlines()[-1]
     (kept,) = (tmp_path / "cache/quantized").iterdir()
-    kept.write_bytes(kept.read_bytes()[:-1000])
-    assert f"{kept}: damaged; delete it, it is made again" in call(fill_script, *flags).one_line_error()
+    whole = kept.read_bytes()
+    contents = torch.load(kept, weights_only=True)
+    contents["weights"][100] += 1
+    torch.save(contents, kept)
+    other = kept.read_bytes()
+    for damaged in (whole[:-1000], other):
+        kept.write_bytes(damaged)
+        assert f"{kept}: damaged; delete it, it is made again" in call(fill_script, *flags).one_line_error()

@@ -85,8 +85,11 @@ def unused(path: Path, suffix: str = "", *, first: str = "") -> Path:
     return free
 
 
-def make_writable_folder(folder: Path) -> None:
+def make_writable_folder(folder: Path, *, advice: str = "choose another one") -> None:
     """Make an output folder, and see that a file can be written there, before the work starts.
+
+    Args:
+        advice: what to do if not
 
     Raises: UserError naming the folder if not.
     """
@@ -96,4 +99,4 @@ def make_writable_folder(folder: Path) -> None:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{folder}: cannot write into this folder ({reason}); choose another one") from error
+        raise UserError(f"{folder}: cannot write into this folder ({reason}); {advice}") from error

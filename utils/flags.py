@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
@@ -135,7 +136,12 @@ def flags_first(module: str, get_parser: Callable[[], argparse.ArgumentParser]) 
         module: the command's `__name__`; one that is imported has no command line
     """
     if module == "__main__":
-        get_parser().parse_known_args()
+        parser = get_parser()
+        # An encoder's name is checked against what takes seconds to load.
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            parser.print_help()
+            sys.exit()
+        parser.parse_known_args()
 
 
 def read(settings: type[S], args: argparse.Namespace) -> S:

@@ -83,7 +83,7 @@ def _explain(error: Exception) -> str | None:
     torch = sys.modules.get("torch")
     if torch and isinstance(error, torch.OutOfMemoryError):
         reason = str(error).split(".", 1)[0]
-        return f"the accelerator's memory is full ({reason}); lower --batch_size"
+        return f"the accelerator's memory is full ({reason}); lower --batch_size, or --img_dim while encoding"
     # The system's own errors (a full disk, no permission) have a number.
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
         # An error out of a data worker carries the worker's traceback; its last line is the message.
