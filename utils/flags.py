@@ -136,12 +136,9 @@ def flags_first(module: str, get_parser: Callable[[], argparse.ArgumentParser]) 
         module: the command's `__name__`; one that is imported has no command line
     """
     if module == "__main__":
-        parser = get_parser()
-        # An encoder's name is checked against what takes seconds to load.
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            parser.print_help()
-            sys.exit()
-        parser.parse_known_args()
+        # An encoder's name beside it is checked against what takes seconds to load.
+        wants_help = {"-h", "--help"} & set(sys.argv[1:])
+        get_parser().parse_known_args(["--help"] if wants_help else None)
 
 
 def read(settings: type[S], args: argparse.Namespace) -> S:
