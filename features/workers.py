@@ -2,7 +2,7 @@
 
 A computation on all cores waits for the slowest of them at every layer, and all of it for the one that
 decodes or writes a video meanwhile. Several computations on a core each do not wait for each other: two are
-4 to 8 % faster than one on 2 cores, and what else is to be done takes no more than its own time.
+as fast as one on 2 cores, or up to 9 % faster, and what else is to be done takes no more than its own time.
 """
 
 from __future__ import annotations
