@@ -6,13 +6,14 @@ The temperature is fitted on groups held out of the training list of the split, 
 --val_fraction; the error is that of the test clips.
 """
 
-import shlex
 import statistics
 from pathlib import Path
 
 import common
 
-from models import MODELS
+from features.networks import encoder_spec
+from models import MODELS, check_model
+from training.comparison import words_of
 from training.jobs import train_all
 from training.report import markdown
 from utils.device import choose_device
@@ -32,6 +33,12 @@ def main() -> int:
     parser.add_argument("--num_epochs", type=COUNT, default=10, help="of train.py")
     parser.add_argument("--cache_path", type=Path, help="of train.py; default: beside the data set")
     args = parser.parse_args()
+    if not 0 < args.val_fraction < 1:
+        parser.error(f"--val_fraction {args.val_fraction}: a temperature is fitted on it; take one in (0, 1)")
+    encoders, models = ({entry: words_of(entry) for entry in given} for given in (args.encoders, args.models))
+    for words, check in ((encoders, encoder_spec), (models, check_model)):
+        for name, *_ in words.values():
+            check(name)
     data = common.data_settings(args.data)
     flags: list[object] = ["--dataset_path", data.dataset_path, "--split_path", data.split_path]
     flags += ["--val_fraction", args.val_fraction, "--num_epochs", args.num_epochs, "--num_workers", 1]
@@ -45,7 +52,7 @@ def main() -> int:
     ]
     jobs: dict[str, list[object]] = {
         f"training{number}": [
-            *(*flags, "--encoder", *shlex.split(encoder), "--model", *shlex.split(model)),
+            *(*flags, "--encoder", *encoders[encoder], "--model", *models[model]),
             *("--split_number", split, "--seed", seed),
         ]
         for number, (encoder, model, split, seed) in enumerate(places)

@@ -31,9 +31,10 @@ from tqdm import tqdm
 from models import MODELS, check_model
 from splits.datasets import DataSettings, Listed
 from splits.split import Clip, Split
+from training.comparison import filling_flags, words_of
 from training.learner import Learner
 from training.loop import Part
-from training.masked import MaskedFrames, MaskedLearner
+from training.masked import MaskedFrames, MaskedLearner, check_pretraining
 from training.recipe import Recipe
 from training.report import markdown
 from training.settings import TrainSettings, add_train_flags
@@ -203,7 +204,8 @@ def main() -> int:
     parser.add_argument(
         "--held_out",
         action="store_true",
-        help="draw and test groups that no split tests; UCF-101 has four of each class, and one is tested",
+        help="draw among the groups that no split tests, four of each class in UCF-101, and test the "
+        "others of them",
     )
     parser.add_argument(
         "--steps", type=COUNT, default=400, help="of each training: few clips make short epochs"
@@ -214,19 +216,23 @@ def main() -> int:
     for model in args.models:
         check = argparse.ArgumentParser()
         add_train_flags(check)
-        name, *words = shlex.split(model) or [""]
+        name, *words = words_of(model) or [""]
         check_model(name)
-        if other := set(typed(check, words, check.parse_args(words))) - kept:
+        given = typed(check, words, check.parse_args(words))
+        if other := set(given) - kept:
             parser.error(f"--models {model!r}: --{min(other)} is the same for all here, or has no effect")
+        if given.get("pretrain"):
+            check_pretraining(name, given.get("sequence_length"))
     flags = ["--dataset_path", str(data.dataset_path), "--split_path", str(data.split_path)]
     flags += ["--cache_path", str(args.cache_path)] if args.cache_path else []
     rows = [
         ["encoder", "model", *(f"{groups} group{'s'[: groups > 1]} of a class" for groups in args.groups)]
     ]
-    for encoder in args.encoders:
-        own = [*flags, "--encoder", *shlex.split(encoder)]
+    encoder_flags = {encoder: [*flags, "--encoder", *words_of(encoder)] for encoder in args.encoders}
+    fills = {encoder: filling_flags(own) for encoder, own in encoder_flags.items()}
+    for encoder, own in encoder_flags.items():
         # Workers have a core each, which is too little to encode with.
-        filling = [sys.executable, str(common.ROOT / "features.py"), *own]
+        filling = [sys.executable, str(common.ROOT / "features.py"), *fills[encoder]]
         if status := subprocess.run(filling, stdout=sys.stderr, check=False).returncode:
             return status
         own += ["--num_workers", "1"]

@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{count} clips of {len(ACTIONS)} classes in {args.output_path}")
+    print(f"{count} clips of {len(KINDS[args.actions])} classes in {args.output_path}")
     return 0
 
 

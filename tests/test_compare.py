@@ -122,6 +122,12 @@ def test_what_is_finished_is_kept(call, compared, tmp_path):
     path.write_text("{")
     done = call(compare, *flags, "--models", "MeanPool")
     assert "damaged, or of an earlier version" in done.one_line_error()
+    filling = folder / f"{job_name('filling', ENCODERS[0])}.json"
+    whole = filling.read_bytes()
+    filling.write_text("{")
+    done = call(compare, *flags, "--models", "MeanPool", "--encoders", ENCODERS[0])
+    assert f"{filling}: damaged; delete it" in done.one_line_error()
+    filling.write_bytes(whole)
     with hold_folder(folder):
         done = call(compare, *flags, "--models", "MeanPool", "--encoders", ENCODERS[0])
     assert "another --run_path" in done.one_line_error()

@@ -56,7 +56,8 @@ def test_as_many_groups_as_there_are_can_be_drawn_and_one_less_where_some_are_te
 
 def test_a_table_of_heads_on_groups_that_no_split_tests(call, small, tmp_path):
     command = [few_labels, "--data", small, "--cache_path", tmp_path / "cache", "--held_out"]
-    command += ["--encoders", "efficientnet_lite0 --img_dim 32 --precision fp32", "--draws", 1, "--steps", 4]
+    encoder = "efficientnet_lite0 --img_dim 32 --precision fp32 --sequence_length 8"
+    command += ["--encoders", encoder, "--draws", 1, "--steps", 4]
     done = call(*command, "--models", "NormalizedProbe --learning_rate 1e-2", "--groups", 1)
     assert done.status == 0, done.err
     rows = [line.strip("| ").split(" | ") for line in done.out.splitlines() if line.startswith("|")]
@@ -67,6 +68,9 @@ def test_a_table_of_heads_on_groups_that_no_split_tests(call, small, tmp_path):
     # Of the two groups that no split tests one is drawn, and the two clips of the other are tested.
     for row in rows[2:]:
         assert float(row[2].split(" %")[0]) in (0, 16.7, 33.3, 50, 66.7, 83.3, 100)
-    done = call(*command, "--models", "NoHead")
-    assert done.status == 1
-    assert "unknown model 'NoHead'" in done.one_line_error()
+    for model, reason in (
+        ("NoHead", "unknown model 'NoHead'"),
+        ("MeanPool 'x", "No closing quotation"),
+        ("MeanPool --pretrain 2", "cannot tell one from the others"),
+    ):
+        assert reason in call(*command, "--models", model).one_line_error()

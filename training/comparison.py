@@ -129,7 +129,7 @@ def make_plan(
         if settings.loop.pretrain:
             check_pretraining(settings.model.model, settings.model.sequence_length)
         if settings.cache.cache == "disk":
-            fills[encoder] = filling_flags(parser, [*flags, "--encoder", *encoder_words])
+            fills[encoder] = filling_flags([*flags, "--encoder", *encoder_words])
         for number, seed in itertools.product(numbers, range(seeds)):
             place = (encoder, model, number, seed)
             words = [*flags, *own, "--split_number", str(number), "--seed", str(seed)]
@@ -143,11 +143,11 @@ def make_plan(
     return Plan(pairs, numbers, jobs, kept, test_clips, fills)
 
 
-def filling_flags(parser: _Flags, words: list[str]) -> list[str]:
-    """Of flags of train.py, those that features.py takes too."""
+def filling_flags(words: list[str]) -> list[str]:
+    """Of flags of train.py, those that features.py takes too. Raises: UserError for a wrong one."""
     groups = (DataSettings, CacheSettings, EncoderSettings, DeviceSettings)
     names = {entry.name for group in groups for entry in fields(group)}
-    given = {name: value for name, value in parser.check(words, ()).items() if name in names}
+    given = {name: value for name, value in _Flags().check(words, ()).items() if name in names}
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
@@ -169,15 +169,18 @@ def fill(encoder: str, flags: list[str], folder: Path) -> Filling | None:
 
     It is not where all was kept before, or an earlier comparison was interrupted in it.
 
-    Raises: UserError if features.py fails.
+    Raises: UserError if features.py fails, or what is kept of an earlier time is damaged.
     """
     path = folder / f"{job_name('filling', encoder)}.json"
     if path.is_file():
-        before = json.loads(path.read_text())
-        if before["flags"] == flags and before["done"]:
-            # An earlier version kept no such entry.
-            took = before.get("took")
-            return took and Filling(**took)
+        try:
+            before = json.loads(path.read_text())
+            if before["flags"] == flags and before["done"]:
+                # An earlier version kept no such entry.
+                took = before.get("took")
+                return took and Filling(**took)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged; delete it, the cache it is about stays") from error
     known = not path.is_file()
     write_whole(path, json_bytes({"flags": flags, "done": False}))
     started, log, commands = time.monotonic(), path.with_suffix(".log"), Commands()

@@ -33,8 +33,8 @@ from utils.process import UserError, available_cores
 ROOT = Path(__file__).resolve().parents[1]
 # What train.py writes, in the folder of a job.
 RUN = "run"
-# Clips classified at once, and how often, where that is timed.
-CLIPS, REPEATS = 16, 7
+# Clips classified at once, and how often and how long at least, where that is timed.
+CLIPS, REPEATS, LEAST_SECONDS = 16, 7, 0.2
 BAR_SECONDS = 0.5
 # One at a time is timed.
 _timing = threading.Lock()
@@ -148,7 +148,8 @@ class Commands:
             if show:
                 _show_bar(process, log)
             status = process.wait()
-            self._running.discard(process)
+            with self._lock:
+                self._running.discard(process)
         printed = log.read_text(errors="replace")
         if status < 0:
             killed = signal.Signals(-status).name
@@ -187,10 +188,11 @@ def classify_rate(checkpoint: Checkpoint, device: torch.device, threads: int) ->
     shape = (CLIPS, checkpoint.sequence_length, model.width)
     embeddings = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     torch.set_num_threads(threads)
-    seconds = []
+    seconds: list[float] = []
     with torch.no_grad():
         model.classify(embeddings).cpu()
-        for _ in range(REPEATS):
+        # A small head takes less than a millisecond, which says little alone.
+        while len(seconds) < REPEATS or sum(seconds) < LEAST_SECONDS:
             started = time.perf_counter()
             # The copy waits for the device.
             model.classify(embeddings).cpu()
