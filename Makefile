@@ -13,6 +13,8 @@ DEMO_CLIP := $(TOY)/UCF-101/JumpingJack/v_JumpingJack_g01_c01.avi
 DEMO_RUN := runs/demo
 DEMO_VIDEO := annotated/demo.mp4
 SHOWN := JumpingJack WalkLeft SitDown
+# One more than cores, since some tests wait for processes of their own.
+TEST_PROCESSES = $(shell $(PY) -c "import os; print(min(8, 1 + os.cpu_count()))")
 
 .PHONY: demo test test-browser test-cuda assets
 
@@ -46,7 +48,7 @@ test: .venv/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 # The page names the action with the model that `make demo` trains.
 test-browser: .venv/installed-browser demo

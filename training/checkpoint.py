@@ -44,7 +44,8 @@ def check_answers(finite: bool) -> None:
     """
     if not finite:
         raise CheckpointError(
-            "the model's answers are no numbers: its checkpoint is damaged; copy or train it again"
+            "the model's answers are no numbers: its checkpoint is damaged, or its training diverged; copy "
+            "it again, or train it with a lower --learning_rate"
         )
 
 
