@@ -15,6 +15,7 @@ from pathlib import Path
 
 import common
 import torch
+from original_way import OriginalProcess
 
 from features.encoder import ENGINES, TORCH, Encoder
 from features.fill import open_cache
@@ -99,7 +100,7 @@ def other_rate(
         photographs = common.make_encoder("resnet152", device, random_weights=True)
         return "raw ResNet-152 at 112 px", lambda: common.raw_rate(photographs, 112, device, batches=4)
     length = 64
-    original = common.OriginalProcess(args.encoder, args.img_dim, device)
+    original = OriginalProcess(args.encoder, args.img_dim, device)
     folder = original.extract(max(chosen, key=lambda clip: clip.video.count()).video)
     return "the original's way: JPEG, PIL, fp32", lambda: length / original.encode(folder, length)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import common
 import torch
+from original_way import OriginalProcess
 
 from annotation.annotate import Annotator
 from annotation.settings import LabelSettings
@@ -93,7 +94,7 @@ def measure(name: str, clips: list[Clip], device: torch.device, *, quick: bool) 
         compiled = f"{common.raw_rate(encoder, side, device) / raw:.2f} x"
     original = lacking
     if not encoder.spec.video:
-        process = common.OriginalProcess(name, side, device)
+        process = OriginalProcess(name, side, device)
         original = f"{64 / process.encode(process.extract(longest), 64):,.0f}"
     return [
         name, str(side), f"{raw:,.0f}", compiled, f"{filling:,.0f}", f"{100 * filling / raw:.0f} %",

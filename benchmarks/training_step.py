@@ -11,6 +11,7 @@ from pathlib import Path
 
 import common
 import torch
+from original_way import OriginalProcess
 
 from dataset import Sampling
 from features.fill import open_cache
@@ -45,7 +46,7 @@ def main() -> None:
     every = common.clips(args.data)
     chosen = every[:: max(1, len(every) // args.clips)][: args.clips]
     model = common.make_model(args.encoder, device, random_weights=args.random_weights)
-    original = common.OriginalProcess(args.encoder, args.img_dim, device)
+    original = OriginalProcess(args.encoder, args.img_dim, device)
     folders = [original.extract(clip.video) for clip in chosen[:BATCH]]
     labels = [clip.label for clip in chosen[:BATCH]]
 
