@@ -13,8 +13,8 @@ DEMO_CLIP := $(TOY)/UCF-101/JumpingJack/v_JumpingJack_g01_c01.avi
 DEMO_RUN := runs/demo
 DEMO_VIDEO := annotated/demo.mp4
 SHOWN := JumpingJack WalkLeft SitDown
-# Twice as many as cores, since some tests wait for processes of their own.
-TEST_PROCESSES = $(shell $(PY) -c "import os; print(min(8, 2 * os.cpu_count()))")
+# One more than cores, since some tests wait for processes of their own.
+TEST_PROCESSES = $(shell $(PY) -c "import os; print(min(8, 1 + os.cpu_count()))")
 
 .PHONY: demo test test-browser test-cuda assets
 
