@@ -14,7 +14,7 @@ DEMO_RUN := runs/demo
 DEMO_VIDEO := annotated/demo.mp4
 SHOWN := JumpingJack WalkLeft SitDown
 # One more than cores, since some tests wait for processes of their own.
-TEST_PROCESSES = $(shell $(PY) -c "import os; print(min(8, 1 + os.cpu_count()))")
+TEST_PROCESSES = $(shell $(PY) -c "from utils.process import available_cores; print(min(8, 1 + available_cores()))")
 
 .PHONY: demo test test-browser test-cuda assets
 

@@ -216,7 +216,7 @@ def main() -> int:
     for model in args.models:
         check = argparse.ArgumentParser()
         add_train_flags(check)
-        name, *words = words_of(model) or [""]
+        name, *words = words_of(model)
         check_model(name)
         given = typed(check, words, check.parse_args(words))
         if other := set(given) - kept:

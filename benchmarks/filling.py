@@ -54,7 +54,8 @@ def main() -> None:
 
     other_name, other = other_rate(args, encoder, chosen, device)
     fill()
-    filled, raw, aside, old = [], [], [], []
+    filled, raw, old = [], [], []
+    aside: list[float] = []
     batches = 2 * max(2, args.frames // encoder.batch_size // encoder.spec.windows.frames // 8)
     for _ in range(args.pairs):
         before = common.raw_rate(encoder, args.img_dim, device, batches=batches)
@@ -62,12 +63,21 @@ def main() -> None:
         after = common.raw_rate(encoder, args.img_dim, device, batches=batches)
         # The machine's speed drifts: the limit is what it was around the measurement.
         raw.append((before + after) / 2)
-        aside.append(
-            common.raw_rate(encoder, args.img_dim, device, batches=batches, side_by_side=True)
-            if device.type == "cpu"
-            else raw[-1]
-        )
+        if device.type == "cpu":
+            aside.append(common.raw_rate(encoder, args.img_dim, device, batches=batches, side_by_side=True))
         old.append(other())
+    # An accelerator computes one batch at a time.
+    by_core = (
+        []
+        if not aside
+        else [
+            ("raw, each core a batch of its own", common.spread(aside, "frames/s")),
+            (
+                "filling / raw, each core a batch",
+                common.spread([100 * a / b for a, b in zip(filled, aside, strict=True)], "%"),
+            ),
+        ]
+    )
     print(common.machine(device))
     common.table(
         f"Filling the cache, {args.encoder} at {args.img_dim} px, {held:,} frames of {len(chosen)} clips, "
@@ -77,12 +87,8 @@ def main() -> None:
             (other_name, common.spread(old, "frames/s")),
             ("raw encoder on random data", common.spread(raw, "frames/s")),
             ("filling, videos to embeddings on disk, each view counted", common.spread(filled, "frames/s")),
-            ("raw, each core a batch of its own", common.spread(aside, "frames/s")),
             ("filling / raw", common.spread([100 * a / b for a, b in zip(filled, raw, strict=True)], "%")),
-            (
-                "filling / raw, each core a batch",
-                common.spread([100 * a / b for a, b in zip(filled, aside, strict=True)], "%"),
-            ),
+            *by_core,
             ("raw / first row", common.spread([a / b for a, b in zip(raw, old, strict=True)], "x")),
             (
                 "filling / the first row",

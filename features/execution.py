@@ -170,10 +170,10 @@ def _takes_int8_by_itself(
     if others := [encoder.name for encoder in encoders if not encoder.spec.int8]:
         say(f"{names}: not in int8, which may cost {others[0]} accuracy; --precision int8 takes it for all")
         return False
-    kept = openvino_is_installed() and all(
-        _Place.of(encoder, stream, calibration).read() for encoder, stream in opened
-    )
-    if not kept and not can_quantize():
+    if not can_quantize() and not (
+        openvino_is_installed()
+        and all(_Place.of(encoder, stream, calibration).read() for encoder, stream in opened)
+    ):
         say(f"{names}: nearly twice as fast in int8, which OpenVINO computes; {GET_OPENVINO}")
         return False
     if not calibration.by_itself:

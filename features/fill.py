@@ -188,7 +188,6 @@ def open_cache(
         the folder cannot be made, or for frames of another size than the encoder was quantised for.
     """
     own = encoder_stream(encoder, stream, img_dim)
-    encoder.check_side(own.view_name, img_dim)
     key = CacheKey(
         encoder.name, encoder.sha256(), img_dim, encoder.variant(own.view_name), True, frame_stride,
         own.resize.words, own.view_name, own.windows,
@@ -196,6 +195,9 @@ def open_cache(
     if not flip and not (path / key.folder).is_dir():
         key = replace(key, flip=False)
     folder = path / key.folder
+    if not folder.is_dir():
+        # Opens a quantised network, which a cache that is whole does without.
+        encoder.check_side(own.view_name, img_dim)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

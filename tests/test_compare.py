@@ -99,7 +99,7 @@ def test_what_is_finished_is_kept(call, compared, tmp_path):
     assert done.status == 0, done.err
     rows = rows_of(folder)
     assert [row["encoder"] for row in rows] == ENCODERS
-    assert {**rows[0], "training, s": "", "clips/s": ""} == {**first, "training, s": "", "clips/s": ""}
+    assert rows[0] == first
     assert report.stat().st_mtime_ns == before
     assert left.stat().st_size > 100
     done = call(compare, *flags, "--models", "MeanPool", "--num_epochs", 2)

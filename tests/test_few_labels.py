@@ -73,4 +73,6 @@ def test_a_table_of_heads_on_groups_that_no_split_tests(call, small, tmp_path):
         ("MeanPool 'x", "No closing quotation"),
         ("MeanPool --pretrain 2", "cannot tell one from the others"),
     ):
-        assert reason in call(*command, "--models", model).one_line_error()
+        done = call(*command, "--models", model)
+        assert done.status == 1
+        assert reason in done.one_line_error()

@@ -2,8 +2,6 @@
 
 import argparse
 import errno
-import subprocess
-import sys
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
@@ -12,7 +10,7 @@ import pytest
 import torch
 
 import train
-from conftest import ROOT
+from conftest import run_script
 from models import MODELS, MeanPool
 from utils import device
 from utils.device import choose_dtype, has_bf16, seed_everything
@@ -136,9 +134,7 @@ def test_seeding_does_not_wait_for_the_compiler():
         "import sys, torch; from utils.device import seed_everything; seed_everything(0); "
         "print(torch.are_deterministic_algorithms_enabled(), 'torch._inductor' in sys.modules)"
     )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "False"]
+    assert run_script("-c", program).out.split() == ["True", "False"]
 
 
 class Broken(torch.utils.data.Dataset):

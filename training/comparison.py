@@ -63,9 +63,9 @@ class _Flags(argparse.ArgumentParser):
 
 
 def words_of(entry: str) -> list[str]:
-    """Name and flags of an entry. Raises: UserError for a quote that does not end."""
+    """Name, or "" without one, and flags of an entry. Raises: UserError for a quote that does not end."""
     try:
-        return shlex.split(entry)
+        return shlex.split(entry) or [""]
     except ValueError as error:
         raise UserError(f"{entry!r}: {error}") from error
 
@@ -118,7 +118,7 @@ def make_plan(
             ("encoders", encoder_spec, encoder_words), ("models", check_model, model_words),
         ):  # fmt: skip
             try:
-                check(words[0] if words else "")
+                check(words[0])
             except UserError as error:
                 raise UserError(f"--{name}: {error}") from error
             parser.check(words[1:], (*OWN, "split_number"))
