@@ -18,12 +18,13 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from features.settings import DeviceSettings, EncoderSettings
 from utils.flags import COUNT, add_flags, flags_first, read
-from utils.process import MissingFileError, UserError, run
+from utils.process import MissingFileError, UserError, run, warn
 
 # What must be the same where features are there already.
 SETTINGS = ("encoder", "encoder_sha256", "computed_in", "img_dim", "frame_stride")
@@ -67,24 +68,34 @@ from features.pipeline import embed_ahead, read_ahead
 from features.streams import Stream, encoder_stream
 from splits.folder import class_folders, clip_names
 from utils.device import choose_device, seed_everything
-from utils.files import json_bytes, make_writable_folder, write_whole
-from video.files import find_videos
+from utils.files import json_bytes, make_writable_folder, shortened, write_whole
+from video.decoder import Frame
+from video.files import find_videos, printable
 from video.reader import Video
 
 
 class CountedVideo(Video):
-    """A video that knows how many frames it had, once they have been read.
+    """A video that knows how many frames it had and when they are shown, once they have been read.
 
     Attributes:
         read: frames so far
+        times: when each of them is shown, in seconds; of a folder of frames there are none
     """
 
-    read = 0
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.read, self.times = 0, list[Fraction]()
 
     def frames(self, *args: Any, **options: Any) -> Iterator[np.ndarray]:
         """As `Video.frames`."""
         for frame in super().frames(*args, **options):
             self.read += 1
+            yield frame
+
+    def timed_frames(self) -> Iterator[Frame]:
+        """As `Video.timed_frames`."""
+        for frame in super().timed_frames():
+            self.times.append(frame.second)
             yield frame
 
 
@@ -102,13 +113,13 @@ def find_sources(args: argparse.Namespace) -> dict[Path, Path]:
         if not found:
             raise UserError(f"{args.dataset_path}: no clips in its folders; name videos with --video_path")
     else:
-        found = [(path, args.output / path.name) for path in find_videos(args.video_path)]
+        found = [(path, args.output / shortened(path.stem)) for path in find_videos(args.video_path)]
         for path, _ in found:
             if not path.exists():
                 raise MissingFileError(f"{path}: no such video file; check the path")
     targets: dict[Path, Path] = {}
     for path, target in found:
-        stem = target.with_suffix("")
+        stem = target if args.video_path else target.with_suffix("")
         if stem in targets:
             raise UserError(
                 f"{path} and {targets[stem]} would both go into {stem}.npy; rename one of the two"
@@ -144,11 +155,18 @@ def describe(video: CountedVideo, stream: Stream, settings: dict[str, Any], coun
     size, mtime_ns = file_stamp(video)
     span = settings["frame_stride"] * stream.windows.hop
     spans = [[span * row, min(span * (row + 1), video.read)] for row in range(count)]
-    about = {"video": str(video.path), "size": size, "mtime_ns": mtime_ns, "frames": video.read, **settings}
+    about = {
+        "video": str(video.path),
+        "size": size,
+        "mtime_ns": mtime_ns,
+        "frames": video.read,
+        "lost_frames": video.lost,
+        **settings,
+    }
     if video.path.is_dir():
         return {**about, "fps": None, "spans": spans, "seconds": None}
-    fps, times = video.fps(), video.times()
-    seconds = [[round(shown_at(frame, fps=fps, times=times), 4) for frame in ends] for ends in spans]
+    fps = video.fps()
+    seconds = [[round(shown_at(frame, fps, video.times), 4) for frame in ends] for ends in spans]
     return {**about, "fps": float(fps), "spans": spans, "seconds": seconds}
 
 
@@ -180,6 +198,8 @@ def extract(targets: dict[Path, Path], stream: Stream, settings: dict[str, Any],
             # Last: what it stands beside is whole.
             about = describe(video, stream, settings, sum(map(len, embeddings)))
             write_whole(Path(f"{target}.json"), json_bytes(about))
+            if video.lost:
+                warn(f"{video.name}: {video.read:,} of {video.read + video.lost:,} frames decoded")
     return failures
 
 
@@ -211,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         f"embeddings of {encoder.width} numbers, {each}"
     )
     for failure in failures:
-        print(f"not extracted: {failure}", file=sys.stderr)
+        print(f"not extracted: {printable(failure)}", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.files import beside, make_writable_folder
+from utils.files import beside, make_writable_folder, shortened
 from utils.flags import COUNT, number
-from utils.process import MissingFileError, UserError, available_cores, run
-from video.files import find_videos
+from utils.process import MissingFileError, UserError, available_cores, run, warn
+from video.files import find_videos, printable
 from video.opencv import cv2
 from video.reader import Video, worker_context
 
@@ -54,20 +54,21 @@ def frames_folder(dataset_path: Path) -> Path:
     return beside(dataset_path, "-frames")
 
 
-def extract_clip(video_path: Path, folder: Path, quality: int) -> int:
+def extract_clip(video_path: Path, folder: Path, quality: int) -> tuple[int, int]:
     """Write the frames of one video to `folder`/<n>.jpg, n from 0; the folder is whole or not there.
 
-    Returns: the number of frames, 0 if the folder was there already.
+    Returns: the numbers of frames and of those that did not decode; 0 if the folder was there already.
     Raises: video.VideoError for a video that cannot be read, OSError if the frames cannot be written.
     """
     if folder.is_dir():
-        return 0
+        return 0, 0
     cv2.setNumThreads(1)
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = folder.with_name(f".{shortened(folder.name)}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    video = Video(video_path)
     try:
-        for number, frame in enumerate(Video(video_path).frames()):
+        for number, frame in enumerate(video.frames()):
             done, jpeg = cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
             if not done:
                 raise UserError(f"{video_path}: frame {number} cannot be written as JPEG")
@@ -75,7 +76,7 @@ def extract_clip(video_path: Path, folder: Path, quality: int) -> int:
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return number + 1
+    return number + 1, video.lost
 
 
 def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, int, list[str]]:
@@ -92,7 +93,7 @@ def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, in
     clips, frames, failures = 0, 0, []
     pool = ProcessPoolExecutor(workers, mp_context=worker_context())
     try:
-        futures: dict[Future[int], Path] = {}
+        futures: dict[Future[tuple[int, int]], Path] = {}
         folders: dict[Path, Path] = {}
         for path in videos:
             folder = frames_path / path.relative_to(dataset_path).with_suffix("")
@@ -108,8 +109,11 @@ def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, in
         )
         for future in bar:
             try:
-                frames += future.result()
-                clips += 1
+                written, lost = future.result()
+                frames, clips = frames + written, clips + 1
+                if lost:
+                    whole = written + lost
+                    warn(f"{printable(futures[future])}: {written:,} of {whole:,} frames decoded")
             except (UserError, OSError) as error:
                 failures.append(str(error) or f"{futures[future]}: {type(error).__name__}")
     finally:
@@ -123,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     clips, frames, failures = extract_all(args.dataset_path, args.quality, args.num_workers)
     print(f"{clips:,} clips, {frames:,} new frames in {frames_folder(args.dataset_path)}{os.sep}")
     for failure in failures:
-        print(f"not extracted: {failure}", file=sys.stderr)
+        print(f"not extracted: {printable(failure)}", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from annotation.settings import BackendSettings, LabelSettings
 from features.settings import DeviceSettings
 from utils.flags import add_flags, flags_first, read
-from utils.process import Deferred, MissingFileError, available_cores, run
+from utils.process import Deferred, UserError, available_cores, run, warn
 
 # Pixels that small pictures are shown at.
 WINDOW_WIDTH = 640
@@ -60,30 +60,33 @@ from annotation.labels import Smoother
 from annotation.live import Chooser, LiveLabels, LiveVideo, Log, is_live, watch
 from annotation.overlay import Overlay
 from annotation.segments import Steady, name_of
-from utils.files import make_writable_folder, unused
-from video.files import VideoError, find_videos
+from utils.files import make_writable_folder, shortened, unused
+from video.files import VideoError, find_videos, printable
 from video.opencv import cv2
 from video.reader import Video
 from video.writer import OUTPUT_SUFFIXES, write_video
 
 
-def tell(source: str | Path, output: Path, annotated: Annotated) -> None:
+def tell(source: str | Path, output: str | Path, annotated: Annotated) -> None:
     """Print what a video shows, and what was written."""
     frames, segments = len(annotated.probabilities), len(annotated.segments)
+    source, output = printable(source), printable(output)
+    if annotated.lost:
+        warn(f"{source}: {frames:,} of {frames + annotated.lost:,} frames decoded")
     print(
         f"{source}: {name_of(annotated.label, annotated.classes)}, mean probability "
         f"{100 * annotated.probability:.1f} %"
     )
     print(
         f"wrote {output}: {frames} frames at {float(annotated.fps):.2f} frames/s, "
-        f"{segments} segment{'s'[: segments != 1]} in {annotated.tables[0].name}, "
-        f"frames in {annotated.tables[1].name}"
+        f"{segments} segment{'s'[: segments != 1]} in {printable(annotated.tables[0].name)}, "
+        f"frames in {printable(annotated.tables[1].name)}"
     )
 
 
 def annotate_file(annotator: Annotator, path: Path, output: Path) -> None:
     """Annotate a video file behind a bar, and say what it shows; errors as `Annotator.annotate`."""
-    with tqdm(desc=path.name, unit="frame", dynamic_ncols=True) as bar:
+    with tqdm(desc=printable(path.name), unit="frame", dynamic_ncols=True) as bar:
 
         def progress(_: int, stated: int) -> None:
             bar.total = stated or None
@@ -177,6 +180,10 @@ def main(argv: list[str] | None = None) -> int:
     to_file = folder.suffix and not folder.is_dir()
     if to_file and folder.suffix.lower() not in OUTPUT_SUFFIXES:
         parser.error(f"--output {folder}: cannot write this format; choose {' or '.join(OUTPUT_SUFFIXES)}")
+    if to_file and shortened(folder.name) != folder.name:
+        parser.error(
+            f"--output {folder}: the name is too long; choose a shorter one, since tables go beside it"
+        )
     if to_file and len(videos) > 1:
         parser.error(f"--output {folder}: {len(videos)} videos do not go into one file; name a folder")
     if to_file and folder.resolve() in (
@@ -185,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--output {folder} is an input; choose another file")
 
     def output_of(stem: str) -> Path:
-        return folder if to_file else unused(folder / stem, ".mp4")
+        return folder if to_file else unused(folder / shortened(stem), ".mp4")
 
     if live:
         if to_file and folder.suffix.lower() != ".mp4":
@@ -209,11 +216,11 @@ def main(argv: list[str] | None = None) -> int:
     for path in videos:
         try:
             annotate_file(annotator, path, output_of(path.stem))
-        except (VideoError, MissingFileError) as error:
+        except (UserError, OSError) as error:
             if len(videos) == 1:
                 raise
             failed += 1
-            print(f"not annotated: {error}", file=sys.stderr)
+            print(f"not annotated: {printable(str(error))}", file=sys.stderr)
     if failed:
         print(f"{failed} of {len(videos)} videos could not be annotated", file=sys.stderr)
     return 1 if failed else 0

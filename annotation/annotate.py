@@ -43,7 +43,8 @@ from training.setup import prepare
 from utils.device import choose_device
 from utils.files import make_writable_folder
 from utils.process import UserError
-from video.files import VideoError
+from video.decoder import Frame
+from video.files import VideoError, printable
 from video.reader import MIN_FRAMES, Video, check_length
 from video.writer import write_video
 
@@ -95,6 +96,7 @@ class Annotated:
         tables: the JSON and the CSV file
         color: of an action by its label, as it was drawn, RGB
         second: when a frame is shown, by its number
+        lost: frames that did not decode
     """
 
     classes: list[str]
@@ -106,6 +108,7 @@ class Annotated:
     tables: tuple[Path, Path]
     color: Callable[[int], tuple[int, int, int]]
     second: Callable[[int], float]
+    lost: int
 
     @property
     def probability(self) -> float:
@@ -175,7 +178,7 @@ class Annotator:
         model = self.model
         video = Video(path)
         # All that can fail, before threads begin.
-        fps, stated, times = video.fps(), video.stated_count(), video.times()
+        fps, stated = video.fps(), video.stated_count()
         check_length(path, len(list(islice(video.frames(), MIN_FRAMES))))
         make_writable_folder(output.parent)
         layout = self.layout(fps)
@@ -186,31 +189,42 @@ class Annotator:
         labels = Prefetch(label_frames(model, self.streams, coming, layout), 1)
         rows: list[np.ndarray] = []
         settled: list[int] = []
+        times: list[Fraction] = []
         overlay = Overlay(self.classes, stated, self.settings.overlay)
 
-        def labelled() -> Iterator[tuple[tuple[np.ndarray, np.ndarray], int, bool]]:
-            for part in Smoother(self.settings.smooth).smooth(labels, fps):
+        def labelled() -> Iterator[tuple[Frame, np.ndarray, bool]]:
+            for part in Smoother(self.settings.smooth).smooth(labels):
                 begins = part.begins
                 chosen = part.probabilities.numpy()[:, self.chosen]
                 for frame, row in zip(part.frames, chosen, strict=True):
-                    yield (frame, row), label_of(row, self.settings.min_probability), begins
+                    yield frame, row, begins
                     begins = False
 
+        def lasting() -> Iterator[tuple[tuple[Frame, np.ndarray], int, bool, float]]:
+            source = labelled()
+            coming = next(source, None)
+            while coming is not None:
+                (frame, row, begins), coming = coming, next(source, None)
+                shown = coming[0].second - frame.second if coming else 1 / fps
+                yield (frame, row), label_of(row, self.settings.min_probability), begins, float(shown)
+
         def drawn() -> Iterator[np.ndarray]:
-            for (frame, row), label in steady(labelled(), self.settings.min_seconds, fps):
+            for (frame, row), label in steady(lasting(), self.settings.min_seconds):
                 rows.append(row)
                 settled.append(label)
+                times.append(frame.second)
                 if max_frames is not None and len(settled) > max_frames:
                     raise VideoError(f"{path}: more than the {max_frames:,} frames allowed; cut it shorter")
                 progress(len(settled), stated)
-                yield overlay.draw(frame, row, label)
+                yield overlay.draw(frame.image, row, label)
 
         try:
-            write_video(output, drawn(), fps, times=times, sound=path)
+            write_video(output, drawn(), fps, times=times, sound=path, begin=video.begin)
         finally:
             labels.close()
             reader.close()
-        return self.write_tables(name or str(path), output, rows, settled, overlay, fps, times)
+        source = name or printable(path)
+        return self.write_tables(source, output, rows, settled, overlay, fps, times, video.lost)
 
     def write_tables(
         self,
@@ -220,7 +234,8 @@ class Annotator:
         settled: Sequence[int],
         overlay: Overlay,
         fps: Fraction,
-        times: Sequence[Fraction] | None = None,
+        times: Sequence[Fraction],
+        lost: int = 0,
     ) -> Annotated:
         """Sum up the labels of a video, and write them beside it.
 
@@ -230,7 +245,8 @@ class Annotator:
             rows: probabilities of each frame, (C,)
             settled: label of each frame
             overlay: what drew them
-            times: when each frame is shown, in seconds; None at a steady `fps`
+            times: when each frame is shown, in seconds
+            lost: frames that did not decode
         """
         classes, probabilities, labels = self.classes, np.stack(rows), np.array(settled)
         # Of the frames that show an action, where there are any.
@@ -243,7 +259,8 @@ class Annotator:
             "checkpoint": self.name,
             "action": name_of(label, classes),
             "mean_probability": round(float(mean.max()), 6),
+            "lost_frames": lost,
         }
         tables = write_tables(output, probabilities, labels, runs, classes, fps, about, times)
         second = partial(shown_at, fps=fps, times=times)
-        return Annotated(classes, probabilities, fps, runs, mean, label, tables, overlay.color, second)
+        return Annotated(classes, probabilities, fps, runs, mean, label, tables, overlay.color, second, lost)

@@ -17,6 +17,7 @@ from dataset import padding_of, window_indices
 from features.streams import Coming, Cutter, Joiner, Stream
 from features.windows import Cut
 from training.checkpoint import check_answers
+from video.decoder import Frame
 from video.reader import Video
 from video.shots import Shots
 
@@ -28,7 +29,7 @@ READ_FRAMES, READ_BYTES = 128, 2**27
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive frames of a video, (H, W, 3) uint8 RGB, and the windows that they complete.
+    """Consecutive frames of a video, and the windows that they complete.
 
     Attributes:
         cuts: windows of each stream, or what becomes their embeddings
@@ -36,7 +37,7 @@ class Batch:
         step: the windows are of every `step`-th frame that a stride keeps; the same in a whole shot
     """
 
-    frames: list[np.ndarray]
+    frames: list[Frame]
     cuts: Sequence[Sequence[Cut | Coming]]
     ended: bool = False
     step: int = 1
@@ -84,12 +85,11 @@ class Labelled:
     """Consecutive frames of a video, and what they show.
 
     Attributes:
-        frames: (H, W, 3) uint8 RGB each
         probabilities: (n, C)
         begins: the first frame is the first of a shot
     """
 
-    frames: list[np.ndarray]
+    frames: list[Frame]
     probabilities: Tensor
     begins: bool = False
 
@@ -102,20 +102,20 @@ def read_windows(
     Args:
         shots: windows begin anew where a shot does
     """
-    source, finder = video.frames(), Shots(find=shots)
+    source, finder = video.timed_frames(), Shots(find=shots)
     first = next(source)
     source = chain([first], source)
-    size = max(1, min(READ_FRAMES, READ_BYTES // first.nbytes) // stride) * stride
+    size = max(1, min(READ_FRAMES, READ_BYTES // first.image.nbytes) // stride) * stride
     cutter, given = Cutter([stream.view for stream in streams]), 0
     while frames := list(islice(source, size)):
-        begins = [finder.begins(frame) for frame in frames]
+        begins = [finder.begins(frame.image) for frame in frames]
         edges = [0, *(place for place in range(1, len(frames)) if begins[place]), len(frames)]
         for start, end in pairwise(edges):
             if begins[start]:
                 yield Batch([], cutter.end(), ended=True)
                 cutter, given = Cutter([stream.view for stream in streams]), 0
             # Every `stride`-th of the shot, wherever the last batch ended.
-            kept = frames[start + -given % stride : end : stride]
+            kept = [frame.image for frame in frames[start + -given % stride : end : stride]]
             yield Batch(frames[start:end], cutter.read(kept) if kept else [[] for _ in streams])
             given += end - start
     yield Batch([], cutter.end(), ended=True)
@@ -225,7 +225,7 @@ def _label_shot(
 ) -> Generator[Labelled]:
     """`label_frames` of the batches up to the end of a shot."""
     length, step, every = layout.sequence_length, layout.step, layout.every
-    held: deque[np.ndarray] = deque()  # frames without a label yet
+    held: deque[Frame] = deque()  # frames without a label yet
     joiner = Joiner(streams)
     shared = every * joiner.hop * layout.stride  # frames with the same label
     embeddings = torch.empty(0, model.width, device=model.device)  # first to read - 1
@@ -289,10 +289,14 @@ class Smoother:
         self._mean = probabilities.double().lerp(before.double(), keep)
         return self._mean.float()
 
-    def smooth(self, batches: Iterable[Labelled], fps: Fraction) -> Generator[Labelled]:
-        """The same frames, `fps` a second, with probabilities averaged over what came before in the shot."""
+    def smooth(self, batches: Iterable[Labelled]) -> Generator[Labelled]:
+        """The same frames with probabilities averaged over what came before in the shot."""
+        before = Fraction(0)
         for batch in batches:
             if batch.begins:
                 self._mean = None
-            smoothed = [self.add(each, float(1 / fps)) for each in batch.probabilities]
+            smoothed = []
+            for frame, each in zip(batch.frames, batch.probabilities, strict=True):
+                smoothed.append(self.add(each, float(frame.second - before)))
+                before = frame.second
             yield replace(batch, probabilities=torch.stack(smoothed))

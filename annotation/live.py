@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -100,8 +101,10 @@ class LiveVideo:
             raise VideoError(f"{name}: {what}; cameras count from 0, streams are like rtsp://host/path")
         stated = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = Fraction(stated if 1 <= stated <= 240 else USUAL_FPS).limit_denominator(1001)
-        # Recordings behind an address come as fast as the network brings them.
-        self._recording = not name.isdecimal() and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+        # Recordings behind an address come as fast as the network brings them, whether they state a length
+        # or not. A playlist is of what is live, unless it states one.
+        web = name.startswith(("http://", "https://")) and not urlsplit(name).path.endswith(".m3u8")
+        self._paced = web or (not name.isdecimal() and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0)
         self._came = threading.Condition()
         self._recent: deque[np.ndarray] = deque(maxlen=1)
         self._number, self._arrived, self._taken = -1, 0.0, -1
@@ -119,11 +122,21 @@ class LiveVideo:
         self._capture.release()
 
     def _read_to_end(self) -> None:
-        begun = time.monotonic()
-        while not self._stopped and self._capture.grab():
-            if self._recording:
-                ahead = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 - (time.monotonic() - begun)
-                time.sleep(max(0.0, ahead))
+        begun, first, waited = time.monotonic(), 0.0, 0.0
+        while not self._stopped:
+            asked = time.monotonic()
+            if not self._capture.grab():
+                break
+            arrived = time.monotonic()
+            if self._paced:
+                second = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                if self._number < 0:
+                    begun, first = arrived, second
+                else:
+                    waited += arrived - asked
+                # Who waits for its frames about as long as they last has a camera there.
+                if waited < (second - first) / 2:
+                    time.sleep(min(float(PATIENCE), max(0.0, second - first - (arrived - begun))))
             arrived = time.monotonic()
             good, image = self._capture.retrieve()
             if not good:

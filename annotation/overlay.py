@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from annotation.segments import NONE, name_of
+from utils.fonts import font_runs
 
 OVERLAYS = ("full", "minimal")
 # Actions whose probability is shown.
@@ -33,15 +34,27 @@ def font_size(height: int, width: int) -> int:
     return max(10, min(height, width) // 18)
 
 
+def _runs(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
+    if text.isascii():
+        font = ImageFont.load_default(size)
+        assert isinstance(font, ImageFont.FreeTypeFont)
+        return [(font, text)]
+    return [(ImageFont.truetype(path, size), part) for path, part in font_runs(text)]
+
+
 @lru_cache(maxsize=1024)
 def draw_text(text: str, size: int, color: tuple[int, int, int], width: int) -> np.ndarray:
     """`text` on dark ground, (h, w, 3) uint8 RGB: `size` pixels high, smaller where `width` asks for it."""
-    font = ImageFont.load_default(size)
-    while font.getlength(text) > width and size > 4:
+    runs = _runs(text, size)
+    while (length := sum(font.getlength(part) for font, part in runs)) > width and size > 4:
         size -= 1
-        font = ImageFont.load_default(size)
-    image = Image.new("RGB", (max(1, min(width, round(font.getlength(text)))), round(1.3 * size)), DARK)
-    ImageDraw.Draw(image).text((0, 0), text, font=font, fill=color)
+        runs = _runs(text, size)
+    image = Image.new("RGB", (max(1, min(width, round(length))), round(1.3 * size)), DARK)
+    # On one line, though some fonts are higher than they are large.
+    left, line = 0.0, min(size, *(font.getmetrics()[0] for font, _ in runs)) if len(runs) else size
+    for font, part in runs:
+        ImageDraw.Draw(image).text((left, line), part, font=font, fill=color, anchor="ls")
+        left += font.getlength(part)
     return np.asarray(image)
 
 

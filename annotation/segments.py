@@ -63,21 +63,22 @@ class Steady:
         self.away.clear()
 
 
-def steady(rows: Iterable[tuple[T, int, bool]], seconds: float, fps: Fraction) -> Iterator[tuple[T, int]]:
-    """What comes with labels, `fps` a second; what is shorter than `seconds` has the label of what is before.
+def steady(rows: Iterable[tuple[T, int, bool, float]], seconds: float) -> Iterator[tuple[T, int]]:
+    """What comes with labels; a label that lasts less than `seconds` gives way to the one before it.
 
     Args:
-        rows: with the label of each, and whether it is the first of a shot, where labels begin anew
+        rows: with the label of each, whether it is the first of a shot, where labels begin anew, and for how
+            many seconds it is shown
     """
     lasting, waiting, holds = Steady(seconds), deque[T](), NONE
-    for row, label, begins in rows:
+    for row, label, begins, shown in rows:
         if begins:
             # At the end of a shot nothing follows.
             yield from ((each, holds) for each in waiting)
             waiting.clear()
             lasting.begin()
         waiting.append(row)
-        holds = lasting.add(label, float(1 / fps))
+        holds = lasting.add(label, shown)
         if not lasting.away:
             yield from ((each, holds) for each in waiting)
             waiting.clear()

@@ -35,7 +35,7 @@ from splits.split import WHOLE, Clip, Shard
 from utils.device import choose_device, seed_everything
 from utils.files import beside, write_whole
 from utils.flags import read
-from utils.process import UserError, is_first, say
+from utils.process import UserError, is_first, say, warn
 from utils.ranks import ALONE, Ranks
 from video.files import VideoError
 
@@ -131,6 +131,7 @@ def _encode_clips(
     videos = [clip.video for clip in clips]
     stamps = [file_stamp(video) for video in videos]
     failures: list[str] = []
+    damaged, lost = 0, 0
     started, encoded = time.monotonic(), 0
     with (
         ShardWriter(cache, cache.folder / f"index{shard.suffix}.jsonl") as writer,
@@ -155,6 +156,9 @@ def _encode_clips(
                 writer.drop_clip()
             else:
                 writer.end_clip(clips[number].name, stamps[number])
+                damaged, lost = damaged + bool(videos[number].lost), lost + videos[number].lost
+    if lost:
+        warn(f"{lost:,} frames of {damaged:,} clips did not decode; python3 dataset.py check names the clips")
     if failures:
         raise VideoError(
             f"{len(failures)} of {len(clips):,} clips cannot be read; the first: {failures[0]}"

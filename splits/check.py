@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from splits.datasets import DATASETS, DataSettings, Listed
 from splits.folder import class_folders, clip_names
+from video.decoder import TOLERATED
 from video.files import VideoError, frame_files
 from video.reader import Video
 
@@ -36,6 +37,7 @@ class Report:
 @dataclass(frozen=True)
 class _Looked:
     frames: int
+    lost: int
     stated: int
     digest: str
     error: str | None
@@ -53,8 +55,8 @@ def _look(path: Path) -> _Looked:
                 while block := opened.read(2**20):
                     digest.update(block)
     except (VideoError, OSError) as error:
-        return _Looked(0, 0, "", str(error))
-    return _Looked(frames, stated, digest.hexdigest(), None)
+        return _Looked(0, 0, 0, "", str(error))
+    return _Looked(frames, video.lost, stated, digest.hexdigest(), None)
 
 
 def _names_class(path: Path, name: str) -> bool:
@@ -98,7 +100,11 @@ def check(data: DataSettings, *, threads: int) -> Report:
                 report.faults.append(look.error)
                 continue
             same[look.digest].append(name)
-            if look.frames < look.stated:
+            if look.lost:
+                whole = look.frames + look.lost
+                lines = report.faults if look.lost > TOLERATED * whole else report.remarks
+                lines.append(f"{there[name]}: {look.frames:,} of {whole:,} frames decode")
+            elif look.frames < look.stated:
                 report.remarks.append(
                     f"{there[name]}: {look.frames} frames decode, its index claims {look.stated}"
                 )

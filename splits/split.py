@@ -12,8 +12,7 @@ from typing import Self
 import numpy as np
 
 from utils.process import UserError
-from video.files import check_whole
-from video.reader import Video
+from video.reader import Video, check_whole
 
 RANDOM = "random"
 # The original's share of test clips in its random split.

@@ -28,7 +28,7 @@ def read_lines(path: Path, next_step: str) -> Iterator[tuple[int, str]]:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such list file; {next_step}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file; {next_step}") from error
     # Not splitlines, which also parts lines at characters that names may hold.

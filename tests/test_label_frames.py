@@ -26,6 +26,7 @@ from annotation.labels import (
 from annotation.segments import segments, write_tables
 from features.streams import Stream, View
 from features.windows import CHANGES, PHOTOGRAPHS, WindowReader, Windows
+from video.decoder import Frame
 from video.frames import SQUEEZE
 
 CLASSES = 3
@@ -199,8 +200,9 @@ def test_a_frame_is_given_out_with_its_window_and_no_more_than_a_window_is_held(
 
 @pytest.mark.parametrize("seconds", [0.2, 1.0, 3.0])
 def test_what_is_new_gains_weight_by_the_time_constant(seconds):
-    switched = Labelled([], torch.tensor([[1.0, 0.0]] * 10 + [[0.0, 1.0]] * 40))
-    (found,) = Smoother(seconds).smooth([switched], Fraction(25))
+    frames = list(Drawn([np.empty((0, 0, 3), np.uint8)] * 50).timed_frames())
+    switched = Labelled(frames, torch.tensor([[1.0, 0.0]] * 10 + [[0.0, 1.0]] * 40))
+    (found,) = Smoother(seconds).smooth([switched])
     expected = [0.0] * 10 + [1 - math.exp(-frame / 25 / seconds) for frame in range(1, 41)]
     assert found.probabilities[:, 1].tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -211,8 +213,8 @@ class Drawn:
     def __init__(self, frames):
         self._frames = frames
 
-    def frames(self):
-        return iter(self._frames)
+    def timed_frames(self):
+        return (Frame(image, Fraction(number, 25)) for number, image in enumerate(self._frames))
 
 
 def test_so_many_frames_are_read_at_once_as_fit_into_memory(monkeypatch):
@@ -222,7 +224,7 @@ def test_so_many_frames_are_read_at_once_as_fit_into_memory(monkeypatch):
         views = [View(PHOTOGRAPHS, SQUEEZE, 2), View(CHANGES, SQUEEZE, 2)]
         streams = [Stream(*vars(view).values(), "", 1, 1, None, torch.device("cpu"), 1) for view in views]
         *batches, last = read_windows(Drawn(frames), streams, stride)
-        given = [frame for batch in batches for frame in batch.frames]
+        given = [frame.image for batch in batches for frame in batch.frames]
         assert all(one is other for one, other in zip(given, frames, strict=True))
         images, pairs = (
             np.concatenate([cut.windows for batch in batches for cut in batch.cuts[place]])

@@ -1,7 +1,7 @@
 import csv
 import json
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as st_numpy
 
 from annotation.labels import Labelled, Smoother
 from annotation.segments import NONE, Steady, label_of, segments, steady, write_tables
+from video.decoder import Frame
 
 tables = st_numpy.arrays(
     np.float64, st.tuples(st.integers(1, 60), st.integers(1, 4)), elements=st.floats(0, 1)
@@ -30,9 +31,15 @@ def test_segments_cover_every_frame_once_and_neighbours_differ(probabilities):
         assert one.probability == pytest.approx(rows[:, one.label].mean())
 
 
+def frames_at(times):
+    return [Frame(np.empty((0, 0, 3), np.uint8), Fraction(time)) for time in times]
+
+
 def smoothed(probabilities, seconds, cuts=(7,)):
-    parts = [Labelled([], part) for part in torch.from_numpy(probabilities).float().split(cuts[0])]
-    return torch.cat([part.probabilities for part in Smoother(seconds).smooth(parts, Fraction(25))]).numpy()
+    parts = torch.from_numpy(probabilities).float().split(cuts[0])
+    frames = iter(frames_at(Fraction(number, 25) for number in range(len(probabilities))))
+    labelled = [Labelled(list(islice(frames, len(part))), part) for part in parts]
+    return torch.cat([part.probabilities for part in Smoother(seconds).smooth(labelled)]).numpy()
 
 
 @given(tables, st.sampled_from([1, 5, 60]))
@@ -117,8 +124,8 @@ def test_no_action_is_a_segment_and_named_so(tmp_path):
 
 
 def settled(labels, seconds, begins=()):
-    rows = ((number, label, number in begins) for number, label in enumerate(labels))
-    found = list(steady(rows, seconds, Fraction(10)))
+    rows = ((number, label, number in begins, 0.1) for number, label in enumerate(labels))
+    found = list(steady(rows, seconds))
     assert [row for row, _ in found] == list(range(len(labels)))
     return [label for _, label in found]
 
@@ -153,6 +160,18 @@ def test_no_run_but_the_first_is_shorter_than_asked_for(labels, least):
     )
 
 
+def test_frames_that_come_unevenly_count_by_their_time():
+    """Ten frames in a second, then one a second: it is time that makes a label last, and weighs it."""
+    rows = [(0, 0, True, 0.1)] + [(n, 0, False, 0.1) for n in range(1, 10)] + [(10, 1, False, 1.0)] * 2
+    assert [label for _, label in steady(rows, 0.9)] == [0] * 10 + [1] * 2
+    assert [label for _, label in steady([*rows[:10], *[(10, 1, False, 0.1)] * 5], 0.9)] == [0] * 15
+    times = [0, 1, 2, Fraction(21, 10)]
+    part = Labelled(frames_at(times), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
+    (found,) = Smoother(1).smooth([part])
+    expected = [0, 0, 1 - np.exp(-1), 1 - np.exp(-1.1)]
+    assert found.probabilities[:, 1].tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_live_a_label_follows_once_the_one_before_has_been_away():
     lasting = Steady(0.3)
     shown = [lasting.add(label, 0.1) for label in [0, 0, 1, 1, 0, 1, 2, 1, 1]]
@@ -160,11 +179,12 @@ def test_live_a_label_follows_once_the_one_before_has_been_away():
 
 
 def test_smoothing_begins_anew_at_a_cut():
+    frames = frames_at(Fraction(number, 25) for number in range(15))
     parts = [
-        Labelled([], torch.tensor([[1.0, 0.0]] * 5), begins=True),
-        Labelled([], torch.tensor([[0.0, 1.0]] * 5), begins=True),
-        Labelled([], torch.tensor([[1.0, 0.0]] * 5)),
+        Labelled(frames[:5], torch.tensor([[1.0, 0.0]] * 5), begins=True),
+        Labelled(frames[5:10], torch.tensor([[0.0, 1.0]] * 5), begins=True),
+        Labelled(frames[10:], torch.tensor([[1.0, 0.0]] * 5)),
     ]
-    found = [part.probabilities for part in Smoother(1).smooth(parts, Fraction(25))]
+    found = [part.probabilities for part in Smoother(1).smooth(parts)]
     assert torch.equal(found[1], parts[1].probabilities)
     assert 0.1 < found[2][-1, 0] < 0.3

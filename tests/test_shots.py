@@ -50,7 +50,7 @@ def labelled(path, *, shots=True, stride=1):
     streams = model.open_streams(24)
     batches = read_windows(Video(path), streams, stride, shots=shots)
     parts = list(label_frames(model, streams, batches, ClipLayout(6, stride=stride)))
-    return [frame for part in parts for frame in part.frames], torch.cat(
+    return [frame.image for part in parts for frame in part.frames], torch.cat(
         [part.probabilities for part in parts]
     )
 

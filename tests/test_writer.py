@@ -74,8 +74,10 @@ def test_a_silent_source_gives_a_silent_file_and_damaged_sound_ends_early(tmp_pa
 def test_steady_rates_are_exact(tmp_path, rate):
     write_video(tmp_path / "in.mp4", gray_frames(list(range(60))), rate)
     video = Video(tmp_path / "in.mp4")
-    assert video.times() is None
-    write_video(tmp_path / "out.mp4", video.frames(), video.fps(), times=video.times())
+    frames = list(video.timed_frames())
+    assert [frame.second for frame in frames] == [number / rate for number in range(60)]
+    times = [frame.second for frame in frames]
+    write_video(tmp_path / "out.mp4", [frame.image for frame in frames], video.fps(), times=times)
     assert look(tmp_path / "out.mp4")[0] == [number / rate for number in range(60)]
 
 
@@ -95,7 +97,7 @@ def test_frames_that_come_unsteadily_keep_their_times(tmp_path, suffix):
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     video = Video(source)
-    found = video.times()
+    found = [frame.second for frame in video.timed_frames()]
     assert [round(1000 * time) for time in found] == times
     write_video(tmp_path / "out.mp4", video.frames(), video.fps(), times=found)
     assert [round(1000 * time) for time in look(tmp_path / "out.mp4")[0]] == times

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.fonts import USUAL, font_runs
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -26,6 +28,17 @@ STRIP = 112
 
 def png(figure: Figure) -> bytes:
     """A picture as the bytes of a PNG file; no display is needed."""
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if not text.get_text().isascii():
+            families = [USUAL]
+            for path, _ in font_runs(text.get_text()):
+                font_manager.fontManager.addfont(path)
+                families.append(font_manager.FontProperties(fname=path).get_name())
+            text.set_fontfamily(families)
     contents = io.BytesIO()
     figure.savefig(contents, format="png", dpi=120, metadata={"Software": None})
     return contents.getvalue()

@@ -13,6 +13,16 @@ from pathlib import Path
 
 from utils.process import UserError
 
+# Bytes of a file's name on the file systems that people have.
+NAME_BYTES = 255
+
+
+def shortened(name: str, room: int = 20) -> str:
+    """A file's name, cut where needed so that `room` more bytes fit behind it."""
+    while len(os.fsencode(name)) > NAME_BYTES - room:
+        name = name[:-1]
+    return name
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -20,7 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the end is not reached it is removed, and `path` stays as it was.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix.lower()}")
+    stem = shortened(path.stem, 40)
+    partial = path.with_name(f".{stem}.{os.getpid()}.partial{path.suffix.lower()}")
     try:
         yield partial
         _sync(partial)

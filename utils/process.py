@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Self
+
+from tqdm import tqdm
 
 
 class UserError(ValueError):
@@ -35,6 +38,11 @@ def say(text: str) -> None:
     """Print, if this process is the first one."""
     if is_first():
         print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning to the standard error, above a bar if there is one."""
+    tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -87,7 +95,8 @@ def _explain(error: Exception) -> str | None:
     # The system's own errors (a full disk, no permission) have a number.
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
         # An error out of a data worker carries the worker's traceback; its last line is the message.
-        line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        text = str(error).strip() or type(error).__name__
+        line = text.splitlines()[-1] if text.startswith("Caught ") else "\\n".join(text.splitlines())
         head, _, rest = line.partition(": ")
         is_type = rest and head.rsplit(".", 1)[-1].endswith("Error") and " " not in head
         return rest if is_type else line
@@ -107,6 +116,9 @@ def run(main: Callable[[], int]) -> None:
     traceback. SIGTERM ends as SIGINT does, with what was begun cleared away and status 128 + its number.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    # A file's name may hold bytes that are no text.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main()
     except Exception as error:

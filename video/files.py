@@ -21,6 +21,11 @@ class VideoError(UserError):
     """A video file or a folder of frames that cannot be used; the message names it and the next step."""
 
 
+def printable(name: str | Path) -> str:
+    """A name in one line that every terminal can show: control characters and broken bytes are escaped."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(name))
+
+
 def frame_files(folder: Path) -> list[Path]:
     """The images of a folder in the order of the numbers they are named by (`0.jpg`, `1.jpg`, ...).
 
@@ -70,30 +75,29 @@ def find_videos(names: Iterable[str | Path]) -> list[Path]:
     return list(videos)
 
 
-def check_whole(path: Path) -> None:
-    """Cheap look at a video file's size and header, without decoding.
+def stated_size(path: Path) -> int:
+    """Bytes that a file states in its header, without decoding; its size where it states nothing.
 
-    AVI states the size of its one RIFF chunk, and MP4 that of each of its boxes, so a file that was cut off
-    shows here. Decoders read such a file without complaint up to the cut.
+    AVI states the size of its one RIFF chunk, and MP4 that of each of its boxes. It may be wrong: whoever
+    writes into a pipe does not know it, and some programs write something behind the last box.
 
-    Raises: MissingFileError if there is no such file, VideoError if it is empty or shorter than it states.
+    Raises: MissingFileError if there is no such file, VideoError if it is empty or cannot be read.
     """
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such video file; check the path")
+        raise MissingFileError(f"{printable(path)}: no such video file; check the path")
     size = path.stat().st_size
     if size == 0:
-        raise VideoError(f"{path}: the file is empty; copy or download it again")
-    with path.open("rb") as file:
-        header = file.read(12)
-        stated = size
-        if header[:4] == b"RIFF" and len(header) == 12:
-            stated = struct.unpack("<I", header[4:8])[0] + 8
-        elif header[4:8] == b"ftyp":
-            stated = _mp4_size(file, size)
-    if stated > size:
-        raise VideoError(
-            f"{path}: the file is truncated, {size:,} bytes of {stated:,}; copy or download it again"
-        )
+        raise VideoError(f"{printable(path)}: the file is empty; copy or download it again")
+    try:
+        with path.open("rb") as file:
+            header = file.read(12)
+            if header[:4] == b"RIFF" and len(header) == 12:
+                return struct.unpack("<I", header[4:8])[0] + 8
+            if header[4:8] == b"ftyp":
+                return _mp4_size(file, size)
+    except OSError as error:
+        raise VideoError(f"{printable(path)}: cannot be read ({error.strerror or error})") from error
+    return size
 
 
 def _mp4_size(file: BinaryIO, size: int) -> int:

@@ -7,9 +7,6 @@ OpenCV looks at these variables once. Its windows hang where PyAV's own copy of 
 from __future__ import annotations
 
 import os
-from typing import Any
-
-from utils.process import UserError
 
 # Frames of more pixels are refused: twice those of 8K, and a damaged header can claim any number.
 MAX_PIXELS = 2**26
@@ -19,19 +16,9 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 
+import av
+import av.video.reformatter
 import cv2
-
-try:
-    import av
-except ModuleNotFoundError:
-
-    class _Missing:
-        """Stands for PyAV, which training does without: a machine for it alone need not have it."""
-
-        def __getattr__(self, name: str) -> Any:
-            raise UserError("the package av (PyAV) is missing, which writes videos; run pip install av")
-
-    av = _Missing()  # type: ignore[assignment]
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 

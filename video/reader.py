@@ -5,6 +5,7 @@ Frames are uint8 arrays of shape (H, W, 3) in RGB order everywhere.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from video.files import VideoError, check_whole, frame_files
+from video.decoder import Decoder, Frame, frame_rate, open_file, packet_times, stated_frames
+from video.files import VideoError, frame_files, printable, stated_size
 from video.opencv import MAX_PIXELS, av, cv2
 
 MIN_FRAMES = 2  # a single frame shows no action
@@ -34,12 +36,14 @@ def worker_context() -> BaseContext:
 
 
 def _read_image(path: Path) -> np.ndarray:
+    name = printable(path)
     try:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+        # OpenCV itself opens no file whose name is not UTF-8.
+        image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
-        raise VideoError(f"{path}: a damaged image, or one of more than {MAX_PIXELS:,} pixels") from error
+        raise VideoError(f"{name}: a damaged image, or one of more than {MAX_PIXELS:,} pixels") from error
     if image is None:
-        raise VideoError(f"{path}: not a readable image; extract the frames again")
+        raise VideoError(f"{name}: not a readable image; extract the frames again")
     return image
 
 
@@ -50,67 +54,43 @@ class Video:
 
     Attributes:
         path: the file or folder
+        name: the path as it is shown
+        lost: frames that did not decode the last time that all were read
+        begin: when the first frame is shown, in seconds of the clock of the file, on which its sound lies
+            too; None before one was read
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, printable(path)
+        self.lost = 0
+        self.begin: Fraction | None = None
         self._count: int | None = None
-
-    def _open(self) -> cv2.VideoCapture:
-        check_whole(self.path)
-        # One decoding thread: several are no faster on clips of this size, and data workers fill the cores.
-        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-        if not capture.isOpened():
-            raise VideoError(f"{self.path}: no video in this file that can be decoded; is it a video?")
-        width, height = (
-            int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
-            int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-        )
-        if width * height > MAX_PIXELS:
-            raise VideoError(
-                f"{self.path}: frames of {width} x {height} pixels are too large; {MAX_PIXELS:,} are allowed"
-            )
-        return capture
+        self._fps: Fraction | None = None
+        self._packets = 0
 
     def fps(self) -> Fraction:
         """Frames per second of a video file; 30000/1001 is given exactly.
 
+        By the times of the frames, in the median, and as the file states it where it agrees with these.
+
         Raises: MissingFileError or VideoError as `frames` does; VideoError also for a folder or a rate that
             makes no sense.
         """
+        if self._fps is not None:
+            return self._fps
         if self.path.is_dir():
-            raise VideoError(f"{self.path}: a folder of frames has no frame rate; name a video file")
-        capture = self._open()
-        rate = capture.get(cv2.CAP_PROP_FPS)
-        capture.release()
-        if not 0 < rate <= 1000:
-            raise VideoError(f"{self.path}: frame rate {rate} makes no sense; convert the file to mp4 first")
-        return Fraction(rate).limit_denominator(1001)
-
-    def times(self) -> list[Fraction] | None:
-        """When each frame is shown, in seconds from the first; None where they come at a steady rate.
-
-        Read off the packets, without decoding. A list may be longer than the frames that decode.
-
-        Raises: MissingFileError or VideoError as `frames` does.
-        """
-        fps = self.fps()
-        try:
-            with av.open(str(self.path)) as container:
-                stream = container.streams.video[0]
-                stamps = sorted(
-                    packet.pts * packet.time_base
-                    for packet in container.demux(stream)
-                    if packet.pts is not None and packet.time_base is not None and packet.size
-                )
-        except (av.FFmpegError, IndexError):  # OpenCV reads it all the same, and knows no times
-            return None
-        times = [time - stamps[0] for time in stamps]
-        steady = all(abs(time - number / fps) <= 1 / (2 * fps) for number, time in enumerate(times))
-        # Two at one time cannot be shown.
-        if steady or len(set(times)) < len(times):
-            return None
-        return times
+            raise VideoError(f"{self.name}: a folder of frames has no frame rate; name a video file")
+        check_whole(self.path)
+        container, stream = open_file(self.path)
+        with container:
+            times = packet_times(container, stream)
+            self._packets, rate = len(times), frame_rate(times, stream)
+        if rate is None or not 0 < rate <= 1000:
+            raise VideoError(
+                f"{self.name}: frame rate {float(rate or 0):g} makes no sense; convert the file to mp4 first"
+            )
+        self._fps = rate.limit_denominator(1001)
+        return self._fps
 
     def count(self) -> int:
         """Number of frames that decode, which the index of an AVI may overstate; found once, then kept.
@@ -121,13 +101,10 @@ class Video:
             if self.path.is_dir():
                 self._count = len(frame_files(self.path))
             else:
-                capture = self._open()
-                self._count = 0
-                while capture.grab():
-                    self._count += 1
-                capture.release()
+                with self._decode() as decoder:
+                    self._count = sum(1 for _ in decoder)
                 if self._count == 0:
-                    raise VideoError(f"{self.path}: not one frame decodes; copy or download it again")
+                    raise self._no_frame()
         return self._count
 
     def size(self) -> int:
@@ -135,19 +112,30 @@ class Video:
         return len(frame_files(self.path)) if self.path.is_dir() else self.path.stat().st_size
 
     def stated_count(self) -> int:
-        """Number of frames as the file states it: quick, and in some files too many; see `count`.
+        """Number of frames as the file states it, or of its packets once `fps` is known.
 
+        Quick, and in some files wrong; see `count`.
+
+        Returns: 0 if it states nothing, or nonsense.
         Raises: MissingFileError or VideoError as `frames` does.
         """
         if self.path.is_dir():
             return self.count()
-        capture = self._open()
-        stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        capture.release()
-        return max(0, stated)
+        if self._packets:
+            return self._packets
+        check_whole(self.path)
+        container, stream = open_file(self.path)
+        with container:
+            if stream.frames:
+                return stated_frames(stream, self.path)
+            seconds = stream.duration and stream.time_base and stream.duration * stream.time_base
+            seconds = seconds or Fraction(container.duration or 0, 10**6)
+            return max(0, round(seconds * (stream.average_rate or 0)))
 
     def frames(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Frames in order, (H, W, 3) uint8 RGB: all, or those of `indices`.
+
+        A frame that does not decode is left out, and counted in `lost` at the end.
 
         Args:
             indices: ascending frame numbers from 0; a number that stands twice is given twice
@@ -165,48 +153,105 @@ class Video:
                 if index != previous:
                     previous, frame = index, _read_image(files[index])
                 yield frame
+        elif indices is None:
+            for each in self.timed_frames():
+                yield each.image
+        else:
+            yield from self._chosen_frames(indices)
+
+    def timed_frames(self) -> Iterator[Frame]:
+        """All frames with their times; as `frames` else. Images are taken to come 25 a second."""
+        if self.path.is_dir():
+            yield from (Frame(image, Fraction(number, 25)) for number, image in enumerate(self.frames()))
             return
-        capture = self._open()
-        try:
-            if indices is None:
-                yield from self._all_frames(capture)
-            else:
-                yield from self._chosen_frames(capture, indices)
-        finally:
-            capture.release()
-
-    def _all_frames(self, capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
         read = 0
-        while capture.grab():
-            yield self._retrieve(capture, read)
-            read += 1
+        with self._decode() as decoder:
+            for coded, second in decoder:
+                image = self._image(decoder, coded)
+                if image is not None:
+                    self.begin = decoder.begin
+                    read += 1
+                    yield Frame(image, second)
         if read == 0:
-            raise VideoError(f"{self.path}: not one frame decodes; copy or download it again")
+            raise self._no_frame()
 
-    def _chosen_frames(
-        self, capture: cv2.VideoCapture, indices: Sequence[int] | np.ndarray
-    ) -> Iterator[np.ndarray]:
+    @contextlib.contextmanager
+    def _decode(self) -> Iterator[Decoder]:
+        check_whole(self.path)
+        decoder = Decoder(self.path)
+        try:
+            yield decoder
+            self.lost = decoder.damage.lost
+        finally:
+            decoder.close()
+
+    def _chosen_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         at, frame = -1, NO_FRAME
-        for index in indices:
-            if index != at:
-                # A grabbed frame is decoded but not converted to RGB, which is half of the work.
-                while at < index:
-                    if not capture.grab():
-                        raise self._too_short(index, at + 1)
-                    at += 1
-                frame = self._retrieve(capture, at)
-            yield frame
+        with contextlib.ExitStack() as opened:
+            decoder = opened.enter_context(self._decode())
+            coded_frames = iter(decoder)
+            for index in indices:
+                if index != at:
+                    # Conversion to RGB is half of the work, and left out for those between.
+                    while at < index:
+                        pair = next(coded_frames, None)
+                        if pair is None:
+                            raise self._too_short(index, at + 1)
+                        coded, at = pair[0], at + 1
+                    image = self._image(decoder, coded)
+                    if image is None:
+                        raise VideoError(
+                            f"{self.name}: frame {index} does not decode; copy or download the file again"
+                        )
+                    frame = image
+                yield frame
 
-    def _retrieve(self, capture: cv2.VideoCapture, index: int) -> np.ndarray:
-        ok, frame = capture.retrieve()
-        if not ok:
-            raise VideoError(f"{self.path}: frame {index} does not decode; copy or download the file again")
-        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, dst=frame)
+    def _image(self, decoder: Decoder, coded: av.VideoFrame) -> np.ndarray | None:
+        try:
+            return decoder.image(coded)
+        except VideoError as error:
+            raise VideoError(f"{self.name}: {error}") from error
+
+    def _no_frame(self) -> VideoError:
+        return VideoError(f"{self.name}: not one frame decodes; copy or download it again")
 
     def _too_short(self, index: int, count: int) -> VideoError:
         return VideoError(
-            f"{self.path}: frame {index} was asked for and only {count} decode; did the file change?"
+            f"{self.name}: frame {index} was asked for and only {count} decode; did the file change?"
         )
+
+
+def check_whole(path: Path) -> None:
+    """Cheap look at a video file's size and header, without decoding.
+
+    A file that was cut off is shorter than it states, and fewer frames come than its index and its duration
+    state. Decoders read such a file without complaint up to the cut.
+
+    Raises: MissingFileError if there is no such file, VideoError if it is empty or was cut off.
+    """
+    stated, size = stated_size(path), path.stat().st_size
+    if stated <= size or _has_all_frames(path):
+        return
+    raise VideoError(
+        f"{printable(path)}: the file is truncated, {size:,} bytes of {stated:,}; copy or download it again"
+    )
+
+
+def _has_all_frames(path: Path) -> bool:
+    """Whether as many frames come as the index of a file states, by the packets."""
+    try:
+        container, stream = open_file(path)
+    except VideoError:
+        return False
+    with container:
+        index = stated_frames(stream, path)
+        if stream.frames and not index:  # nonsense, of a program that wrote into a pipe
+            return True
+        times = packet_times(container, stream)
+        if not times or not index:
+            return bool(times)
+        length = (stream.duration or 0) * (stream.time_base or Fraction(0))
+        return len(times) >= index or times[-1] - times[0] >= length * (1 - Fraction(1, index))
 
 
 def check_length(path: Path, num_frames: int) -> None:

@@ -16,76 +16,18 @@ from PIL import Image
 from utils.files import replacing
 from utils.process import UserError
 from video.opencv import av, cv2
+from video.sound import Sound
 
 OUTPUT_SUFFIXES = (".mp4", ".gif")
 # Measured on UCF-101's clips against "veryfast" at quality 20: 60 % of the time, files 5 % larger, 42 dB in
 # place of 43.
 H264 = {"preset": "superfast", "bf": "0", "crf": "23"}
-# What an mp4 file may hold as it is; other sound becomes AAC.
-MP4_SOUND = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
-# Ticks per second where frames come at times of their own; 25, 30, 24 and 30000/1001 divide it.
+# Ticks per second, about: a multiple of the frame rate's numerator.
 CLOCK = 90_000
-
-
-class _Sound:
-    """The sound of a video on its way into an mp4 file, packet by packet, copied where the format allows.
-
-    Sound that is damaged ends where it can no longer be read, as it does in a player.
-    """
-
-    def __init__(self, source: Path, target: av.container.OutputContainer) -> None:
-        self._source, self._target = av.open(str(source)), target
-        self._stream = self._source.streams.audio[0] if self._source.streams.audio else None
-        self._encoder: av.AudioStream | None = None
-        self._copy: av.AudioStream | None = None
-        self._done = Fraction(0)
-        if self._stream is None:
-            self._packets: Iterator[av.Packet] = iter(())
-            return
-        if self._stream.codec_context.codec.canonical_name in MP4_SOUND:
-            self._copy = target.add_stream_from_template(self._stream)
-        else:
-            # Uncompressed sound does not say which channel is which.
-            layout = "mono" if self._stream.layout.nb_channels == 1 else "stereo"
-            self._encoder = target.add_stream("aac", rate=self._stream.rate, layout=layout)
-        video = self._source.streams.video[0]
-        # Both begin when the picture does.
-        begin = (video.start_time or 0) * (video.time_base or 0)
-        self._begin = round(begin / (self._stream.time_base or 1))
-        self._packets = self._read()
-
-    def _read(self) -> Iterator[av.Packet]:
-        stream = self._stream
-        assert stream is not None
-        try:
-            for packet in self._source.demux(stream):
-                if packet.dts is None or packet.pts is None or packet.pts < self._begin:
-                    continue
-                packet.pts, packet.dts = packet.pts - self._begin, packet.dts - self._begin
-                self._done = packet.pts * (stream.time_base or Fraction(0))
-                if self._copy is not None:
-                    packet.stream = self._copy
-                    yield packet
-                elif self._encoder is not None:
-                    for frame in packet.decode():
-                        assert isinstance(frame, av.AudioFrame)
-                        frame.pts = None
-                        yield from self._encoder.encode(frame)
-        except av.FFmpegError:
-            pass
-        if self._encoder is not None:
-            yield from self._encoder.encode(None)
-
-    def write(self, seconds: float | Fraction) -> None:
-        """Write on to a time of the picture, so that the two lie side by side in the file."""
-        while self._done <= seconds:
-            packet = next(self._packets, None)
-            if packet is None:
-                break
-            self._target.mux(packet)
-
-    def close(self) -> None:
-        self._source.close()
+# Hundredths of a second that a frame of a gif is shown at least.
+SHORTEST = 2
+# AVCOL_SPC_SMPTE170M, and the number of its primaries and its transfer function.
+BT601 = 6
 
 
 def write_video(
@@ -95,17 +37,21 @@ def write_video(
     *,
     times: Sequence[Fraction] | None = None,
     sound: Path | None = None,
+    begin: Fraction | None = None,
 ) -> int:
     """Write frames as `path`'s suffix says: .mp4 (H.264, yuv420p, plays in browsers) or .gif.
 
     The file is written beside and renamed at the end, so `path` is a whole video or as it was before.
-    H.264 in yuv420p takes even sizes only: an odd last row or column is repeated.
+    H.264 in yuv420p takes even sizes only: an odd last row or column is repeated. The frame times of a gif
+    are multiples of 1/100 s, rounded without drift; frames that would be shown for less than 1/50 s, which
+    browsers slow down, are left out.
 
     Args:
         frames: (H, W, 3) uint8 RGB, all of one size
-        fps: frames per second, exactly; a gif's frame times are multiples of 1/100 s, rounded without drift
-        times: when each frame is shown, in seconds, as `Video.times` has them; in an mp4 they hold, not fps
+        fps: frames per second, exactly
+        times: when each frame is shown, in seconds, in place of a steady `fps`; may grow as frames come
         sound: a video whose sound an mp4 gets, as long as the picture is
+        begin: second of the clock of `sound` at which the picture begins; 0 by default
 
     Returns: the number of frames written.
     Raises: UserError for another suffix or for no frames at all; OSError if the folder cannot be written.
@@ -115,69 +61,103 @@ def write_video(
         raise UserError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; choose .mp4 or .gif")
     with replacing(path) as partial:
         if suffix == ".gif":
-            count = _write_gif(partial, iter(frames), fps)
+            count = _write_gif(partial, _timed(frames, fps, times), fps)
         else:
-            count = _write_mp4(partial, iter(frames), fps, times, sound)
+            count = _write_mp4(partial, _timed(frames, fps, times), fps, sound, begin or Fraction(0))
         if count == 0:
             raise UserError(f"{path}: there are no frames to write")
     return count
 
 
+def _timed(
+    frames: Iterable[np.ndarray], fps: Fraction, times: Sequence[Fraction] | None
+) -> Iterator[tuple[np.ndarray, Fraction]]:
+    """Frames, and the second at which each is shown."""
+    shown = Fraction(0)
+    for number, frame in enumerate(frames):
+        # Beyond what is known, frames follow at the usual rate.
+        if times is not None and number < len(times):
+            shown = times[number]
+        elif number:
+            shown += 1 / fps
+        yield frame, shown
+
+
 def _write_mp4(
     path: Path,
-    frames: Iterator[np.ndarray],
+    frames: Iterator[tuple[np.ndarray, Fraction]],
     fps: Fraction,
-    times: Sequence[Fraction] | None,
     sound: Path | None,
+    begin: Fraction,
 ) -> int:
-    count, shown = 0, Fraction(0)
+    count, last = 0, -1
     with (
-        av.open(str(path), "w", options={"movflags": "+faststart"}) as container,
+        av.open(
+            f"file:{path.absolute()}", "w", format="mp4", options={"movflags": "+faststart"}
+        ) as container,
         contextlib.ExitStack() as opened,
     ):
         stream = container.add_stream("libx264", rate=fps, options=H264)
         stream.pix_fmt = "yuv420p"
-        if times is not None:
-            stream.codec_context.time_base = Fraction(1, CLOCK)
-        audio = opened.enter_context(contextlib.closing(_Sound(sound, container))) if sound else None
-        for count, frame in enumerate(frames, 1):
+        # Steady rates are exact, and other times are within a few microseconds.
+        ticks = fps.numerator * max(1, round(CLOCK / fps.numerator))
+        stream.codec_context.time_base = Fraction(1, ticks)
+        # As they are converted below, whatever size they have: AVCOL_SPC_SMPTE170M, AVCOL_RANGE_MPEG.
+        stream.codec_context.colorspace = BT601
+        stream.codec_context.color_primaries = stream.codec_context.color_trc = BT601
+        stream.codec_context.color_range = 1
+        audio = opened.enter_context(contextlib.closing(Sound(sound, container, begin))) if sound else None
+        for count, (frame, shown) in enumerate(frames, 1):
             height, width = frame.shape[:2]
             even = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
             if count == 1:
                 stream.height, stream.width = even.shape[:2]
                 # On frames up to 640 x 480 x264's threads cost more than they bring.
                 stream.codec_context.thread_count = 1 if even.nbytes < 2**20 else 0
-            # To the BT.601 colours that FFmpeg would make of rgb24 itself, in less time.
+            # To the BT.601 colors that FFmpeg would make of rgb24 itself, in less time.
             planes = np.asarray(cv2.cvtColor(even, cv2.COLOR_RGB2YUV_I420), np.uint8)
             picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-            if times is None:
-                shown = (count - 1) / fps
-            else:
-                # Beyond what the file tells, frames follow at its mean rate.
-                shown = times[count - 1] if count <= len(times) else shown + 1 / fps
-                picture.pts, picture.time_base = round(shown * CLOCK), Fraction(1, CLOCK)
+            last = max(last + 1, round(shown * ticks))
+            picture.pts, picture.time_base = last, Fraction(1, ticks)
+            picture.duration = round(ticks / fps)
             container.mux(stream.encode(picture))
             if audio is not None:
                 audio.write(shown)
         if count:
             container.mux(stream.encode(None))
+            if audio is not None:
+                audio.finish((last + 1) / ticks + 1 / fps)
     return count
 
 
-def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: Fraction) -> int:
-    durations: list[int] = []
+def _write_gif(path: Path, frames: Iterator[tuple[np.ndarray, Fraction]], fps: Fraction) -> int:
+    count = 0
 
     def images() -> Iterator[Image.Image]:
-        for frame in frames:
-            done, ends = sum(durations), round(100 * (len(durations) + 1) / fps) * 10
-            durations.append(ends - done)
-            image = Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE)
-            image.info["duration"] = durations[-1]
-            yield image
+        nonlocal count
+        waiting: np.ndarray | None = None
+        begun, seconds = 0, Fraction(0)  # of the frame that waits to be written, in 1/100 s
+        for frame, shown in frames:
+            count += 1
+            # Until it is known how long it is shown, and that this is long enough.
+            if waiting is not None and round(100 * shown) - begun >= SHORTEST:
+                yield _gif_image(waiting, round(100 * shown) - begun)
+                waiting, begun = None, round(100 * shown)
+            if waiting is None:
+                waiting = frame.copy()
+            seconds = shown
+        if waiting is not None:
+            yield _gif_image(waiting, max(SHORTEST, round(100 * (seconds + 1 / fps)) - begun))
 
     stream = images()
     first = next(stream, None)
     if first is None:
         return 0
     first.save(path, save_all=True, append_images=stream, loop=0, optimize=False)
-    return len(durations)
+    return count
+
+
+def _gif_image(frame: np.ndarray, hundredths: int) -> Image.Image:
+    image = Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE)
+    image.info["duration"] = 10 * hundredths
+    return image

@@ -1,0 +1,348 @@
+"""Frames out of a video file, each with its own time, the way up and the colors that the file says: PyAV."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from video.files import VideoError, printable
+from video.opencv import MAX_PIXELS, av, cv2
+
+# Playlists and numbered images name other files, and are no video files.
+FORMATS = (
+    "avi,mov,matroska,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,nut,gif,apng,webp,dv,ivf,obu,av1,h264,hevc,vvc,m4v,"
+    "mjpeg,mpegvideo,h261,h263,vc1,yuv4mpegpipe,rm,wtv,nsv,gxf,swf,amv,mjpeg_2000,dhav,dirac,dnxhd,cavsvideo"
+)
+# AVColorSpace -> the matrix that swscale calculates with; the two of BT.601 are the same.
+MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
+BT601, BT709 = 5, 1
+# Rows from which a video that states no matrix is taken to have BT.709, as players do.
+HD_ROWS = 720
+# Pixels this much wider or taller than they should be are a damaged header's.
+WIDEST_PIXEL = 8
+# Bytes of a packet that may say no more than "nothing new", as MPEG-4 does for a frame that is left out.
+UNCODED = 20
+# Share of frames that may be lost before a file is called damaged.
+TOLERATED = Fraction(1, 50)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB
+        second: when it is shown, from the first frame
+    """
+
+    image: np.ndarray
+    second: Fraction
+
+
+def open_container(path: Path) -> av.container.InputContainer:
+    """A video file. Raises: VideoError if it is none, or cannot be read."""
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        # As a bare name, one with a colon would be the address of something else.
+        return av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise VideoError(f"{printable(path)}: cannot be read ({error.strerror})") from error
+        raise _no_video(path) from error
+
+
+def _no_video(path: Path) -> VideoError:
+    return VideoError(f"{printable(path)}: no video in this file that can be decoded; is it a video?")
+
+
+def open_file(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """A video file, and the stream of it that plays: not its cover picture, nor a still beside it.
+
+    Raises: VideoError if there is none that can be decoded, or its frames are too large.
+    """
+    container = open_container(path)
+    streams = [
+        stream
+        for stream in container.streams.video
+        if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic
+    ]
+    moving = [stream for stream in streams if stream.frames != 1] or streams
+    best = container.streams.best("video")
+    stream = next((stream for stream in moving if stream is best), next(iter(moving), None))
+    if stream is None:
+        container.close()
+        raise _no_video(path)
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MAX_PIXELS:
+        container.close()
+        raise VideoError(
+            f"{printable(path)}: frames of {width} x {height} pixels are too large; "
+            f"{MAX_PIXELS:,} are allowed"
+        )
+    # Several threads are no faster on small frames, and whoever reads many videos fills the cores.
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    return container, stream
+
+
+def stated_frames(stream: av.VideoStream, path: Path) -> int:
+    """Number of frames as the index states it; 0 if it does not, or states more than there are bytes."""
+    return stream.frames if stream.frames <= path.stat().st_size else 0
+
+
+def packet_times(container: av.container.InputContainer, stream: av.VideoStream) -> list[Fraction]:
+    """When frames are shown, in seconds, sorted, by the packets that are whole: quick, without decoding."""
+    shown: list[Fraction] = []
+    decoded: list[Fraction] = []
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard and not packet.is_corrupt:
+                for stamps, stamp in ((shown, packet.pts), (decoded, packet.dts)):
+                    if stamp is not None:
+                        stamps.append(stamp * packet.time_base)
+    except av.FFmpegError:  # what follows cannot be read
+        pass
+    return sorted(shown if len(shown) >= len(decoded) // 2 else decoded)
+
+
+def frame_rate(times: Sequence[Fraction], stream: av.VideoStream) -> Fraction | None:
+    """Frames per second: the stated rate where the times agree with it, otherwise what they say.
+
+    Args:
+        times: sorted, in seconds
+
+    Returns: None if neither says anything.
+    """
+    stated = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
+    gaps = sorted(after - before for before, after in pairwise(times) if after > before)
+    if not gaps:
+        return next(iter(stated), None)
+    median = gaps[len(gaps) // 2]
+    # Some containers count in milliseconds.
+    off = max(stream.time_base or Fraction(0), median / 50)
+    for rate in stated:
+        if abs(1 / rate - median) <= off:
+            return rate
+    near = [gap for gap in gaps if abs(gap - median) <= max(off, median / 4)]
+    return (len(near) / Fraction(sum(near))).limit_denominator(1001)
+
+
+@dataclass
+class Damage:
+    """What is missing of a video, found while it is decoded.
+
+    Attributes:
+        frames: that came
+        errors: packets that did not decode
+        uncoded: packets that say that the frame before stays
+        gaps: seconds between frames, and how often each
+        length: seconds that the file states; None if it does not
+        index: frames that its index states, 0 if it does not; those that an edit list cuts away not counted
+    """
+
+    frames: int = 0
+    errors: int = 0
+    uncoded: int = 0
+    gaps: Counter[Fraction] = field(default_factory=Counter)
+    length: Fraction | None = None
+    index: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Frames that are missing: those with an error, and more where times or the index show more.
+
+        An index that is off by few is an ordinary thing, and not counted.
+        """
+        count = self.gaps.total()
+        missing = 0
+        if count:
+            middle, seen = sorted(self.gaps), 0
+            for median in middle:
+                seen += self.gaps[median]
+                if 2 * seen > count:
+                    break
+            near = sum(number for gap, number in self.gaps.items() if abs(gap - median) <= median / 4)
+            if near >= (1 - 2 * TOLERATED) * count or near >= count - 2:
+                shown = sum(gap * number for gap, number in self.gaps.items())
+                missing = sum(number * (round(gap / median) - 1) for gap, number in self.gaps.items())
+                if self.length is not None:
+                    missing += max(0, int((self.length - shown) / median) - 1)
+            else:
+                missing = self.index - self.frames
+        elif self.index:
+            missing = self.index - self.frames
+        missing -= self.uncoded
+        return max(self.errors, missing if missing > TOLERATED * (self.frames + missing) else 0)
+
+
+def _stated_length(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path
+) -> Fraction | None:
+    """Seconds of the stream, where the file states them and does not have them estimated."""
+    if stream.frames and not stated_frames(stream, path):
+        return None
+    if stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if tag:
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + Fraction(tag[3])
+    if len(container.streams) == 1 and container.duration:
+        return Fraction(container.duration, av.time_base)
+    return None
+
+
+class Decoder:
+    """Decodes a file once, from its start.
+
+    Args:
+        path: the file
+
+    Attributes:
+        damage: so far
+        begin: when the first frame is shown, in seconds of the file's own clock, on which its sound lies too;
+            None before it came
+
+    Raises: as `open_file`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._container, self._stream = open_file(path)
+        self.damage = Damage(
+            length=_stated_length(self._container, self._stream, path),
+            index=stated_frames(self._stream, path),
+        )
+        self.begin: Fraction | None = None
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._size: tuple[int, int] | None = None
+        self._turn = _Turn()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def __iter__(self) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+        """Frames as they are coded, and the second at which each is shown, from the first one."""
+        rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        usual = 1 / rate if rate > 0 else Fraction(1, 25)
+        shift, last = Fraction(0), None
+        for frame in self._frames():
+            stamp = next((stamp for stamp in self._stamps(frame) if stamp is not None), None)
+            base = frame.time_base or self._stream.time_base
+            time = stamp * base + shift if stamp is not None and base else None
+            if last is None:
+                self.begin = last = time or Fraction(0)
+            else:
+                if time is None:
+                    time = last + usual
+                elif time < last - 1:
+                    # The clock began anew, where two recordings were joined.
+                    shift, time = shift + last + usual - time, last + usual
+                elif time <= last:
+                    # Two at one time cannot be shown.
+                    time = last + Fraction(1, 90_000)
+                self.damage.gaps[time - last] += 1
+                last = time
+            assert self.begin is not None
+            self.damage.frames += 1
+            yield frame, last - self.begin
+
+    def _stamps(self, frame: av.VideoFrame) -> tuple[int | None, int | None]:
+        # AVI says when frames are decoded; when they are shown is guessed, and wrong for B-frames in pairs.
+        stamps = frame.pts, frame.dts
+        return stamps[::-1] if self._container.format.name == "avi" else stamps
+
+    def _frames(self) -> Iterator[av.VideoFrame]:
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.is_discard:
+                    self.damage.index -= 1
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError:
+                    self.damage.errors += 1
+                    continue
+                self.damage.uncoded += not frames and 0 < packet.size < UNCODED
+                yield from frames
+        except av.FFmpegError:
+            # What follows cannot be read; the decoder may still hold frames.
+            self.damage.errors += 1
+            yield from self._flush()
+
+    def _flush(self) -> Iterator[av.VideoFrame]:
+        try:
+            yield from self._stream.decode(None)
+        except av.FFmpegError:
+            self.damage.errors += 1
+
+    def image(self, frame: av.VideoFrame) -> np.ndarray | None:
+        """A frame as it is to be seen, (H, W, 3) uint8 RGB, all of one size; None if it cannot be converted.
+
+        Turned and mirrored as the file says, with square pixels, by the color matrix that it states.
+
+        Raises: VideoError if square pixels make the frames too large.
+        """
+        if self._size is None:
+            self._turn = _Turn.of(frame)
+            self._size = _square_size(frame, self._stream)
+        width, height = self._size
+        matrix: int | None = None
+        # Of RGB and of gray there is no matrix.
+        if not frame.format.is_rgb and len(frame.format.components) > 2:
+            matrix = MATRICES.get(frame.colorspace, BT709 if frame.height >= HD_ROWS else BT601)
+        try:
+            rgb = self._reformatter.reformat(
+                frame, width, height, "rgb24", src_colorspace=matrix, interpolation="BICUBIC", threads=1
+            )
+        except (av.FFmpegError, ValueError):
+            self.damage.errors += 1
+            return None
+        return self._turn.apply(rgb.to_ndarray())
+
+
+def _square_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
+    """Width and height of a frame once its pixels are square."""
+    ratio = stream.sample_aspect_ratio or Fraction(1)
+    if not Fraction(1, WIDEST_PIXEL) <= ratio <= WIDEST_PIXEL:
+        ratio = Fraction(1)
+    width = max(1, round(frame.width * ratio))
+    if width * frame.height > MAX_PIXELS:
+        raise VideoError(
+            f"frames of {width} x {frame.height} pixels are too large; {MAX_PIXELS:,} are allowed"
+        )
+    return width, frame.height
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """How a coded picture is turned and mirrored, by quarters: transposed, then flipped."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> _Turn:
+        """By the display matrix of a frame (libavutil/display.h), to the nearest quarter."""
+        try:
+            matrix = frame.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]
+        except (KeyError, ValueError):  # ValueError: of a kind that PyAV does not know
+            return cls()
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+        # A pixel (x, y) is shown at (a x + c y, b x + d y).
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return cls(True, flip_rows=b < 0, flip_columns=c < 0)
+        return cls(False, flip_rows=d < 0, flip_columns=a < 0)
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        if self.transpose:
+            image = cv2.transpose(image)
+        if self.flip_rows or self.flip_columns:
+            image = cv2.flip(image, -1 if self.flip_rows and self.flip_columns else int(self.flip_columns))
+        return image

@@ -1,0 +1,201 @@
+"""The sound of a video on its way into an mp4 file."""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from utils.process import warn
+from video.decoder import open_container
+from video.files import printable
+from video.opencv import av
+
+# What an mp4 file may hold as it is; other sound becomes AAC.
+MP4_SOUND = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
+# Samples a second that AAC has (ISO/IEC 14496-3, 1.6.3.4).
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+# Seconds that sound may be off before a gap is filled with silence.
+GAP = 0.03
+
+
+class Sound:
+    """The sound of a video, packet by packet: copied where an mp4 may hold it, else encoded anew.
+
+    It keeps its times against the picture, gaps among them. What is damaged is left out. Where nothing can be
+    done with it there is none, and a warning.
+
+    Args:
+        source: the video
+        target: gets a stream for it
+        begin: second of the clock of `source` at which the picture begins
+    """
+
+    def __init__(self, source: Path, target: av.container.OutputContainer, begin: Fraction) -> None:
+        self._path, self._target, self._begin = source, target, begin
+        self._source = open_container(source)
+        self._done = Fraction(0)
+        self._packets: Iterator[av.Packet] = iter(())
+        self._encoder: av.AudioStream | None = None
+        streams = self._source.streams.audio
+        if not streams:
+            return
+        best = self._source.streams.best("audio")
+        usable = [stream for stream in streams if stream.codec_context is not None]
+        stream = next((stream for stream in usable if stream is best), next(iter(usable), None))
+        if stream is None:
+            self._leave_out("nothing here decodes it")
+        elif stream.codec_context.codec.canonical_name in MP4_SOUND and _can_copy(source, stream.index):
+            self._packets = self._copy(stream, target.add_stream_from_template(stream))
+        elif _can_decode(source, stream.index):
+            rate = next((rate for rate in AAC_RATES if rate >= stream.rate), AAC_RATES[-1])
+            # Uncompressed sound does not say which channel is which.
+            layout = "mono" if stream.layout.nb_channels == 1 else "stereo"
+            self._encoder = target.add_stream("aac", rate=rate, layout=layout)
+            self._packets = self._encode(stream, self._encoder)
+        else:
+            self._leave_out("it does not decode")
+
+    def _leave_out(self, why: str) -> None:
+        warn(f"{printable(self._path)}: the output is without its sound, since {why}")
+        self._packets, self._encoder = iter(()), None
+
+    def _demux(self, stream: av.AudioStream) -> Iterator[av.Packet]:
+        try:
+            yield from self._source.demux(stream)
+        except av.FFmpegError:  # what follows cannot be read
+            return
+
+    def _copy(self, stream: av.AudioStream, copy: av.AudioStream) -> Iterator[av.Packet]:
+        base = stream.time_base or Fraction(1, stream.rate)
+        begin, last = round(self._begin / base), None
+        for packet in self._demux(stream):
+            if not packet.size or packet.is_discard:
+                continue
+            if packet.pts is None:
+                packet.pts = packet.dts
+            if packet.pts is None or packet.pts < begin:
+                continue
+            packet.pts -= begin
+            # The two are the same for sound, and must rise.
+            packet.dts = packet.pts
+            if last is not None and packet.dts <= last:
+                continue
+            last = packet.dts
+            self._done = last * base
+            packet.stream = copy
+            yield packet
+
+    def _encode(self, stream: av.AudioStream, encoder: av.AudioStream) -> Iterator[av.Packet]:
+        written: int | None = None
+        for place, samples in self._samples(stream, encoder):
+            if written is None:
+                written = max(0, place)
+            if place + GAP * encoder.rate < written:  # before the picture, or what was there already
+                samples = samples[:, written - place :]
+            while place - written > GAP * encoder.rate:
+                silence = np.zeros((len(samples), min(place - written, encoder.rate)), np.float32)
+                yield from self._encoded(encoder, silence, written)
+                written += silence.shape[1]
+            if samples.shape[1]:
+                yield from self._encoded(encoder, samples, written)
+                written += samples.shape[1]
+            self._done = Fraction(written, encoder.rate)
+
+    def _samples(self, stream: av.AudioStream, encoder: av.AudioStream) -> Iterator[tuple[int, np.ndarray]]:
+        """The place of the first sample, from the picture's start, and samples (channels, n), as encoded."""
+        resampler, before, follows = None, None, 0
+        for packet in self._demux(stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                continue
+            for frame in frames:
+                assert isinstance(frame, av.AudioFrame)
+                kind = frame.format.name, frame.layout.name, frame.rate
+                if kind != before:
+                    resampler, before = av.AudioResampler("fltp", encoder.layout, encoder.rate), kind
+                assert resampler is not None
+                place = follows
+                if frame.pts is not None and frame.time_base:
+                    place = round((frame.pts * frame.time_base - self._begin) * encoder.rate)
+                # The resampler would make up for gaps by itself.
+                frame.pts = None
+                for resampled in resampler.resample(frame):
+                    yield place, resampled.to_ndarray()
+                    place += resampled.samples
+                follows = place
+
+    @staticmethod
+    def _encoded(encoder: av.AudioStream, samples: np.ndarray, place: int) -> Iterator[av.Packet]:
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", encoder.layout.name)
+        frame.rate, frame.pts, frame.time_base = encoder.rate, place, Fraction(1, encoder.rate)
+        yield from encoder.encode(frame)
+
+    def write(self, seconds: float | Fraction) -> None:
+        """Write on to a second of the picture, so that the two lie side by side in the file.
+
+        Raises: OSError if the disk is full.
+        """
+        while self._done <= seconds:
+            if not self._mux(lambda: next(self._packets, None)):
+                break
+
+    def finish(self, seconds: float | Fraction) -> None:
+        """Write the last, where the picture ends at a second; errors as `write`."""
+        self.write(seconds)
+        if self._encoder is not None and self._done:
+            for packet in self._encoder.encode(None):
+                self._mux(lambda: packet)  # noqa: B023
+
+    def _mux(self, take: Callable[[], av.Packet | None]) -> bool:
+        try:
+            packet = take()
+            if packet is not None:
+                self._target.mux(packet)
+        except (av.FFmpegError, ValueError) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                raise
+            self._leave_out(f"from second {float(self._done):.1f} on an mp4 cannot take it")
+            return False
+        return packet is not None
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+
+def _can_copy(path: Path, index: int) -> bool:
+    """Whether an mp4 takes the packets of a stream as they are: tried in memory, before the work."""
+    try:
+        with open_container(path) as source, av.open(io.BytesIO(), "w", format="mp4") as target:
+            stream = source.streams[index]
+            copy = target.add_stream_from_template(stream)
+            packets = (packet for packet in source.demux(stream) if packet.size and packet.dts is not None)
+            for packet in islice(packets, 2):
+                packet.pts = packet.dts
+                packet.stream = copy
+                target.mux(packet)
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
+
+
+def _can_decode(path: Path, index: int) -> bool:
+    """Whether anything of a stream decodes."""
+    with open_container(path) as source:
+        try:
+            for packet in source.demux(source.streams[index]):
+                try:
+                    if packet.decode():
+                        return True
+                except av.FFmpegError:
+                    continue
+        except av.FFmpegError:
+            pass
+    return False
