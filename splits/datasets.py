@@ -238,7 +238,7 @@ class Listed:
         lines = [
             f"{path}: its folders are the classes{others}: {len(self._folds.fold):,} clips of "
             f"{len(self._folds.classes):,} classes, {len(self._folds.numbers)} folds over groups by "
-            f"{self._pattern or 'the form of their names'}"
+            f"{self._pattern or 'the form of their names'}; {self._folds.balance()}"
         ]
         if outside := folder.linked_outside(path, self._folds):
             lines.append(

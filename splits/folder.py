@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -164,7 +164,7 @@ def _clips_of(folder: Path) -> list[str]:
 
 
 def group_of(name: str, pattern: str) -> str:
-    """The group of a clip by --group_pattern, with its class.
+    """The group of a clip by --group_pattern, the same in all classes: a person may do several actions.
 
     The pattern is looked for in the clip's file name without its suffix; the group is what its first
     brackets hold, or all of it where it has none.
@@ -179,7 +179,7 @@ def group_of(name: str, pattern: str) -> str:
             f"--group_pattern {pattern!r}: not found in {path.stem!r}, the name of {name}; widen it, as in "
             "'person[0-9]+|.+'; what its first brackets hold is the group, if it has any"
         )
-    return f"{path.parent.name}/{group}"
+    return group
 
 
 @dataclass(frozen=True)
@@ -201,6 +201,19 @@ class Folds:
         """Of the splits."""
         return FOLDS[: max(self.fold.values())]
 
+    def balance(self) -> str:
+        """How many clips the folds test, and which classes are not in all of them, in words."""
+        sizes = Counter(self.fold.values())
+        text = f"they test {min(sizes.values()):,} to {max(sizes.values()):,} clips each"
+        absent = [
+            name
+            for name, names in zip(self.classes, self.clips, strict=True)
+            if len({self.fold[clip] for clip in names}) < len(self.numbers)
+        ]
+        if absent:
+            text += f", and not each of them has {len(absent):,} of the classes, the first {absent[0]}"
+        return text
+
     def lists(self, number: int) -> Lists:
         """What is trained on and tested in a split."""
         entries = [(name, label) for label, names in enumerate(self.clips) for name in names]
@@ -214,16 +227,18 @@ class Folds:
 def draw_folds(dataset_path: Path, group_of_clip: Callable[[str], str | None] = source) -> Folds:
     """Five folds over groups, or as many as a class has groups; the same for the same names.
 
-    The groups of each class are dealt out, the largest first, to the fold that has the fewest of its clips.
+    Groups are dealt out, those of several classes first and then those of each class, the largest first, to
+    the fold that has the fewest clips of their classes.
 
     Args:
         group_of_clip: by its name
 
-    Raises: as `scan` and `group_of_clip`; UserError for a class with one group.
+    Raises: as `scan` and `group_of_clip`; UserError for a class with one group, or whose groups all fall
+        into one fold.
     """
-    classes, clips = scan(dataset_path)
+    classes, clips_by_class = scan(dataset_path)
     by_class: list[dict[str, list[str]]] = []
-    for name, names in zip(classes, clips, strict=True):
+    for name, names in zip(classes, clips_by_class, strict=True):
         groups: dict[str, list[str]] = defaultdict(list)
         for clip in names:
             groups[group_of_clip(clip) or clip].append(clip)
@@ -240,17 +255,42 @@ def draw_folds(dataset_path: Path, group_of_clip: Callable[[str], str | None] = 
             )
         by_class.append(groups)
     count = min(len(FOLDS), max(map(len, by_class)))
-    fold: dict[str, int] = {}
-    total = np.zeros(count, int)
+    clips_of: dict[str, Counter[int]] = defaultdict(Counter)
     for label, groups in enumerate(by_class):
-        own = np.zeros(count, int)
-        order = np.random.default_rng([0, label]).permutation(sorted(groups)).tolist()
-        for group in sorted(order, key=lambda group: -len(groups[group])):
-            chosen = min(range(count), key=lambda number: (own[number], total[number]))
-            own[chosen] += len(groups[group])
-            total[chosen] += len(groups[group])
-            fold.update(dict.fromkeys(groups[group], chosen + 1))
-    return Folds(classes, clips, fold)
+        for group, names in groups.items():
+            clips_of[group][label] += len(names)
+    shared = sorted(group for group, of_label in clips_of.items() if len(of_label) > 1)
+    own = np.zeros((len(classes), count), int)
+    chosen: dict[str, int] = {}
+
+    def cost(group: str, number: int) -> tuple[int, int, int]:
+        of_label = clips_of[group]
+        # A class must not be in one fold alone.
+        alone = sum(
+            all(chosen.get(other) == number for other in by_class[label] if other != group)
+            for label in of_label
+        )
+        same = sum(clips * int(own[label, number]) for label, clips in of_label.items())
+        return alone, same, int(own[:, number].sum())
+
+    parts = [(len(classes), shared), *((label, sorted(groups)) for label, groups in enumerate(by_class))]
+    for seed, names in parts:
+        order = np.random.default_rng([0, seed]).permutation(names).tolist()
+        for group in sorted(order, key=lambda group: -clips_of[group].total()):
+            if group not in chosen:
+                chosen[group] = min(range(count), key=lambda number: cost(group, number))
+                for label, clips in clips_of[group].items():
+                    own[label, chosen[group]] += clips
+    for name, of_fold in zip(classes, own, strict=True):
+        if np.count_nonzero(of_fold) < 2:
+            raise UserError(
+                f"{dataset_path / name}: its groups share clips with those of other classes so that all fall "
+                "into one fold; add clips of another group, or narrow --group_pattern"
+            )
+    fold = {
+        clip: chosen[group] + 1 for groups in by_class for group, names in groups.items() for clip in names
+    }
+    return Folds(classes, clips_by_class, fold)
 
 
 def write_lists(folder: Path, folds: Folds, group_pattern: str | None) -> None:

@@ -164,21 +164,32 @@ def siblings(split: Split) -> int:
 def hold_out(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Clip], list[Clip]]:
     """Training and validation clips: of each class about `fraction` of its groups, whole, and at least one.
 
-    Raises: UserError if a name does not tell its group, or a class has a single group.
+    Raises: UserError if a name does not tell its group, or a class has a single group, or none that can be
+        held out without those of another class.
     """
-    groups: dict[int, list[str]] = {}
+    groups: dict[int, set[str]] = {}
     for clip in clips:
-        groups.setdefault(clip.label, []).append(clip.group)
+        groups.setdefault(clip.label, set()).add(clip.group)
     held: set[str] = set()
     for label, names in groups.items():
-        distinct = sorted(set(names))
+        distinct = sorted(names)
         if len(distinct) < 2:
             raise UserError(
                 f"the group {distinct[0]} is the only one of its class in training, so none can be held out; "
                 "add clips, or leave out --val_fraction"
             )
         number = min(len(distinct) - 1, max(1, round(fraction * len(distinct))))
-        held.update(np.random.default_rng([seed, label]).choice(distinct, number, replace=False).tolist())
+        drawn = np.random.default_rng([seed, label]).choice(distinct, number, replace=False).tolist()
+        for group in [*drawn, *distinct]:
+            # A group may be of several classes, each of which keeps one to train on.
+            whole = any(group in other and other <= held | {group} for other in groups.values())
+            if len(names & held) < number and not whole:
+                held.add(group)
+        if not names & held:
+            raise UserError(
+                f"the groups {distinct[0]} and {distinct[1]} cannot be held out, since another class has no "
+                "others; add clips, or leave out --val_fraction"
+            )
     return [clip for clip in clips if clip.group not in held], [clip for clip in clips if clip.group in held]
 
 

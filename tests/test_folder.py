@@ -14,6 +14,7 @@ import train
 from extract_frames import extract_all
 from splits.datasets import DataSettings, Listed, load_split
 from splits.folder import draw_folds, natural, source
+from splits.split import hold_out
 from training import setup
 from training.checkpoint import load_checkpoint
 from utils.process import UserError
@@ -111,16 +112,61 @@ def test_there_are_as_many_folds_as_a_class_has_groups(tmp_path):
         load_split(DataSettings(dataset_path=folder), 4)
 
 
+def test_a_group_of_several_classes_lies_on_one_side(tmp_path):
+    """People who do some of the actions each, and one action that few of them do."""
+    rng = np.random.default_rng(0)
+    names = {
+        action: [
+            f"person{person:02d}_{number}.mp4"
+            for person in range(people)
+            if person < 3 or rng.random() < 0.7
+            for number in range(rng.integers(1, 4))
+        ]
+        for action, people in {"Jump": 12, "Run": 12, "Sit": 9, "Wave": 3}.items()
+    }
+    listed = Listed(
+        DataSettings(dataset_path=clips_at(tmp_path / "clips", **names), group_pattern=r"person\d+")
+    )
+    sizes = []
+    for number in listed.numbers:
+        split = listed.split(number)
+        assert not {clip.group for clip in split.train} & {clip.group for clip in split.test}
+        assert {clip.label for clip in split.train} == {0, 1, 2, 3}, "each class is trained in each"
+        kept, held = hold_out(split.train, 0.2, 0)
+        assert not {clip.group for clip in kept} & {clip.group for clip in held}
+        assert {clip.label for clip in kept} == {0, 1, 2, 3}
+        sizes.append(len(split.test))
+    assert len(sizes) == 5
+    assert sum(sizes) == sum(map(len, names.values()))
+    assert max(sizes) < 2 * min(sizes)
+    (line,) = listed.describe()
+    assert f"they test {min(sizes)} to {max(sizes)} clips each" in line
+    assert "1 of the classes, the first Wave" in line
+
+
+def test_classes_that_share_all_their_people_with_one_another_are_told(tmp_path):
+    """Two people: one of them held out leaves the other to train on, in every class."""
+    names = [f"person{person}_{number}.mp4" for person in range(2) for number in range(3)]
+    folder = clips_at(tmp_path / "clips", A=names, B=names[:4])
+    listed = Listed(DataSettings(dataset_path=folder, group_pattern=r"person\d+"))
+    assert listed.numbers == (1, 2)
+    with pytest.raises(UserError, match="is the only one of its class"):
+        hold_out(listed.split(1).train, 0.2, 0)
+
+
 def test_a_pattern_says_what_a_group_is(tmp_path):
     names = [f"s1_p{person}_{number}.mp4" for person in (1, 2, 3) for number in (1, 2)]
     folder = clips_at(tmp_path / "clips", A=names, B=names)
     whole = Listed(DataSettings(dataset_path=folder, group_pattern=r"p\d")).split(1)
     assert len(whole.test) == 4
-    assert {clip.group for clip in whole.test} < {f"{name}/p{number}" for name in "AB" for number in "123"}
+    tested = {clip.group for clip in whole.test}
+    assert len(tested) == 1
+    assert {clip.label for clip in whole.test} == {0, 1}
+    assert not tested & {clip.group for clip in whole.train}, "a person is on one side, whatever they do"
     bracket = Listed(DataSettings(dataset_path=folder, group_pattern=r"_p(\d)_")).split(1)
-    assert {clip.group for clip in bracket.train + bracket.test} == {f"{c}/{n}" for c in "AB" for n in "123"}
+    assert {clip.group for clip in bracket.train + bracket.test} == set("123")
     every = Listed(DataSettings(dataset_path=folder, group_pattern=".+")).split(1)
-    assert len({clip.group for clip in every.train + every.test}) == 12
+    assert len({clip.group for clip in every.train + every.test}) == 6
     for pattern in ("p4", "_p(4)|.+"):
         with pytest.raises(UserError, match=rf"{re.escape(repr(pattern))}: not found in 's1_p1_1'"):
             Listed(DataSettings(dataset_path=folder, group_pattern=pattern))
