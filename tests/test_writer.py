@@ -26,18 +26,20 @@ def look(path):
         return times, seconds, stream.codec_context.codec.canonical_name
 
 
-def with_sound(path, codec, seconds=2):
-    """A video of so many seconds at 25 frames/s with a tone."""
+def with_sound(path, codec, seconds=2, rate=44100, late=0.0, gap=(0.0, 0.0)):
+    """A video of so many seconds at 25 frames/s with a tone, which begins late and has a gap, in seconds."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=25)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        sound = container.add_stream(codec, rate=44100, layout="mono")
+        sound = container.add_stream(codec, rate=rate, layout="mono")
         for frame in gray_frames([5 * n % 250 for n in range(25 * seconds)]):
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        tone = (8000 * np.sin(np.arange(44100 * seconds) / 20)).astype(np.int16)
-        for start in range(0, len(tone), 1152):
-            frame = av.AudioFrame.from_ndarray(tone[None, start : start + 1152], format="s16", layout="mono")
-            frame.rate = 44100
+        tone = (8000 * np.sin(np.arange(rate * seconds) / 20)).astype(np.int16)
+        for start in range(round(late * rate), len(tone), 1024):
+            if gap[0] <= start / rate < gap[1]:
+                continue
+            frame = av.AudioFrame.from_ndarray(tone[None, start : start + 1024], format="s16", layout="mono")
+            frame.rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
             container.mux(sound.encode(frame))
         for stream in (video, sound):
             container.mux(stream.encode(None))

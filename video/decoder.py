@@ -233,7 +233,7 @@ class Decoder:
         usual = 1 / rate if rate > 0 else Fraction(1, 25)
         shift, last = Fraction(0), None
         for frame in self._frames():
-            stamp = next((stamp for stamp in self._stamps(frame) if stamp is not None), None)
+            stamp = self._stamp(frame)
             base = frame.time_base or self._stream.time_base
             time = stamp * base + shift if stamp is not None and base else None
             if last is None:
@@ -253,10 +253,11 @@ class Decoder:
             self.damage.frames += 1
             yield frame, last - self.begin
 
-    def _stamps(self, frame: av.VideoFrame) -> tuple[int | None, int | None]:
+    def _stamp(self, frame: av.VideoFrame) -> int | None:
         # AVI says when frames are decoded; when they are shown is guessed, and wrong for B-frames in pairs.
-        stamps = frame.pts, frame.dts
-        return stamps[::-1] if self._container.format.name == "avi" else stamps
+        if self._container.format.name == "avi":
+            return frame.dts
+        return frame.dts if frame.pts is None else frame.pts
 
     def _frames(self) -> Iterator[av.VideoFrame]:
         try:
