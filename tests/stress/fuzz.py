@@ -21,10 +21,10 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/stress")]
 
 SECONDS = 10
-KINDS = ("video", "checkpoint", "list", "cache")
+KINDS = ("video", "checkpoint", "list", "cache", "bit")
 # What a list or an index may hold that it should not.
 WORDS = (
     b"../../outside/x.avi", b"/etc/passwd", b"-1", b"0", b"99999999999999999999", b"1e9", b"NaN", b"null",
@@ -81,6 +81,38 @@ def hostile_checkpoint(data: bytes, marker: str, rng: random.Random) -> bytes:
         for item in old.infolist():
             new.writestr(item, code if item.filename.endswith("data.pkl") else old.read(item))
     return target.getvalue()
+
+
+def flip_bit(data: bytes, rng: random.Random) -> bytes:
+    """A file with one bit flipped."""
+    flipped = bytearray(data)
+    flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+    return bytes(flipped)
+
+
+def draw_kinds(folder: Path) -> dict[str, int]:
+    """Write a video of each kind, and tell how many frames each has."""
+    import decoders
+
+    from video.reader import Video
+
+    folder.mkdir()
+    frames = {}
+    for kind in decoders.kinds():
+        if kind.size[0] < 1000:
+            decoders.draw(kind, folder / kind.name)
+            frames[kind.name] = Video(folder / kind.name).count()
+    return frames
+
+
+def silent_loss(tables: Path, frames: int, log: Path) -> str | None:
+    """Whether more than 2 % of the frames are missing in an output, and nobody was told."""
+    if not tables.exists():
+        return None
+    found = json.loads(tables.read_text())["frames"]
+    if found < 0.98 * frames and "frames decoded" not in log.read_text(errors="replace"):
+        return f"{found} of {frames} frames, and not a word"
+    return None
 
 
 def work() -> None:
@@ -208,6 +240,8 @@ def main() -> int:
         shutil.copy(here / "model" / "ConvLSTM_1.pth", here / "small.pth")
         checkpoint = here / "small.pth"
         videos = sorted(good.glob("UCF-101/*/*.avi"))
+        frames_of = draw_kinds(here / "drawn")
+        drawn = sorted((here / "drawn").iterdir())
         lists = sorted((good / "ucfTrainTestlist").iterdir())
         before = snapshot(here, out)
         for number in range(args.cases):
@@ -215,6 +249,7 @@ def main() -> int:
             out.mkdir()
             kind = KINDS[number % len(KINDS)]
             source = {
+                "bit": rng.choice(drawn),
                 "video": rng.choice(videos),
                 "checkpoint": checkpoint,
                 "list": rng.choice(lists),
@@ -222,9 +257,17 @@ def main() -> int:
             }[kind]
             if source.is_dir():
                 source = next(path for path in sorted(source.iterdir()) if path.suffix == ".jsonl")
-            spoiled = spoil(source.read_bytes(), rng, kind in ("list", "cache") and source.suffix != ".npy")
+            data_of = source.read_bytes()
+            spoiled = (
+                flip_bit(data_of, rng)
+                if kind == "bit"
+                else spoil(source.read_bytes(), rng, kind in ("list", "cache") and source.suffix != ".npy")
+            )
             module, argv = "test_on_video", ["--output", out / "x.mp4", *plain]
-            if kind == "video":
+            if kind == "bit":
+                target = out / source.name
+                argv += ["--video_path", target, "--checkpoint_model", checkpoint]
+            elif kind == "video":
                 target = out / rng.choice(("x.avi", "x.mp4", "x.mov"))
                 argv += ["--video_path", target, "--checkpoint_model", checkpoint]
             elif kind == "checkpoint":
@@ -252,6 +295,10 @@ def main() -> int:
             longest = max(longest, elapsed)
             counts[kind, status if status in (0, 1, 2) else "bad"] += 1
             wrong = complaint(status, log.read_text(errors="replace"))
+            if kind == "bit" and not wrong:
+                wrong = silent_loss(out / "x.mp4.json", frames_of[source.name], log)
+                twice, _ = worker.run("decoders", ["--twice", target], here / "twice.log")
+                wrong = wrong or (None if twice == 0 else f"decoded twice: {twice}")
             if (here / "executed").exists() or list(here.rglob("executed")):
                 wrong = "code was executed"
             if snapshot(here, out) != before:
