@@ -119,16 +119,12 @@ class WatchedVideo(Video):
             raise VideoError(f"{path}: {length:.0f} seconds are too long for this page; cut it to {longest}")
         self._begun, self._slowness = time.monotonic(), settings.max_slowness
         self._seconds = SPARE_SECONDS + self._slowness * (length or longest)
+        self._largest = 0
         frame = next(self.frames())
-        if frame.shape[0] * frame.shape[1] > MAX_PIXELS:
-            raise VideoError(
-                f"{path}: frames of {frame.shape[1]} x {frame.shape[0]} pixels are too large for this page; "
-                "make it 4K or smaller"
-            )
         layout = annotator.layout(fps)
         waiting = layout.sequence_length * layout.step * layout.stride
         waiting *= joint_hop([stream.windows for stream in annotator.streams])
-        self._check_waiting(min(stated, waiting), frame)
+        self._check_size(min(stated, waiting), frame)
         self.max_frames = longest * min(MAX_FPS, max(1, round(fps)))
 
     def check_time(self) -> None:
@@ -139,16 +135,25 @@ class WatchedVideo(Video):
                 f"its length and {SPARE_SECONDS}, and others wait; cut it shorter, or make it smaller"
             )
 
-    def _check_waiting(self, frames: int, frame: np.ndarray) -> None:
-        if frames * frame.nbytes > MAX_WAITING:
+    def _check_size(self, waiting: int, frame: np.ndarray) -> None:
+        size = f"{frame.shape[1]} x {frame.shape[0]}"
+        if frame.shape[0] * frame.shape[1] > MAX_PIXELS:
             raise VideoError(
-                f"{self.path}: {frames} frames of {frame.shape[1]} x {frame.shape[0]} pixels take more "
-                f"memory than this page has; make it full HD, or cut it to {MAX_WAITING // frame.nbytes}"
+                f"{self.path}: frames of {size} pixels are too large for this page; make it 4K or smaller"
+            )
+        self._largest = max(self._largest, frame.nbytes)
+        if waiting * self._largest > MAX_WAITING:
+            raise VideoError(
+                f"{self.path}: {waiting} frames of {size} pixels take more memory than this page has; make "
+                f"it full HD, or cut it to {MAX_WAITING // self._largest} frames"
             )
 
     def frames(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """As `Video.frames`. Raises: as there; VideoError if time is up, or too much waits for a label."""
+        """As `Video.frames`.
+
+        Raises: as there; VideoError if time is up, a frame is too large, or too much waits for its label.
+        """
         for came, frame in enumerate(super().frames(indices), 1):
             self.check_time()
-            self._check_waiting(came - self.done, frame)
+            self._check_size(came - self.done, frame)
             yield frame

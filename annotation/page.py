@@ -54,11 +54,11 @@ def curves(annotated: Annotated) -> tuple[list[dict[str, object]], dict[str, str
     }
 
 
-def _sentence(error: Exception, path: Path) -> Exception:
+def _sentence(error: Exception, path: Path, folder: Path) -> Exception:
     """A gradio.Error that says what is wrong with a video, and tells nothing of this machine's folders."""
     import gradio
 
-    message = str(error).replace(str(path), path.name).replace("--only", "only")
+    message = str(error).replace(str(path), path.name).replace(f"{folder}/", "").replace("--only", "only")
     if not isinstance(error, UserError):
         message = f"{path.name}: {getattr(error, 'strerror', None) or error}; convert it to mp4 first"
     return gradio.Error(message, duration=None, print_exception=False)
@@ -121,7 +121,7 @@ class Page:
             )
         except (UserError, OSError, av.FFmpegError) as error:
             shutil.rmtree(output.parent, ignore_errors=True)
-            raise _sentence(error, path) from error
+            raise _sentence(error, path, self.room.folder) from error
         rows, colors = curves(annotated)
         segments = [
             [

@@ -106,7 +106,7 @@ class Room:
 
     def remove_strays(self) -> None:
         """Delete uploads that were begun and not ended: Gradio gives those that were a folder each."""
-        for path in self.files.iterdir():
+        for path in list(self.files.glob("*")):
             with contextlib.suppress(OSError):
                 if path.is_file():
                     path.unlink()
