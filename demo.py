@@ -99,8 +99,8 @@ def launch(page: Page, server: ServerSettings) -> tuple[Any, str]:
             port = free.getsockname()[1]
     except OSError as error:
         raise UserError(
-            f"--host {server.host} --port {server.port}: {error.strerror or error}; another page may run "
-            "there, choose another --port"
+            f"--host {server.host} --port {server.port}: {error.strerror or error}; choose an address of "
+            "this machine, or another --port where a page runs already"
         ) from error
     in_url = f"[{host}]" if ":" in host else host
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
