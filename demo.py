@@ -8,29 +8,22 @@ python3 demo.py --checkpoint_model y.pth --examples clips/ --port 8000
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from annotation.settings import BackendSettings, LabelSettings, PageSettings
 from features.settings import DeviceSettings
-from utils.flags import NATURAL, POSITIVE, add_flags, flags_first, read, setting
+from utils.flags import COUNT, NATURAL, POSITIVE, add_flags, flags_first, read, setting
 from utils.process import UserError, run
 
 INSTALL = "run pip install -r requirements-demo.txt"
-MEGABYTE = 2**20
-# What the form around a file takes in an upload.
-FORM_BYTES = 2**16
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +32,25 @@ class ServerSettings:
 
     host: str = setting(
         "127.0.0.1",
-        "address to listen at; 127.0.0.1 (recommended) is for this machine alone, 0.0.0.0 lets in anybody "
-        "who can reach it: the page asks for no password",
+        "address to listen at, such as 127.0.0.1 (recommended) or ::1 for this machine alone; 0.0.0.0 lets "
+        "in anybody who can reach it: the page asks for no password",
+    )
+    host_names: str = setting(
+        "",
+        "names between commas under which others open the page, as behind a proxy; default: addresses, "
+        "localhost and this machine's name, and no other, so that no other site leads its visitors here",
     )
     port: int = setting(7860, "0 takes any that is free", NATURAL)
     keep_minutes: float = setting(
         60.0,
         "after which uploads and results are deleted, default 60; all of them when the page ends",
         POSITIVE,
+    )
+    keep_megabytes: int = setting(
+        2048,
+        "of uploads and results at a time; what would be more is refused until older ones are deleted; raise "
+        "it from 2048 (default) where many come within an hour and the disk has room",
+        COUNT,
     )
 
 
@@ -62,51 +66,7 @@ flags_first(__name__, get_args_parser)
 
 from annotation.annotate import Annotator, open_model
 from annotation.page import Page
-
-
-class UploadLimit:
-    """Turns away uploads that are too large before a byte of them is read: an ASGI middleware.
-
-    Gradio counts the bytes of each file of a request while they come in; here the whole request counts.
-
-    Args:
-        app: what comes behind it
-        limit: bytes of a file
-    """
-
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], limit: int) -> None:
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 411 or 413."""
-        if scope["type"] == "http" and scope["path"].rstrip("/").endswith("/upload"):
-            length = dict(scope["headers"]).get(b"content-length", b"")
-            if not length.isdigit():
-                await _refuse(send, 411, "an upload must state its length")
-                return
-            if int(length) > self.limit + FORM_BYTES:
-                await _refuse(send, 413, f"the file is larger than {self.limit // MEGABYTE} MB")
-                return
-        await self.app(scope, receive, send)
-
-
-async def _refuse(send: Send, status: int, text: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text.encode()})
-
-
-def sweep(folder: Path, seconds: float) -> None:
-    """Delete what has not changed in a folder for some seconds: files, and folders that are empty.
-
-    Gradio's `delete_cache` knows its own copies of results, not the files that they are copied from.
-    """
-    for path in sorted(folder.rglob("*"), reverse=True):
-        try:
-            if time.time() - path.stat().st_mtime > seconds:
-                path.rmdir() if path.is_dir() else path.unlink()
-        except OSError:  # in use, not empty, or gone by itself
-            continue
+from annotation.room import MEGABYTE, Room
 
 
 def launch(page: Page, server: ServerSettings) -> tuple[Any, str]:
@@ -115,39 +75,43 @@ def launch(page: Page, server: ServerSettings) -> tuple[Any, str]:
     Raises: UserError if the port is taken.
     """
     import gradio
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from annotation.guard import Guard
 
     limit = page.settings.max_megabytes * MEGABYTE
-    # A page elsewhere that sends its visitors' browsers here under a name of its own is refused.
-    local = server.host in ("127.0.0.1", "localhost", "::1")
-    hosts = ["127.0.0.1", "localhost", "[::1]"] if local else ["*"]
-    middleware = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
-        Middleware(UploadLimit, limit=limit),
-    ]
+    host = server.host.strip("[]")
+    names = {"localhost", socket.gethostname(), *filter(None, map(str.strip, server.host_names.split(",")))}
+    if host not in LOCAL:
+        names.add(socket.getfqdn())
+
+    @contextlib.asynccontextmanager
+    async def guarded(app: Any) -> AsyncIterator[None]:
+        # What `add_middleware` adds stands behind Gradio's own, which answers other sites by itself.
+        app.middleware_stack = Guard(app.middleware_stack, page.room, names, limit)
+        yield
+
     blocks = page.build()
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as free:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            free.bind((server.host, server.port))
+            free.bind((host, server.port))
             port = free.getsockname()[1]
     except OSError as error:
         raise UserError(
-            f"--host {server.host} --port {server.port}: {error.strerror or error}; another page may run "
-            "there, choose another --port"
+            f"--host {server.host} --port {server.port}: {error.strerror or error}; choose an address of "
+            "this machine, or another --port where a page runs already"
         ) from error
+    in_url = f"[{host}]" if ":" in host else host
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     blocks.launch(
-        server_name=server.host,
+        server_name=in_url,
         server_port=port,
         prevent_thread_lock=True,
         quiet=True,
         show_error=True,
         max_file_size=limit,
-        allowed_paths=[str(page.results)],
-        app_kwargs={"middleware": middleware},
+        app_kwargs={"lifespan": guarded},
         footer_links=[],
         run_history=False,
         state_session_capacity=2 * page.settings.max_waiting,
@@ -155,30 +119,31 @@ def launch(page: Page, server: ServerSettings) -> tuple[Any, str]:
         ssr_mode=False,
         theme=gradio.themes.Default(font=fonts[0], font_mono=fonts[1]),
     )
-    return blocks, f"http://{server.host}:{port}"
+    return blocks, f"http://{in_url}:{port}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until the user ends it; returns the exit status."""
     args = get_args_parser().parse_args(argv)
     server, backend = read(ServerSettings, args), read(BackendSettings, args)
-    # They are read when Gradio is loaded: no word about us to anybody, nothing fetched from elsewhere.
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
-    with tempfile.TemporaryDirectory(prefix="action-recognition-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
+    with Room(server.keep_megabytes * MEGABYTE) as room:
+        # They are read when Gradio is loaded: no word about us to anybody, nothing fetched from elsewhere.
+        os.environ.update(
+            GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", GRADIO_TEMP_DIR=str(room.files)
+        )
         try:
             import gradio  # noqa: F401
         except ImportError as error:
             raise UserError(f"the page needs the package {error.name}; {INSTALL}") from error
         model = open_model(backend, read(DeviceSettings, args))
         annotator = Annotator(read(LabelSettings, args), *model, backend.name)
-        page = Page(read(PageSettings, args), annotator, Path(folder) / "results")
+        page = Page(read(PageSettings, args), annotator, room)
         blocks, address = launch(page, server)
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
         try:
             while True:
                 time.sleep(min(60.0, 20 * server.keep_minutes))
-                sweep(Path(folder), 60 * server.keep_minutes)
+                room.sweep(60 * server.keep_minutes)
         except KeyboardInterrupt:
             print("ended", file=sys.stderr)
         finally:

@@ -162,6 +162,7 @@ class Annotator:
         name: str | None = None,
         progress: Callable[[int, int], object] = lambda done, stated: None,
         max_frames: int | None = None,
+        video: Video | None = None,
     ) -> Annotated:
         """Annotate a video.
 
@@ -171,12 +172,13 @@ class Annotator:
             name: what the tables call the video; its path by default
             progress: told after each frame how many are done, and how many the file states
             max_frames: a longer video is an error, whatever length the file states
+            video: what reads it, where that is not `Video`
 
         Raises: MissingFileError or VideoError if it cannot be read or is too long, OSError if the output
             cannot be written.
         """
         model = self.model
-        video = Video(path)
+        video = video or Video(path)
         # All that can fail, before threads begin.
         fps, stated = video.fps(), video.stated_count()
         check_length(path, len(list(islice(video.frames(), MIN_FRAMES))))

@@ -13,42 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from annotation.allowed import MAX_SMOOTH, WatchedVideo, check_inputs
 from annotation.annotate import Annotated, Annotator
 from annotation.overlay import OVERLAYS
+from annotation.room import Room
 from annotation.segments import name_of
 from annotation.settings import EXAMPLES, PageSettings
 from utils.process import UserError
 from video.files import VIDEO_SUFFIXES, VideoError, video_files
-from video.reader import Video
+from video.opencv import av
 
 TITLE = "Action-Recognition"
-# Of a frame: 4K. Larger ones would keep everybody waiting.
-MAX_PIXELS = 4096 * 2304
-# A file may claim any frame rate, and hold more frames for a second than anybody films.
-MAX_FPS = 60
 # Actions with a curve, and points of each.
 CURVES, POINTS = 5, 300
-
-
-def check_video(path: Path, max_seconds: int) -> int:
-    """How many frames of an uploaded video may be read, by what its file states.
-
-    Raises: MissingFileError or VideoError as `Video.frames`; VideoError if it is too long or its frames are
-        too large.
-    """
-    video = Video(path)
-    fps, stated = video.fps(), video.stated_count()
-    frame = next(video.frames())
-    if frame.shape[0] * frame.shape[1] > MAX_PIXELS:
-        raise VideoError(
-            f"{path}: frames of {frame.shape[1]} x {frame.shape[0]} pixels are too large for this page; "
-            "make it 4K or smaller"
-        )
-    if stated / fps > max_seconds:
-        raise VideoError(
-            f"{path}: {float(stated / fps):.0f} seconds are too long for this page; cut it to {max_seconds}"
-        )
-    return max_seconds * min(MAX_FPS, max(1, round(fps)))
 
 
 def find_examples(folder: Path) -> list[Path]:
@@ -77,17 +54,27 @@ def curves(annotated: Annotated) -> tuple[list[dict[str, object]], dict[str, str
     }
 
 
+def _sentence(error: Exception, path: Path, folder: Path) -> Exception:
+    """A gradio.Error that says what is wrong with a video, and tells nothing of this machine's folders."""
+    import gradio
+
+    message = str(error).replace(str(path), path.name).replace(f"{folder}/", "").replace("--only", "only")
+    if not isinstance(error, UserError):
+        message = f"{path.name}: {getattr(error, 'strerror', None) or error}; convert it to mp4 first"
+    return gradio.Error(message, duration=None, print_exception=False)
+
+
 class Page:
     """The page, and what it does with a video.
 
     Args:
         settings: what it takes
         annotator: what labels videos
-        results: folder for annotated videos and tables
+        room: where uploads lie, and annotated videos and tables
     """
 
-    def __init__(self, settings: PageSettings, annotator: Annotator, results: Path) -> None:
-        self.settings, self.annotator, self.results = settings, annotator, results
+    def __init__(self, settings: PageSettings, annotator: Annotator, room: Room) -> None:
+        self.settings, self.annotator, self.room = settings, annotator, room
         self.examples = find_examples(settings.examples)
         # PyTorch keeps threads and memory for each thread that it is used from, and Gradio has 40.
         self._worker = ThreadPoolExecutor(1)
@@ -112,23 +99,29 @@ class Page:
 
         general = self.annotator
         settings = replace(general.settings, overlay=overlay, smooth=smooth, only=only.strip() or None)
-        output = self.results / secrets.token_hex(8) / f"{path.stem}.mp4"
-
-        def tell(done: int, stated: int) -> None:
-            if self._closed:
-                raise VideoError(f"{path}: the page was closed down")
-            if done % 10 == 0:
-                progress((done, max(done, stated)), unit="frames")
+        output = self.room.files / "results" / secrets.token_hex(8) / f"{path.stem}.mp4"
 
         try:
+            self.room.check()
             # Nobody needs to know where things are on this machine.
             annotator = Annotator(settings, general.model, general.trained, Path(general.name).name)
-            limit = check_video(path, self.settings.max_seconds)
-            annotated = annotator.annotate(path, output, name=path.name, progress=tell, max_frames=limit)
-        except (UserError, OSError) as error:
+            video = WatchedVideo(path, self.settings, annotator)
+
+            def tell(done: int, stated: int) -> None:
+                if self._closed:
+                    raise VideoError(f"{path}: the page was closed down")
+                video.done = done
+                video.check_time()
+                if done % 10 == 0:
+                    self.room.check()
+                    progress((done, max(done, stated)), unit="frames")
+
+            annotated = annotator.annotate(
+                path, output, name=path.name, progress=tell, max_frames=video.max_frames, video=video
+            )
+        except (UserError, OSError, av.FFmpegError) as error:
             shutil.rmtree(output.parent, ignore_errors=True)
-            message = str(error).replace(str(path), path.name)
-            raise gradio.Error(message, duration=None, print_exception=False) from error
+            raise _sentence(error, path, self.room.folder) from error
         rows, colors = curves(annotated)
         segments = [
             [
@@ -156,9 +149,22 @@ class Page:
         """The page as a gradio.Blocks."""
         import gradio
 
-        settings = self.settings
+        settings, room, count = self.settings, self.room, len(self.examples)
         classes = self.annotator.trained.classes
-        with gradio.Blocks(title=TITLE, analytics_enabled=False) as page:
+
+        class CheckedBlocks(gradio.Blocks):
+            """Inputs are checked before Gradio looks at them, which fetches what is a URL."""
+
+            async def preprocess_data(
+                self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any
+            ) -> Any:
+                try:
+                    check_inputs(str(block_fn.api_name), inputs, room.files, count)
+                except UserError as error:
+                    raise gradio.Error(str(error), duration=None, print_exception=False) from error
+                return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+
+        with CheckedBlocks(title=TITLE, analytics_enabled=False) as page:
             gradio.Markdown(
                 f"# {TITLE}\nDrop a video of up to {settings.max_seconds} seconds and "
                 f"{settings.max_megabytes} MB. The model knows {len(classes)} actions: "
@@ -183,7 +189,11 @@ class Page:
         file = gradio.File(label="Video", file_types=list(VIDEO_SUFFIXES), elem_id="upload")
         overlay = gradio.Radio(list(OVERLAYS), value=settings.overlay, label="Overlay")
         smooth = gradio.Slider(
-            0, 3, value=min(3.0, settings.smooth), step=0.1, label="Average over the last seconds"
+            0,
+            MAX_SMOOTH,
+            value=min(MAX_SMOOTH, settings.smooth),
+            step=0.1,
+            label="Average over the last seconds",
         )
         picked = self.examples and gradio.Dataset(
             components=[gradio.Textbox(visible=False)],
@@ -205,14 +215,12 @@ class Page:
 
         # gradio.Progress is found by being a default.
         def upload(
-            file: str | None,
+            file: str,
             overlay: str,
             smooth: float,
             only: str,
             progress: Any = gradio.Progress(),  # noqa: B008
         ) -> tuple[Any, ...]:
-            if file is None:
-                raise gradio.Error("choose a video first", print_exception=False)
             return self.label(Path(file), overlay, smooth, only, progress)
 
         def example(
@@ -229,7 +237,7 @@ class Page:
         read = file.upload(upload, inputs, outputs, api_name="annotate", **shown)
         # Whatever became of it, the place is free for the next one.
         for then in (read.success, read.failure):
-            then(lambda: None, None, file, queue=False, api_visibility="private")
+            then(None, None, file, js="() => null", api_visibility="private")
         if picked is not None:
             picked.click(example, [picked, *how], outputs, api_name="example", **shown)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from annotation.overlay import OVERLAYS
 from features.settings import given_weights
-from utils.flags import COUNT, NON_NEGATIVE, SHARE_BELOW_1, accepted_by, setting
+from utils.flags import COUNT, NON_NEGATIVE, POSITIVE, SHARE_BELOW_1, accepted_by, setting
 from utils.process import UserError, say
 
 if TYPE_CHECKING:
@@ -179,5 +179,11 @@ class PageSettings:
     max_megabytes: int = setting(100, "of an upload; 100 (default) is some minutes of HD", COUNT)
     max_seconds: int = setting(
         120, "of a video; 120 (default) takes half a minute of work on 2 cores, and others wait", COUNT
+    )
+    max_slowness: float = setting(
+        10.0,
+        "times its length that the work on a video may take, and a minute besides, before it is given up for "
+        "those that wait; 10 (default) is ample for i3d on 2 cores, raise it for a slower encoder",
+        POSITIVE,
     )
     max_waiting: int = setting(40, "users in the queue; more are asked to come back", COUNT)

@@ -76,8 +76,9 @@ def page(browser, address):
 def open_page(browser, address):
     """A page in the browser that asks nothing of any other host."""
     opened = browser.new_page()
-    elsewhere, broken = [], []
+    elsewhere, broken, refused = [], [], []
     opened.on("request", lambda request: elsewhere.append(request.url))
+    opened.on("response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None)
     opened.on("pageerror", lambda error: broken.append(str(error)))
     opened.goto(address)
     opened.wait_for_selector("#upload input[type=file]", state="attached")
@@ -86,6 +87,8 @@ def open_page(browser, address):
     # It works offline: nothing is asked of any other host.
     assert [url for url in elsewhere if not url.startswith((address, "data:", "blob:"))] == []
     assert broken == []
+    # The server answers nothing but what the page uses.
+    assert refused == []
 
 
 def shot(page, name):

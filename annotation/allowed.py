@@ -1,0 +1,159 @@
+"""What the web page takes: which inputs, how long a video, how much work and memory for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from annotation.annotate import Annotator
+from annotation.overlay import OVERLAYS
+from annotation.settings import PageSettings
+from features.windows import joint_hop
+from utils.process import UserError
+from video.files import VIDEO_SUFFIXES, VideoError
+from video.reader import Video
+
+# Of a frame: 4K. Larger ones would keep everybody waiting.
+MAX_PIXELS = 4096 * 2304
+# A file may claim any frame rate, and hold more frames for a second than anybody films.
+MAX_FPS = 60
+# Of decoded frames that wait for their labels: 690 of full HD, of which i3d lets 400 wait at 60 frames/s, and
+# 172 of 4K.
+MAX_WAITING = 2**32
+# For what does not grow with a video.
+SPARE_SECONDS = 60
+MAX_SMOOTH = 3.0
+# Of what a user typed, in a message; names of actions are far shorter.
+ECHOED = 200
+MAX_NAMES = 20_000
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= ECHOED else f"{text[:ECHOED]}..."
+
+
+def check_inputs(name: str, given: Sequence[Any], files: Path, examples: int) -> None:
+    """Refuse what the page itself would not send.
+
+    Args:
+        name: of what is called, annotate or example
+        given: the upload or the number of an example, overlay, seconds to average over, names of actions
+        files: folder of the uploads
+        examples: how many there are
+
+    Raises: UserError in one sentence.
+    """
+    if name not in ("annotate", "example") or len(given) != 4:
+        raise UserError("send a video or the number of an example, the overlay, the seconds and the actions")
+    first, overlay, smooth, only = given
+    if name == "annotate":
+        _check_upload(first, files)
+    elif type(first) is not int or not 0 <= first < examples:
+        raise UserError(
+            f"example {_shown(first)}: there are {examples}, from 0 to {examples - 1}; choose one"
+        )
+    if overlay not in OVERLAYS:
+        raise UserError(f"overlay {_shown(overlay)}: choose one of {', '.join(OVERLAYS)}")
+    if type(smooth) not in (int, float) or not 0 <= smooth <= MAX_SMOOTH:
+        raise UserError(f"average over {_shown(smooth)}: choose a number of seconds from 0 to {MAX_SMOOTH:g}")
+    if not isinstance(only, str):
+        raise UserError(f"only {_shown(only)}: write names of actions between commas, or nothing for all")
+    longest = max(only.split(","), key=len)
+    if len(only) > MAX_NAMES or len(longest) > ECHOED:
+        raise UserError(
+            f"only {_shown(longest)}: names of {len(only):,} characters are too many; write fewer"
+        )
+
+
+def _check_upload(file: Any, files: Path) -> None:
+    if file is None:
+        raise UserError("choose a video first")
+    given, url = (file.get("path"), file.get("url")) if isinstance(file, dict) else (file, None)
+    try:
+        path = Path(str(given)).resolve()
+        is_upload = isinstance(given, str) and path.is_relative_to(files)
+        is_there = is_upload and path.is_file()
+    except (OSError, ValueError):  # no path at all
+        path, is_upload, is_there = Path(), False, False
+    # Clients say where an upload can be had from the page.
+    is_elsewhere = url is not None and unquote(str(url)).partition("/gradio_api/file=")[2] != given
+    if not is_upload or is_elsewhere:
+        raise UserError(
+            f"{_shown(url if is_elsewhere else given)}: not an upload; nothing is fetched from elsewhere, "
+            "send the video itself"
+        )
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UserError(f"{_shown(path.name)}: not a video, which end in {', '.join(VIDEO_SUFFIXES)}")
+    if not is_there:
+        raise UserError(f"{_shown(path.name)}: this upload has been deleted; send it again")
+
+
+class WatchedVideo(Video):
+    """A video that ends in an error when it takes too much time or memory.
+
+    Args:
+        path: the file
+        settings: of the page
+        annotator: what will label it
+
+    Attributes:
+        max_frames: that may be read, whatever the file states
+        done: frames that no longer wait for their label; to be told
+
+    Raises: MissingFileError or VideoError as `Video.frames`; VideoError if it is too long, or if its frames
+        are too large or too many for their size, by what the file states.
+    """
+
+    def __init__(self, path: Path, settings: PageSettings, annotator: Annotator) -> None:
+        super().__init__(path)
+        self.done = 0
+        fps, stated, longest = self.fps(), self.stated_count(), settings.max_seconds
+        length = float(stated / fps)
+        if length > longest:
+            raise VideoError(f"{path}: {length:.0f} seconds are too long for this page; cut it to {longest}")
+        self._begun, self._slowness = time.monotonic(), settings.max_slowness
+        self._seconds = SPARE_SECONDS + self._slowness * (length or longest)
+        self._largest = 0
+        frame = next(self.frames())
+        layout = annotator.layout(fps)
+        waiting = layout.sequence_length * layout.step * layout.stride
+        waiting *= joint_hop([stream.windows for stream in annotator.streams])
+        self._check_size(min(stated, waiting), frame)
+        self.max_frames = longest * min(MAX_FPS, max(1, round(fps)))
+
+    def check_time(self) -> None:
+        """See whether there is time left. Raises: VideoError if there is not."""
+        if time.monotonic() - self._begun > self._seconds:
+            raise VideoError(
+                f"{self.path}: it takes more than {self._seconds:.0f} seconds, {self._slowness:g} times "
+                f"its length and {SPARE_SECONDS}, and others wait; cut it shorter, or make it smaller"
+            )
+
+    def _check_size(self, waiting: int, frame: np.ndarray) -> None:
+        size = f"{frame.shape[1]} x {frame.shape[0]}"
+        if frame.shape[0] * frame.shape[1] > MAX_PIXELS:
+            raise VideoError(
+                f"{self.path}: frames of {size} pixels are too large for this page; make it 4K or smaller"
+            )
+        self._largest = max(self._largest, frame.nbytes)
+        if waiting * self._largest > MAX_WAITING:
+            raise VideoError(
+                f"{self.path}: {waiting} frames of {size} pixels take more memory than this page has; make "
+                f"it full HD, or cut it to {MAX_WAITING // self._largest} frames"
+            )
+
+    def frames(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """As `Video.frames`.
+
+        Raises: as there; VideoError if time is up, a frame is too large, or too much waits for its label.
+        """
+        for came, frame in enumerate(super().frames(indices), 1):
+            self.check_time()
+            self._check_size(came - self.done, frame)
+            yield frame
