@@ -15,6 +15,7 @@ from annotation.overlay import OVERLAYS
 from annotation.settings import PageSettings
 from features.windows import joint_hop
 from utils.process import UserError
+from video.decoder import Frame
 from video.files import VIDEO_SUFFIXES, VideoError
 from video.reader import Video
 
@@ -148,12 +149,12 @@ class WatchedVideo(Video):
                 f"it full HD, or cut it to {MAX_WAITING // self._largest} frames"
             )
 
-    def frames(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """As `Video.frames`.
+    def timed_frames(self) -> Iterator[Frame]:
+        """As `Video.timed_frames`.
 
         Raises: as there; VideoError if time is up, a frame is too large, or too much waits for its label.
         """
-        for came, frame in enumerate(super().frames(indices), 1):
+        for came, frame in enumerate(super().timed_frames(), 1):
             self.check_time()
-            self._check_size(came - self.done, frame)
+            self._check_size(came - self.done, frame.image)
             yield frame

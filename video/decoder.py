@@ -20,6 +20,7 @@ FORMATS = (
     "avi,mov,matroska,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,nut,gif,apng,webp,dv,ivf,obu,av1,h264,hevc,vvc,m4v,"
     "mjpeg,mpegvideo,h261,h263,vc1,yuv4mpegpipe,rm,wtv,nsv,gxf,swf,amv,mjpeg_2000,dhav,dirac,dnxhd,cavsvideo"
 )
+BICUBIC = av.video.reformatter.Interpolation.BICUBIC
 # AVColorSpace -> the matrix that swscale calculates with; the two of BT.601 are the same.
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
 BT601, BT709 = 5, 1
@@ -142,15 +143,15 @@ class Damage:
         frames: that came
         errors: packets that did not decode
         uncoded: packets that say that the frame before stays
-        gaps: seconds between frames, and how often each
-        length: seconds that the file states; None if it does not
+        gaps: ticks between frames, and how often each
+        length: ticks that the file states; None if it does not
         index: frames that its index states, 0 if it does not; those that an edit list cuts away not counted
     """
 
     frames: int = 0
     errors: int = 0
     uncoded: int = 0
-    gaps: Counter[Fraction] = field(default_factory=Counter)
+    gaps: Counter[int] = field(default_factory=Counter)
     length: Fraction | None = None
     index: int = 0
 
@@ -206,6 +207,7 @@ class Decoder:
 
     Attributes:
         damage: so far
+        tick: seconds of a unit in which times are told
         begin: when the first frame is shown, in seconds of the file's own clock, on which its sound lies too;
             None before it came
 
@@ -214,10 +216,13 @@ class Decoder:
 
     def __init__(self, path: Path) -> None:
         self._container, self._stream = open_file(path)
+        self.tick = self._stream.time_base or Fraction(1, 90_000)
+        length = _stated_length(self._container, self._stream, path)
         self.damage = Damage(
-            length=_stated_length(self._container, self._stream, path),
-            index=stated_frames(self._stream, path),
+            length=None if length is None else length / self.tick, index=stated_frames(self._stream, path)
         )
+        self._is_avi = self._container.format.name == "avi"
+        self._matrices: dict[tuple[str, int, bool], int | None] = {}
         self.begin: Fraction | None = None
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._size: tuple[int, int] | None = None
@@ -227,37 +232,34 @@ class Decoder:
         """Close the file."""
         self._container.close()
 
-    def __iter__(self) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """Frames as they are coded, and the second at which each is shown, from the first one."""
+    def __iter__(self) -> Iterator[tuple[av.VideoFrame, int]]:
+        """Frames as they are coded, and the `tick` at which each is shown, from the first one."""
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
-        usual = 1 / rate if rate > 0 else Fraction(1, 25)
-        shift, last = Fraction(0), None
+        usual = max(1, round(1 / (rate * self.tick))) if rate > 0 else 1
+        second, gaps = round(1 / self.tick), self.damage.gaps
+        shift, first, last = 0, None, 0
+        # Whole numbers: fractions would take as long as a small frame takes to decode.
         for frame in self._frames():
             stamp = self._stamp(frame)
-            base = frame.time_base or self._stream.time_base
-            time = stamp * base + shift if stamp is not None and base else None
-            if last is None:
-                self.begin = last = time or Fraction(0)
+            time = last + usual if stamp is None else stamp + shift
+            if first is None:
+                first = 0 if stamp is None else stamp
+                time, self.begin = first, first * self.tick
             else:
-                if time is None:
-                    time = last + usual
-                elif time < last - 1:
+                if time < last - second:
                     # The clock began anew, where two recordings were joined.
                     shift, time = shift + last + usual - time, last + usual
                 elif time <= last:
                     # Two at one time cannot be shown.
-                    time = last + Fraction(1, 90_000)
-                self.damage.gaps[time - last] += 1
-                last = time
-            assert self.begin is not None
+                    time = last + 1
+                gaps[time - last] += 1
+            last = time
             self.damage.frames += 1
-            yield frame, last - self.begin
+            yield frame, time - first
 
     def _stamp(self, frame: av.VideoFrame) -> int | None:
         # AVI says when frames are decoded; when they are shown is guessed, and wrong for B-frames in pairs.
-        if self._container.format.name == "avi":
-            return frame.dts
-        return frame.dts if frame.pts is None else frame.pts
+        return frame.dts if self._is_avi or frame.pts is None else frame.pts
 
     def _frames(self) -> Iterator[av.VideoFrame]:
         try:
@@ -293,13 +295,21 @@ class Decoder:
             self._turn = _Turn.of(frame)
             self._size = _square_size(frame, self._stream)
         width, height = self._size
-        matrix: int | None = None
-        # Of RGB and of gray there is no matrix.
-        if not frame.format.is_rgb and len(frame.format.components) > 2:
-            matrix = MATRICES.get(frame.colorspace, BT709 if frame.height >= HD_ROWS else BT601)
+        key = frame.format.name, frame.colorspace, frame.height >= HD_ROWS
+        if key not in self._matrices:
+            # Of RGB and of gray there is no matrix.
+            has_one = not frame.format.is_rgb and len(frame.format.components) > 2
+            usual = BT709 if frame.height >= HD_ROWS else BT601
+            self._matrices[key] = MATRICES.get(frame.colorspace, usual) if has_one else None
         try:
             rgb = self._reformatter.reformat(
-                frame, width, height, "rgb24", src_colorspace=matrix, interpolation="BICUBIC", threads=1
+                frame,
+                width,
+                height,
+                "rgb24",
+                src_colorspace=self._matrices[key],
+                interpolation=BICUBIC,
+                threads=1,
             )
         except (av.FFmpegError, ValueError):
             self.damage.errors += 1

@@ -166,12 +166,12 @@ class Video:
             return
         read = 0
         with self._decode() as decoder:
-            for coded, second in decoder:
+            for coded, ticks in decoder:
                 image = self._image(decoder, coded)
                 if image is not None:
                     self.begin = decoder.begin
                     read += 1
-                    yield Frame(image, second)
+                    yield Frame(image, ticks * decoder.tick)
         if read == 0:
             raise self._no_frame()
 

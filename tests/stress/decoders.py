@@ -6,6 +6,7 @@ python3 tests/stress/decoders.py more.mp4 files/*.avi
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import subprocess
@@ -301,19 +302,22 @@ def same_twice(path: Path) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Draw and compare; returns 1 if anything differs."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--twice"]:
-        return 0 if same_twice(Path(argv[1])) else 3
+    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    flags.add_argument("files", nargs="*", type=Path, help="in place of those that are drawn")
+    flags.add_argument("--twice", type=Path, help=argparse.SUPPRESS)
+    args = flags.parse_args(argv)
+    if args.twice:
+        return 0 if same_twice(args.twice) else 3
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files, unwritten = [], []
-        for kind in [] if argv else kinds():
+        for kind in [] if args.files else kinds():
             try:
                 draw(kind, folder / kind.name)
                 files.append(folder / kind.name)
             except (av.FFmpegError, ValueError, OSError) as error:
                 unwritten.append(f"{kind.name}: {error}")
-        files += map(Path, argv)
+        files += args.files
         bad = 0
         for path in tqdm(files, dynamic_ncols=True):
             try:
