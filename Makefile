@@ -75,7 +75,7 @@ test-cuda: .venv/installed-test
 .venv/installed-browser: requirements-browser.txt .venv/installed-test
 	$(PIP) -r requirements-browser.txt
 	@command -v chromium >/dev/null && command -v Xvfb >/dev/null || { \
-		echo "Installing Chromium and Xvfb from Debian's packages."; \
+		echo "Installing Chromium, Xvfb and fonts from Debian's packages."; \
 		sudo=$$(test $$(id -u) = 0 || echo sudo); \
-		$$sudo apt-get update -qq && $$sudo apt-get install -qq -y --no-install-recommends chromium xvfb >/dev/null; }
+		$$sudo apt-get update -qq && $$sudo apt-get install -qq -y --no-install-recommends chromium xvfb fonts-noto-core fonts-wqy-zenhei >/dev/null; }
 	@touch $@

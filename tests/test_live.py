@@ -5,8 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -190,6 +192,7 @@ def test_a_camera(trained, tmp_path):
 # The command with the tiny encoder at hand.
 RUN = """
 import sys
+import threading
 import conftest, test_on_video
 from utils import process
 conftest.add_tiny_encoder()
@@ -269,3 +272,44 @@ def test_watching_fills_the_log(stream, trained):
     assert log.lost > 20
     assert seen[0].shape[0] > 120, "with a timeline"
     assert str(log).endswith(" ms")
+
+
+def test_a_recording_behind_an_address_plays_at_its_pace_without_a_stated_length(tmp_path):
+    """As a browser records: no length in the file, and it comes in chunks as fast as they can be had."""
+    path = tmp_path / "x.webm"
+    with av.open(str(path), "w", format="webm", options={"live": "1"}) as container:
+        stream = container.add_stream("libvpx", rate=25, options={"deadline": "realtime"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for number in range(50):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for start in range(0, len(data), 4096):
+                chunk = data[start : start + 4096]
+                self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+            self.wfile.write(b"0\r\n\r\n")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        video = LiveVideo(f"http://127.0.0.1:{server.server_port}/x.webm")
+        arrived = []
+        while not video.ended():
+            shot = video.newest(1)
+            if shot is not None:
+                arrived.append((shot.arrived, number_of(shot.image)))
+        video.close()
+        server.shutdown()
+    (first, _), (last, number) = arrived[0], arrived[-1]
+    assert number == 49
+    assert last - first == pytest.approx(49 / 25, abs=0.3)

@@ -1,10 +1,13 @@
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotation.overlay import EMPTY, OVERLAYS, Overlay
+from annotation.overlay import EMPTY, OVERLAYS, Overlay, draw_text
 from annotation.segments import NONE
+from training.pictures import confusion_matrix
 
 CLASSES = ["BodyWeightSquats", "JumpRope", "YoYo", "Surfing"]
 
@@ -97,3 +100,47 @@ def test_the_label_stands_first_though_another_is_more_probable():
         Overlay(CLASSES, 0, "minimal").draw(gray(240, 320), row, 1) for row in (said(0), said(1, 0.2 / 3))
     ]
     assert np.array_equal(*frames)
+
+
+SCRIPTS = {
+    "Cyrillic": "Прыжок",
+    "Greek": "Άλμα",
+    "Latin": "Élan à pied",
+    "Arabic": "قفز على الحبل",
+    "Chinese": "跳跃",
+    "Japanese": "ジャンプする",
+    "Korean": "점프하기",
+    "Devanagari": "रस्सी कूदना",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_names_of_every_script_are_readable(script, capfd):
+    name = SCRIPTS[script]
+    drawn = draw_text(name, 20, (255, 255, 255), 300)
+    if "no font here" in capfd.readouterr().err:
+        pytest.skip(f"no font for {script} on this machine; fonts-noto-core and fonts-wqy-zenhei have them")
+    boxes = draw_text("\U0010fffd" * len(name), 20, (255, 255, 255), 300)
+    assert drawn.std() > 10
+    assert drawn.shape != boxes.shape or (drawn != boxes).any()
+    letters = {letter: draw_text(letter, 20, (255, 255, 255), 300) for letter in name if letter.isalpha()}
+    pictures = {(picture.shape, picture.tobytes()) for picture in letters.values()}
+    assert len(pictures) == len(letters), "boxes would be all alike"
+
+
+def test_a_letter_that_no_font_has_is_told_once(capfd):
+    for text in ("jump \U0010fffc", "run \U0010fffc", "jump \U0010fffc 70 %"):
+        draw_text(text, 20, (255, 255, 255), 300)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "no font here has the letter" in lines[0]
+    assert "fonts-noto" in lines[0]
+
+
+def test_names_of_every_script_are_in_pictures_of_results():
+    """Matplotlib warns of each letter that it has no font for."""
+    names = [*SCRIPTS.values()][:4]
+    labels = np.arange(len(names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert confusion_matrix(names, labels, labels, "Прыжок").startswith(b"\x89PNG")
