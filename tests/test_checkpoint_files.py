@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-import checkpoint as checkpoint_script
+import export
 from conftest import build_tiny
 from features.networks import ENCODERS, EncoderSpec
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
@@ -120,7 +120,7 @@ def test_export_holds_the_encoder_and_leaves_out_what_only_training_needs(call, 
     source, target = tmp_path / "x.pth", tmp_path / "out" / "whole.pth"
     model = small_model()
     save_checkpoint(source, Checkpoint(model, ["a", "b"], 32, 8, 2, 3, {"seed": 1}, {"step": 7}))
-    done = call(checkpoint_script, "export", source, target)
+    done = call(export, "--checkpoint_model", source, "--pth", "--output", target)
     assert done.status == 0, done.err
     assert f"wrote {target}: {target.stat().st_size / 1e6:,.1f} MB, with tiny" in done.out
     found = load_checkpoint(target)
