@@ -13,8 +13,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from annotation.onnx_model import export
 from annotation.settings import ModelSettings
-from utils.flags import add_flags, flags_first, read
+from features.execution import say_it_differs
+from training.checkpoint import save_checkpoint
+from utils.files import make_writable_folder
+from utils.flags import add_flags, read
 from utils.process import run
 
 
@@ -34,14 +38,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     add_flags(parser, ModelSettings)
     return parser
-
-
-flags_first(__name__, get_args_parser)
-
-from annotation.onnx_model import export
-from features.execution import say_it_differs
-from training.checkpoint import save_checkpoint
-from utils.files import make_writable_folder
 
 
 def main(argv: list[str] | None = None) -> int:

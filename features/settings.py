@@ -9,16 +9,15 @@ import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from features.encoder import check_size
+from features.networks import EncoderSpec, encoder_spec
+from features.streams import parse_streams
+from features.weights import State, read_weights
 from splits.datasets import DataSettings
 from splits.split import Shard
 from utils.flags import COUNT, NATURAL, accepted_by, add_flags, checked, setting
 from utils.process import UserError, available_cores, say
-
-if TYPE_CHECKING:
-    from features.networks import EncoderSpec
-    from features.weights import State
 
 ENCODERS_WORDS = (
     "resnet18 to resnet101, timm/<name> for any network of timm, and for videos i3d, r3d_18, mc3_18, "
@@ -28,13 +27,11 @@ ENCODERS_WORDS = (
 
 
 def _check_encoder(name: str) -> None:
-    from features.networks import encoder_spec
 
     encoder_spec(name)
 
 
 def _check_streams(text: str) -> None:
-    from features.streams import parse_streams
 
     parse_streams(text)
 
@@ -113,9 +110,6 @@ class EncoderSettings:
 
         Raises: as that and, before weights are sought, as `check_size`.
         """
-        from features.encoder import check_size
-        from features.networks import encoder_spec
-
         if self.img_dim:
             check_size(self.encoder, encoder_spec(self.encoder), self.img_dim)
         return given_weights(self.encoder, self.encoder_weights)
@@ -158,7 +152,6 @@ def given_weights(encoder: str, path: Path | None) -> State | None:
     """
     if path is None:
         return None
-    from features.weights import read_weights
 
     state, digest = read_weights(path)
     say(f"weights of {encoder}: {path}, SHA-256 {digest}")

@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from features.settings import CacheSettings, DeviceSettings, EncoderSettings
+from features.streams import pace, parse_streams
+from models import check_model
 from splits.datasets import ALL, AUTO, DataSettings, split_number
 from splits.folder import FOLDS
 from splits.split import RANDOM
+from training.checkpoint import Checkpoint
 from training.recipe import RECIPES, Recipe, add_recipe_flags, read_recipe
 from utils.flags import (
     COUNT,
@@ -26,9 +29,6 @@ from utils.flags import (
     typed,
 )
 from utils.process import MissingFileError, UserError
-
-if TYPE_CHECKING:
-    from training.checkpoint import Checkpoint
 
 LAST = "last.pth"
 # Where things are; they may move between a run and its --resume.
@@ -47,7 +47,6 @@ NEW = {"flip": False, "dataset": AUTO, "group_pattern": None, "engine": "torch"}
 
 
 def _check_model(name: str) -> None:
-    from models import check_model
 
     check_model(name)
 
@@ -187,8 +186,6 @@ class TrainSettings:
     @classmethod
     def read(cls, args: argparse.Namespace) -> Self:
         """Out of the flags that `add_train_flags` added, and the encoder's defaults."""
-        from features.streams import pace, parse_streams
-
         groups: dict[str, Any] = {name: read(group, args) for name, group in GROUPS.items()}
         spec = pace(args.encoder, parse_streams(args.streams))
         settings = cls(**groups, recipe_name=args.recipe, recipe=read_recipe(args))
