@@ -18,11 +18,6 @@ DEFAULT_ENCODER = "i3d"
 EXAMPLES = 8
 
 
-def _check_own_classes(name: str) -> None:
-
-    check_own_classes(name)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """Which model names actions."""
@@ -37,7 +32,7 @@ class ModelSettings:
         None,
         "without --checkpoint_model, the network that names actions: i3d (default, recommended) works "
         "offline; also r3d_18, mc3_18, r2plus1d_18, s3d, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b",
-        accepted_by(_check_own_classes),
+        accepted_by(check_own_classes),
     )
     encoder_weights: Path | None = setting(
         None,

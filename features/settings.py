@@ -26,16 +26,6 @@ ENCODERS_WORDS = (
 )
 
 
-def _check_encoder(name: str) -> None:
-
-    encoder_spec(name)
-
-
-def _check_streams(text: str) -> None:
-
-    parse_streams(text)
-
-
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
     """Where embeddings are kept."""
@@ -65,7 +55,7 @@ class EncoderSettings:
         "resnet152",
         "frozen network: resnet152 (default) is the original's, i3d sees motion, works offline and is the "
         "most accurate (recommended), efficientnet_lite0 is the fastest; also " + ENCODERS_WORDS,
-        accepted_by(_check_encoder),
+        accepted_by(encoder_spec),
     )
     encoder_weights: Path | None = setting(
         None,
@@ -78,7 +68,7 @@ class EncoderSettings:
         "what heads read, joined at the end: rgb (default), where the encoder sees single frames also diff "
         "(what changed since the frame before), and the names of further encoders, at their own frame size: "
         "rgb,diff or rgb,efficientnet_lite0; each is another cache",
-        accepted_by(_check_streams),
+        accepted_by(parse_streams),
     )
     img_dim: int | None = setting(
         None,
