@@ -21,7 +21,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.flags import COUNT, flags_first
+import numpy as np
+
+from training.comparison import Filling, Plan, fill, make_plan
+from training.jobs import Training, train_all
+from training.pictures import png
+from training.report import interval, markdown
+from training.run import hold_folder
+from utils.files import csv_bytes, write_whole
+from utils.flags import COUNT
 from utils.process import MissingFileError, UserError, run
 
 
@@ -67,17 +75,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     return parser
 
-
-flags_first(__name__, get_args_parser)
-
-import numpy as np
-
-from training.comparison import Filling, Plan, fill, make_plan
-from training.jobs import Training, train_all
-from training.pictures import png
-from training.report import interval, markdown
-from training.run import hold_folder
-from utils.files import csv_bytes, write_whole
 
 COLORS = ("#4878a8", "#c8803d", "#5a9a5a", "#8a5fa8", "#a85f5f", "#777777")
 

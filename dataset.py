@@ -13,9 +13,22 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from features.cache import check_caches
+from features.fill import cache_folder
+from features.streams import View
+from features.windows import joint_indices
+from splits.check import check
 from splits.datasets import DataSettings
-from utils.flags import add_flags, flags_first, read
+from splits.split import Clip
+from utils.flags import add_flags, read
 from utils.process import available_cores, run
+from video.frames import resize_frames
+from video.reader import check_length
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -30,23 +43,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--cache_path", type=Path, help="folder of the embeddings; default: <dataset_path>-embeddings"
     )
     return parser
-
-
-flags_first(__name__, get_args_parser)
-
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from features.cache import check_caches
-from features.fill import cache_folder
-from features.streams import View
-from features.windows import joint_indices
-from splits.check import check
-from splits.split import Clip
-from video.frames import resize_frames
-from video.reader import check_length
 
 
 def clip_indices(

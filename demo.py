@@ -17,9 +17,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from annotation.annotate import Annotator, open_model
+from annotation.page import Page
+from annotation.room import MEGABYTE, Room
 from annotation.settings import BackendSettings, LabelSettings, PageSettings
 from features.settings import DeviceSettings
-from utils.flags import COUNT, NATURAL, POSITIVE, add_flags, flags_first, read, setting
+from utils.flags import COUNT, NATURAL, POSITIVE, add_flags, read, setting
 from utils.process import UserError, run
 
 INSTALL = "run pip install -r requirements-demo.txt"
@@ -60,13 +63,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     for settings in (ServerSettings, PageSettings, BackendSettings, LabelSettings, DeviceSettings):
         add_flags(parser, settings)
     return parser
-
-
-flags_first(__name__, get_args_parser)
-
-from annotation.annotate import Annotator, open_model
-from annotation.page import Page
-from annotation.room import MEGABYTE, Room
 
 
 def launch(page: Page, server: ServerSettings) -> tuple[Any, str]:

@@ -1,6 +1,7 @@
-"""Export a model to ONNX, for onnxruntime and whatever else reads that format.
+"""Export a model: to ONNX, or with --pth into one checkpoint file that holds its encoder too.
 
 python3 export.py --checkpoint_model model_checkpoints/ConvLSTM_20.pth
+python3 export.py --checkpoint_model model_checkpoints/best.pth --pth        # needs no download any more
 python3 export.py                            # i3d, and the 400 actions that it was released with
 python3 test_on_video.py --backend onnxruntime --checkpoint_model exported/ConvLSTM_20 --video_path x.avi
 """
@@ -9,10 +10,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from annotation.onnx_model import export
 from annotation.settings import ModelSettings
-from utils.flags import add_flags, flags_first, read
+from features.execution import say_it_differs
+from training.checkpoint import save_checkpoint
+from utils.files import make_writable_folder
+from utils.flags import add_flags, read
 from utils.process import run
 
 
@@ -22,18 +28,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder to write: encoder.onnx, head.onnx and model.json; default: exported/<checkpoint>, or "
-        "exported/<encoder>",
+        help="folder to write: encoder.onnx, head.onnx and model.json; with --pth a file; default: "
+        "exported/<checkpoint>, or exported/<encoder>",
+    )
+    parser.add_argument(
+        "--pth",
+        action="store_true",
+        help="write a checkpoint that holds the encoder too, to load without a download; default: ONNX",
     )
     add_flags(parser, ModelSettings)
     return parser
-
-
-flags_first(__name__, get_args_parser)
-
-from annotation.onnx_model import export
-from features.execution import say_it_differs
-from utils.files import make_writable_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,10 +46,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     settings = read(ModelSettings, args)
     named = settings.checkpoint_model.stem if settings.checkpoint_model else settings.encoder_name
-    output = args.output or Path("exported") / named
+    output = args.output or Path("exported") / (f"{named}.pth" if args.pth else named)
     if output.exists():
         parser.error(f"--output {output} is there already; choose another name")
     checkpoint = settings.load()
+    if args.pth:
+        make_writable_folder(output.parent)
+        save_checkpoint(output, replace(checkpoint, training=None), with_encoder=True)
+        size = output.stat().st_size / 1e6
+        print(f"wrote {output}: {size:,.1f} MB, with {checkpoint.model.encoder.name}")
+        return 0
     for encoder in checkpoint.model.encoders():
         if encoder.quantized:
             say_it_differs(encoder, "the exported model computes it in fp32")

@@ -22,9 +22,24 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tqdm import tqdm
+
+from annotation.segments import shown_at
+from features.cache import file_stamp
+from features.encoder import Encoder
+from features.execution import prepare_encoders
+from features.pipeline import embed_ahead, read_ahead
 from features.settings import DeviceSettings, EncoderSettings
-from utils.flags import COUNT, add_flags, flags_first, read
+from features.streams import Stream, encoder_stream
+from splits.folder import class_folders, clip_names
+from utils.device import choose_device, seed_everything
+from utils.files import json_bytes, make_writable_folder, shortened, write_whole
+from utils.flags import COUNT, add_flags, read
 from utils.process import MissingFileError, UserError, run, warn
+from video.decoder import Frame
+from video.files import find_videos, printable
+from video.reader import Video
 
 # What must be the same where features are there already.
 SETTINGS = ("encoder", "encoder_sha256", "computed_in", "img_dim", "frame_stride")
@@ -53,25 +68,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_flags(parser, EncoderSettings, without=("streams", "no_flip", "flip"), encoder="i3d")
     add_flags(parser, DeviceSettings)
     return parser
-
-
-flags_first(__name__, get_args_parser)
-
-import numpy as np
-from tqdm import tqdm
-
-from annotation.segments import shown_at
-from features.cache import file_stamp
-from features.encoder import Encoder
-from features.execution import prepare_encoders
-from features.pipeline import embed_ahead, read_ahead
-from features.streams import Stream, encoder_stream
-from splits.folder import class_folders, clip_names
-from utils.device import choose_device, seed_everything
-from utils.files import json_bytes, make_writable_folder, shortened, write_whole
-from video.decoder import Frame
-from video.files import find_videos, printable
-from video.reader import Video
 
 
 class CountedVideo(Video):

@@ -3,13 +3,8 @@
 The folder features/ has the code, and Python takes `import features` for that.
 """
 
-from features.settings import get_args_parser
-from utils.flags import flags_first
-from utils.process import run
-
-flags_first(__name__, get_args_parser)
-
 from features.fill import main
+from utils.process import run
 
 if __name__ == "__main__":
     run(main)

@@ -13,9 +13,16 @@ import contextlib
 from pathlib import Path
 
 from splits.datasets import ALL, open_listed
+from training.checkpoint import load_checkpoint
+from training.loop import Plan, fit
+from training.masked import MaskedFrames, MaskedLearner, check_pretraining
+from training.run import Run, hold_folder
 from training.settings import LAST, TrainSettings, add_train_flags, check_run, with_earlier_settings
-from utils.flags import flags_first
+from training.setup import Setup, build_model, choose_split, number_of_parameters
+from utils.device import choose_device, seed_everything
+from utils.files import unused
 from utils.process import run, say
+from utils.ranks import Ranks
 
 # Before the number of an epoch.
 TITLE = "pretraining, "
@@ -31,18 +38,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         num_epochs=10,
     )
     return parser
-
-
-flags_first(__name__, get_args_parser)
-
-from training.checkpoint import load_checkpoint
-from training.loop import Plan, fit
-from training.masked import MaskedFrames, MaskedLearner, check_pretraining
-from training.run import Run, hold_folder
-from training.setup import Setup, build_model, choose_split, number_of_parameters
-from utils.device import choose_device, seed_everything
-from utils.files import unused
-from utils.ranks import Ranks
 
 
 def pretrain(setup: Setup, *, resume: bool) -> Path:

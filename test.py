@@ -10,12 +10,21 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
+from dataset import Sampling
 from features.settings import CacheSettings, DeviceSettings
 from splits.datasets import AUTO, DataSettings, load_split, split_number
 from splits.folder import FOLDS
 from splits.split import RANDOM, Split
-from utils.flags import COUNT, add_flags, flags_first, read
+from training.batches import ClipBatches
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.loop import Part
+from training.report import about, predict_clips, summary, write_report
+from training.setup import ClipSource, prepare
+from utils.device import choose_device, seed_everything
+from utils.files import unused
+from utils.flags import COUNT, add_flags, read
 from utils.process import UserError, run, say
+from utils.ranks import Ranks
 
 SHOWN_MISTAKES = 5
 
@@ -67,19 +76,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=COUNT, default=16, help="clips at once; changes speed only")
     add_flags(parser, DeviceSettings)
     return parser
-
-
-flags_first(__name__, get_args_parser)
-
-from dataset import Sampling
-from training.batches import ClipBatches
-from training.checkpoint import Checkpoint, load_checkpoint
-from training.loop import Part
-from training.report import about, predict_clips, summary, write_report
-from training.setup import ClipSource, prepare
-from utils.device import choose_device, seed_everything
-from utils.files import unused
-from utils.ranks import Ranks
 
 
 def default_folder(checkpoint: Checkpoint, path: Path) -> Path:

@@ -18,10 +18,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
+from annotation.annotate import Annotated, Annotator, open_model
+from annotation.labels import Smoother
+from annotation.live import Chooser, LiveLabels, LiveVideo, Log, is_live, watch
+from annotation.overlay import Overlay
+from annotation.segments import Steady, name_of
 from annotation.settings import BackendSettings, LabelSettings
 from features.settings import DeviceSettings
-from utils.flags import add_flags, flags_first, read
+from utils.files import make_writable_folder, shortened, unused
+from utils.flags import add_flags, read
 from utils.process import Deferred, UserError, available_cores, run, warn
+from video.files import VideoError, find_videos, printable
+from video.opencv import cv2
+from video.reader import Video
+from video.writer import OUTPUT_SUFFIXES, write_video
 
 # Pixels that small pictures are shown at.
 WINDOW_WIDTH = 640
@@ -48,23 +61,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     for settings in (BackendSettings, LabelSettings, DeviceSettings):
         add_flags(parser, settings)
     return parser
-
-
-flags_first(__name__, get_args_parser)
-
-import numpy as np
-from tqdm import tqdm
-
-from annotation.annotate import Annotated, Annotator, open_model
-from annotation.labels import Smoother
-from annotation.live import Chooser, LiveLabels, LiveVideo, Log, is_live, watch
-from annotation.overlay import Overlay
-from annotation.segments import Steady, name_of
-from utils.files import make_writable_folder, shortened, unused
-from video.files import VideoError, find_videos, printable
-from video.opencv import cv2
-from video.reader import Video
-from video.writer import OUTPUT_SUFFIXES, write_video
 
 
 def tell(source: str | Path, output: str | Path, annotated: Annotated) -> None:

@@ -21,32 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from splits.datasets import ALL, DataSettings, Listed, open_listed
-from training.settings import (
-    LAST,
-    SIZES,
-    TrainSettings,
-    add_train_flags,
-    check_run,
-    with_earlier_settings,
-)
-from utils.flags import flags_first, read, typed
-from utils.process import UserError, run, say
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    """The flags of train.py."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_train_flags(parser)
-    return parser
-
-
-flags_first(__name__, get_args_parser)
-
 import numpy as np
 import torch
 
 from pretrain import pretrain
+from splits.datasets import ALL, DataSettings, Listed, open_listed
 from splits.split import RANDOM
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.learner import Learner
@@ -62,10 +41,27 @@ from training.report import (
     write_report,
 )
 from training.run import BEST, Run, hold_folder
+from training.settings import (
+    LAST,
+    SIZES,
+    TrainSettings,
+    add_train_flags,
+    check_run,
+    with_earlier_settings,
+)
 from training.setup import Setup, build_model, choose_split, number_of_parameters
 from utils.device import choose_device, seed_everything
 from utils.files import unused
+from utils.flags import read, typed
+from utils.process import UserError, run, say
 from utils.ranks import Ranks
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The flags of train.py."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_train_flags(parser)
+    return parser
 
 
 def set_up(

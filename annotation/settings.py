@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from annotation.overlay import OVERLAYS
+from annotation.pretrained import check_own_classes, untrained
+from features.networks import encoder_spec
 from features.settings import given_weights
+from training.checkpoint import Checkpoint, load_checkpoint
 from utils.flags import COUNT, NON_NEGATIVE, POSITIVE, SHARE_BELOW_1, accepted_by, setting
 from utils.process import UserError, say
-
-if TYPE_CHECKING:
-    from training.checkpoint import Checkpoint
 
 DEFAULT_ENCODER = "i3d"
 # Videos that a page offers.
 EXAMPLES = 8
-
-
-def _check_own_classes(name: str) -> None:
-    from annotation.pretrained import check_own_classes
-
-    check_own_classes(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +32,7 @@ class ModelSettings:
         None,
         "without --checkpoint_model, the network that names actions: i3d (default, recommended) works "
         "offline; also r3d_18, mc3_18, r2plus1d_18, s3d, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b",
-        accepted_by(_check_own_classes),
+        accepted_by(check_own_classes),
     )
     encoder_weights: Path | None = setting(
         None,
@@ -60,9 +53,6 @@ class ModelSettings:
 
     def load(self) -> Checkpoint:
         """The model. Raises: as `load_checkpoint`, `given_weights` and `untrained`."""
-        from annotation.pretrained import untrained
-        from training.checkpoint import load_checkpoint
-
         if self.checkpoint_model:
             return load_checkpoint(self.checkpoint_model)
         name = self.encoder_name
@@ -75,8 +65,6 @@ class ModelSettings:
 
     def own_classes(self) -> list[str] | None:
         """What it names without a checkpoint; None with one."""
-        from features.networks import encoder_spec
-
         own = encoder_spec(self.encoder_name).categories
         return own() if own and not (self.checkpoint_model or self.encoder_weights) else None
 

@@ -13,7 +13,7 @@ import numpy as np
 from features.cache import CachedClips
 from splits.split import Clip
 
-# Of mean embeddings (benchmarks/near_copies.py). Of pairs of UCF-101's clips that are cut out of one video,
+# Of mean embeddings (benchmarks/README.md). Of pairs of UCF-101's clips that are cut out of one video,
 # 41 % (i3d) and 46 % (efficientnet_lite0) are more alike; of a class, out of two videos, 0.11 %, which show
 # one scene. Of copies i3d finds 77 of 80: all that are encoded anew, smaller, darker, cropped or mirrored.
 THRESHOLD = 0.95

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from features.huggingface import HF, huggingface_network
+from features.i3d import InceptionI3d, i3d_weights
 from features.video_networks import VideoNetwork, download_weights
 from features.weights import State, WeightsError, first_line, load_weights
 from features.windows import PHOTOGRAPHS, Windows, nearest_stride
@@ -117,8 +118,6 @@ class _Timm:
 
 def _i3d(*, pretrained: bool, state: State | None = None) -> nn.Module:
     """I3D without its last layer, (N, 3, T, H, W) -> (N, T / 8, 1024)."""
-    from features.i3d import InceptionI3d, i3d_weights
-
     network = InceptionI3d()
     if state is not None or pretrained:
         load_weights(network, i3d_weights() if state is None else state, "i3d")

@@ -9,34 +9,21 @@ import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from features.encoder import check_size
+from features.networks import EncoderSpec, encoder_spec
+from features.streams import parse_streams
+from features.weights import State, read_weights
 from splits.datasets import DataSettings
 from splits.split import Shard
 from utils.flags import COUNT, NATURAL, accepted_by, add_flags, checked, setting
 from utils.process import UserError, available_cores, say
-
-if TYPE_CHECKING:
-    from features.networks import EncoderSpec
-    from features.weights import State
 
 ENCODERS_WORDS = (
     "resnet18 to resnet101, timm/<name> for any network of timm, and for videos i3d, r3d_18, mc3_18, "
     "r2plus1d_18, s3d, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b, and hf/<name or folder> for a "
     "V-JEPA 2, VideoMAE, TimeSformer or ViViT of Hugging Face"
 )
-
-
-def _check_encoder(name: str) -> None:
-    from features.networks import encoder_spec
-
-    encoder_spec(name)
-
-
-def _check_streams(text: str) -> None:
-    from features.streams import parse_streams
-
-    parse_streams(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +55,7 @@ class EncoderSettings:
         "resnet152",
         "frozen network: resnet152 (default) is the original's, i3d sees motion, works offline and is the "
         "most accurate (recommended), efficientnet_lite0 is the fastest; also " + ENCODERS_WORDS,
-        accepted_by(_check_encoder),
+        accepted_by(encoder_spec),
     )
     encoder_weights: Path | None = setting(
         None,
@@ -81,7 +68,7 @@ class EncoderSettings:
         "what heads read, joined at the end: rgb (default), where the encoder sees single frames also diff "
         "(what changed since the frame before), and the names of further encoders, at their own frame size: "
         "rgb,diff or rgb,efficientnet_lite0; each is another cache",
-        accepted_by(_check_streams),
+        accepted_by(parse_streams),
     )
     img_dim: int | None = setting(
         None,
@@ -113,9 +100,6 @@ class EncoderSettings:
 
         Raises: as that and, before weights are sought, as `check_size`.
         """
-        from features.encoder import check_size
-        from features.networks import encoder_spec
-
         if self.img_dim:
             check_size(self.encoder, encoder_spec(self.encoder), self.img_dim)
         return given_weights(self.encoder, self.encoder_weights)
@@ -158,7 +142,6 @@ def given_weights(encoder: str, path: Path | None) -> State | None:
     """
     if path is None:
         return None
-    from features.weights import read_weights
 
     state, digest = read_weights(path)
     say(f"weights of {encoder}: {path}, SHA-256 {digest}")

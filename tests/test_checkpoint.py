@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-import checkpoint as checkpoint_script
+import export
 from conftest import build_tiny
 from features.networks import ENCODERS
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
@@ -147,9 +147,11 @@ def test_an_encoder_that_is_not_in_the_table_travels_with_the_file(saved):
 def test_an_exported_checkpoint_needs_no_weights_from_elsewhere(call, saved, tmp_path, monkeypatch):
     path, model = saved
     target = tmp_path / "out/exported.pth"
-    done = call(checkpoint_script, "export", path, target)
+    done = call(export, "--checkpoint_model", path, "--pth", "--output", target)
     assert done.status == 0, done.err
-    assert call(checkpoint_script, "export", path, target).status == 2, "nothing is overwritten"
+    assert call(export, "--checkpoint_model", path, "--pth", "--output", target).status == 2, (
+        "nothing is overwritten"
+    )
 
     def gone(*, pretrained, state):
         assert not pretrained

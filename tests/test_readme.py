@@ -163,27 +163,6 @@ def test_every_flag_has_help(script):
     assert all(len(line) < 200 for line in parser.format_help().splitlines())
 
 
-@pytest.mark.parametrize(
-    "script", [path.name for path in sorted(ROOT.glob("*.py")) if path.name != "models.py"]
-)
-def test_help_does_not_wait_for_pytorch(script):
-    # Loading it alone takes longer than anybody should wait for a help text.
-    lines = f"""
-import runpy, sys
-sys.argv = ["{script}", "--help"]
-try:
-    runpy.run_path("{script}", run_name="__main__")
-finally:
-    print(*{{name.partition(".")[0] for name in sys.modules}} & {{"torch", "scipy", "sklearn", "gradio"}})
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: ")
-    assert done.stdout.splitlines()[-1] == ""
-
-
 def test_help_names_every_encoder_and_model():
     unnamed = {"tiny", "tiny_video", "resnet34", "resnet50"}  # of the tests; of resnet18 to resnet101
     text = export.get_args_parser().format_help()

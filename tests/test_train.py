@@ -253,22 +253,6 @@ def test_mirroring_is_that_of_the_checkpoint(call, small, train_flags, tmp_path)
     assert "encoding" not in done.out
 
 
-def test_a_run_with_settings_that_are_gone_does_not_go_on(call, small, train_flags, tmp_path):
-    assert call(train, *train_flags(small), "--num_epochs", 1).status == 0
-    last = tmp_path / "model_checkpoints/last.pth"
-    contents = torch.load(last, weights_only=True)
-    for name, value in {"optimizer": "adam", "norm_momentum": 0.5, "ema": 0.1, "norm_freeze": 0.4}.items():
-        torch.save({**contents, "settings": {**contents["settings"], name: value}}, last)
-        done = call(train, "--resume")
-        assert done.status == 1
-        assert f"--{name}" in done.one_line_error()
-    # One that came later did then what it does by default.
-    settings = {name: value for name, value in contents["settings"].items() if name != "flip"}
-    torch.save({**contents, "settings": settings}, last)
-    done = call(train, "--resume")
-    assert done.status == 0, done.err
-
-
 def test_other_lists_are_told_when_a_run_goes_on(call, small, train_flags, toy):
     assert call(train, *train_flags(small), "--num_epochs", 1).status == 0
     other = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]

@@ -29,8 +29,6 @@ from utils.files import write_whole
 from utils.process import MissingFileError, UserError
 
 FORMAT = "action-recognition 2"
-# Before there were several models and streams: the only head had no name of its own.
-FORMAT_1 = "action-recognition 1"
 
 
 class CheckpointError(UserError):
@@ -162,7 +160,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: the checkpoint is truncated or damaged; copy or train it again"
         ) from error
     try:
-        if isinstance(contents, dict) and contents.get("format") in (FORMAT, FORMAT_1):
+        if isinstance(contents, dict) and "format" in contents:
+            if contents["format"] != FORMAT:
+                raise CheckpointError(
+                    f"{path}: of another version of this project, {contents['format']!r}, and this one has "
+                    f"{FORMAT!r}; train it anew"
+                )
             return _from_own(path, contents)
         if isinstance(contents, dict) and original.MARK in contents:
             model, classes = original.read(contents)
@@ -195,24 +198,22 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
             f"{path}: unknown model {contents['model']!r}; this version has {', '.join(MODELS)}"
         )
     state: dict[str, Tensor] = contents["state"]
-    if contents["format"] == FORMAT_1:
-        state = original.renamed(state, original.OLD_NAMES)
     with_encoder = any(FROZEN in name for name in state)
     model = Classifier(contents["model"], **contents["config"], pretrained=not with_encoder)
     if not with_encoder:
         encoder = {name: tensor for name, tensor in model.state_dict().items() if FROZEN in name}
         state = {**encoder, **state}
     model.load_state_dict(state)
-    digests = [contents["encoder_sha256"], *contents.get("further_sha256", [])]
+    digests = [contents["encoder_sha256"], *contents["further_sha256"]]
     for own, digest in zip(model.encoders(), digests, strict=True):
         if own.sha256() != digest:
             raise CheckpointError(
                 f"{path}: trained on other weights of {own.name} than the ones here "
                 f"(SHA-256 {digest[:12]}... there); put those in their place"
             )
-    for own, networks in zip(model.encoders(), contents.get("quantized", []), strict=False):
+    for own, networks in zip(model.encoders(), contents["quantized"], strict=True):
         own.quantized = _quantized(path, networks)
-    temperature = contents.get("temperature", 1.0)
+    temperature = contents["temperature"]
     if not (isinstance(temperature, float) and math.isfinite(temperature) and temperature > 0):
         raise CheckpointError(f"{path}: damaged; its temperature is {temperature!r}")
     model.temperature = temperature
@@ -225,7 +226,7 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
         int(contents["sequence_length"]),
         contents["split_number"],
         int(contents["epoch"]),
-        dict(contents.get("settings") or {}),
-        contents.get("training"),
+        dict(contents["settings"]),
+        contents["training"],
         model.temperature,
     )

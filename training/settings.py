@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from features.settings import CacheSettings, DeviceSettings, EncoderSettings
-from splits.datasets import ALL, AUTO, DataSettings, split_number
+from features.streams import pace, parse_streams
+from models import check_model
+from splits.datasets import ALL, DataSettings, split_number
 from splits.folder import FOLDS
 from splits.split import RANDOM
-from training.recipe import RECIPES, Recipe, add_recipe_flags, read_recipe
+from training.checkpoint import Checkpoint
+from training.recipe import Recipe, add_recipe_flags, read_recipe
 from utils.flags import (
     COUNT,
     NATURAL,
@@ -27,9 +30,6 @@ from utils.flags import (
 )
 from utils.process import MissingFileError, UserError
 
-if TYPE_CHECKING:
-    from training.checkpoint import Checkpoint
-
 LAST = "last.pth"
 # Where things are; they may move between a run and its --resume.
 PATHS = ("dataset_path", "split_path", "run_path")
@@ -40,16 +40,6 @@ FREE = (
 )
 # What holds of a checkpoint that training starts from, where no flag says otherwise.
 SIZES = ("img_dim", "sequence_length", "frame_stride", "no_flip", "flip")
-# Settings of earlier versions that are gone, and their value where they were not used.
-GONE = {"ema": 0.0, "norm_freeze": 1.0, "frame_dropout": 0.0}
-# Those that earlier versions had not, and what they did.
-NEW = {"flip": False, "dataset": AUTO, "group_pattern": None, "engine": "torch"}
-
-
-def _check_model(name: str) -> None:
-    from models import check_model
-
-    check_model(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +51,7 @@ class ModelSettings:
         "what names the action; ConvLSTM (default) is the original's, ActionBERT a Transformer, "
         "AttentiveProbe the usual head over encoders of videos, NormalizedProbe the one where labels are "
         "few, ConvClassifier and MeanPool are baselines; these four do not see the order of frames",
-        accepted_by(_check_model),
+        accepted_by(check_model),
     )
     latent_dim: int = setting(512, "width that embeddings are projected to; 512 as the original", COUNT)
     sequence_length: int | None = setting(
@@ -187,8 +177,6 @@ class TrainSettings:
     @classmethod
     def read(cls, args: argparse.Namespace) -> Self:
         """Out of the flags that `add_train_flags` added, and the encoder's defaults."""
-        from features.streams import pace, parse_streams
-
         groups: dict[str, Any] = {name: read(group, args) for name, group in GROUPS.items()}
         spec = pace(args.encoder, parse_streams(args.streams))
         settings = cls(**groups, recipe_name=args.recipe, recipe=read_recipe(args))
@@ -299,19 +287,11 @@ def with_earlier_settings(
 
     Raises: UserError that lists the flags typed now that disagree.
     """
-    before, last = {**NEW, **loaded.settings}, args.output_path / LAST
+    before, last = loaded.settings, args.output_path / LAST
     decisive = [name for name in vars(args) if name not in (*FREE, *PATHS)]
     missing = [name for name in decisive if name not in before]
-    unknown = [name for name, unused in GONE.items() if before.get(name, unused) != unused]
-    recipe = RECIPES.get(before.get("recipe", ""))
-    # What has no flag is as the recipe says; once it had one.
-    flagless = [entry.name for entry in fields(Recipe) if not entry.metadata]
-    unknown += [name for name in flagless if name in before and before[name] != getattr(recipe, name, None)]
-    if missing or unknown:
-        raise UserError(
-            f"{last}: of a version with other settings (--{[*missing, *unknown][0]}); begin again without "
-            "--resume"
-        )
+    if missing:
+        raise UserError(f"{last}: of a version without --{missing[0]}; begin again without --resume")
     # Where all splits are trained, each run has its own.
     given = {name: value for name, value in typed(parser, argv, args).items() if value != ALL}
     differ = [

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
@@ -125,20 +124,6 @@ def add_flags(
             choices=entry.metadata["choices"],
             help=entry.metadata["help"],
         )
-
-
-def flags_first(module: str, get_parser: Callable[[], argparse.ArgumentParser]) -> None:
-    """Answer --help, and values that are wrong, before what takes seconds to load is imported.
-
-    A command calls it between the imports that its flags need and all others.
-
-    Args:
-        module: the command's `__name__`; one that is imported has no command line
-    """
-    if module == "__main__":
-        # An encoder's name beside it is checked against what takes seconds to load.
-        wants_help = {"-h", "--help"} & set(sys.argv[1:])
-        get_parser().parse_known_args(["--help"] if wants_help else None)
 
 
 def read(settings: type[S], args: argparse.Namespace) -> S:

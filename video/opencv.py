@@ -16,12 +16,12 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 
-import cv2
+import cv2  # noqa: E402
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 # Behind what stands above, which keeps sorted imports from changing places.
-import av
-import av.video.reformatter
+import av  # noqa: E402
+import av.video.reformatter  # noqa: E402
 
 __all__ = ["MAX_PIXELS", "av", "cv2"]
