@@ -161,7 +161,7 @@ def describe(video: CountedVideo, stream: Stream, settings: dict[str, Any], coun
     }
     if video.path.is_dir():
         return {**about, "fps": None, "spans": spans, "seconds": None}
-    fps = video.fps()
+    fps, video.times = video.fps(), [*video.times, video.end]
     seconds = [[round(shown_at(frame, fps, video.times), 4) for frame in ends] for ends in spans]
     return {**about, "fps": float(fps), "spans": spans, "seconds": seconds}
 
@@ -194,8 +194,8 @@ def extract(targets: dict[Path, Path], stream: Stream, settings: dict[str, Any],
             # Last: what it stands beside is whole.
             about = describe(video, stream, settings, sum(map(len, embeddings)))
             write_whole(Path(f"{target}.json"), json_bytes(about))
-            if video.lost:
-                warn(f"{video.name}: {video.read:,} of {video.read + video.lost:,} frames decoded")
+            for problem in video.problems:
+                warn(f"{video.name}: {problem}")
     return failures
 
 

@@ -54,14 +54,14 @@ def frames_folder(dataset_path: Path) -> Path:
     return beside(dataset_path, "-frames")
 
 
-def extract_clip(video_path: Path, folder: Path, quality: int) -> tuple[int, int]:
+def extract_clip(video_path: Path, folder: Path, quality: int) -> tuple[int, list[str]]:
     """Write the frames of one video to `folder`/<n>.jpg, n from 0; the folder is whole or not there.
 
-    Returns: the numbers of frames and of those that did not decode; 0 if the folder was there already.
+    Returns: the number of frames, 0 if the folder was there already, and what is wrong with the video.
     Raises: video.VideoError for a video that cannot be read, OSError if the frames cannot be written.
     """
     if folder.is_dir():
-        return 0, 0
+        return 0, []
     cv2.setNumThreads(1)
     partial = folder.with_name(f".{shortened(folder.name)}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -76,7 +76,7 @@ def extract_clip(video_path: Path, folder: Path, quality: int) -> tuple[int, int
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return number + 1, video.lost
+    return number + 1, video.problems
 
 
 def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, int, list[str]]:
@@ -93,7 +93,7 @@ def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, in
     clips, frames, failures = 0, 0, []
     pool = ProcessPoolExecutor(workers, mp_context=worker_context())
     try:
-        futures: dict[Future[tuple[int, int]], Path] = {}
+        futures: dict[Future[tuple[int, list[str]]], Path] = {}
         folders: dict[Path, Path] = {}
         for path in videos:
             folder = frames_path / path.relative_to(dataset_path).with_suffix("")
@@ -109,11 +109,10 @@ def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, in
         )
         for future in bar:
             try:
-                written, lost = future.result()
+                written, problems = future.result()
                 frames, clips = frames + written, clips + 1
-                if lost:
-                    whole = written + lost
-                    warn(f"{printable(futures[future])}: {written:,} of {whole:,} frames decoded")
+                for problem in problems:
+                    warn(f"{printable(futures[future])}: {problem}")
             except (UserError, OSError) as error:
                 failures.append(str(error) or f"{futures[future]}: {type(error).__name__}")
     finally:

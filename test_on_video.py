@@ -67,8 +67,8 @@ def tell(source: str | Path, output: str | Path, annotated: Annotated) -> None:
     """Print what a video shows, and what was written."""
     frames, segments = len(annotated.probabilities), len(annotated.segments)
     source, output = printable(source), printable(output)
-    if annotated.lost:
-        warn(f"{source}: {frames:,} of {frames + annotated.lost:,} frames decoded")
+    for problem in annotated.problems:
+        warn(f"{source}: {problem}")
     print(
         f"{source}: {name_of(annotated.label, annotated.classes)}, mean probability "
         f"{100 * annotated.probability:.1f} %"

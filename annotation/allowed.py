@@ -115,9 +115,10 @@ class WatchedVideo(Video):
         super().__init__(path)
         self.done = 0
         fps, stated, longest = self.fps(), self.stated_count(), settings.max_seconds
-        length = float(stated / fps)
+        length = float(self.length())
         if length > longest:
             raise VideoError(f"{path}: {length:.0f} seconds are too long for this page; cut it to {longest}")
+        self._longest = longest
         self._begun, self._slowness = time.monotonic(), settings.max_slowness
         self._seconds = SPARE_SECONDS + self._slowness * (length or longest)
         self._largest = 0
@@ -156,5 +157,10 @@ class WatchedVideo(Video):
         """
         for came, frame in enumerate(super().timed_frames(), 1):
             self.check_time()
+            if frame.second > self._longest:
+                raise VideoError(
+                    f"{self.path}: {float(frame.second):.0f} seconds are too long for this page; cut it to "
+                    f"{self._longest}"
+                )
             self._check_size(came - self.done, frame.image)
             yield frame

@@ -96,7 +96,7 @@ class Annotated:
         tables: the JSON and the CSV file
         color: of an action by its label, as it was drawn, RGB
         second: when a frame is shown, by its number
-        lost: frames that did not decode
+        problems: with the file, in sentences
     """
 
     classes: list[str]
@@ -108,7 +108,7 @@ class Annotated:
     tables: tuple[Path, Path]
     color: Callable[[int], tuple[int, int, int]]
     second: Callable[[int], float]
-    lost: int
+    problems: list[str]
 
     @property
     def probability(self) -> float:
@@ -211,6 +211,11 @@ class Annotator:
                 yield (frame, row), label_of(row, self.settings.min_probability), begins, float(shown)
 
         def drawn() -> Iterator[np.ndarray]:
+            yield from drawn_frames()
+            # When the last frame ends.
+            times.append(video.end)
+
+        def drawn_frames() -> Iterator[np.ndarray]:
             for (frame, row), label in steady(lasting(), self.settings.min_seconds):
                 rows.append(row)
                 settled.append(label)
@@ -226,7 +231,7 @@ class Annotator:
             labels.close()
             reader.close()
         source = name or printable(path)
-        return self.write_tables(source, output, rows, settled, overlay, fps, times, video.lost)
+        return self.write_tables(source, output, rows, settled, overlay, fps, times, video)
 
     def write_tables(
         self,
@@ -237,7 +242,7 @@ class Annotator:
         overlay: Overlay,
         fps: Fraction,
         times: Sequence[Fraction],
-        lost: int = 0,
+        video: Video | None = None,
     ) -> Annotated:
         """Sum up the labels of a video, and write them beside it.
 
@@ -247,8 +252,8 @@ class Annotator:
             rows: probabilities of each frame, (C,)
             settled: label of each frame
             overlay: what drew them
-            times: when each frame is shown, in seconds
-            lost: frames that did not decode
+            times: when each frame is shown, in seconds, and when the last one ends, where that is known
+            video: that was read, which knows what was wrong with it
         """
         classes, probabilities, labels = self.classes, np.stack(rows), np.array(settled)
         # Of the frames that show an action, where there are any.
@@ -261,8 +266,19 @@ class Annotator:
             "checkpoint": self.name,
             "action": name_of(label, classes),
             "mean_probability": round(float(mean.max()), 6),
-            "lost_frames": lost,
+            "lost_frames": video.lost if video else 0,
         }
         tables = write_tables(output, probabilities, labels, runs, classes, fps, about, times)
         second = partial(shown_at, fps=fps, times=times)
-        return Annotated(classes, probabilities, fps, runs, mean, label, tables, overlay.color, second, lost)
+        return Annotated(
+            classes,
+            probabilities,
+            fps,
+            runs,
+            mean,
+            label,
+            tables,
+            overlay.color,
+            second,
+            video.problems if video else [],
+        )

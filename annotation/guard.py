@@ -74,6 +74,9 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 400, 403, 404, 413 or 507 and a sentence."""
+        if scope["type"] == "websocket":  # which the page does not use
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -87,7 +87,8 @@ class Room:
         used = 0
         for path in _files(self.folder):
             with contextlib.suppress(OSError):
-                used += 0 if path.is_dir() else path.stat().st_size
+                # What lies on the disk: a file of one byte takes a block, and so does its folder.
+                used += 512 * path.stat().st_blocks
         if used + more > self.limit:
             raise UserError(
                 f"the page has room for {self.limit // MEGABYTE} MB of videos at a time, which are taken; "

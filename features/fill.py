@@ -156,9 +156,12 @@ def _encode_clips(
                 writer.drop_clip()
             else:
                 writer.end_clip(clips[number].name, stamps[number])
-                damaged, lost = damaged + bool(videos[number].lost), lost + videos[number].lost
-    if lost:
-        warn(f"{lost:,} frames of {damaged:,} clips did not decode; python3 dataset.py check names the clips")
+                damaged, lost = damaged + bool(videos[number].problems), lost + videos[number].lost
+    if damaged:
+        warn(
+            f"{damaged:,} clips are damaged, of which {lost:,} frames did not decode; "
+            "python3 dataset.py check names them"
+        )
     if failures:
         raise VideoError(
             f"{len(failures)} of {len(clips):,} clips cannot be read; the first: {failures[0]}"

@@ -38,6 +38,7 @@ class Report:
 class _Looked:
     frames: int
     lost: int
+    problems: list[str]
     stated: int
     digest: str
     error: str | None
@@ -55,8 +56,8 @@ def _look(path: Path) -> _Looked:
                 while block := opened.read(2**20):
                     digest.update(block)
     except (VideoError, OSError) as error:
-        return _Looked(0, 0, 0, "", str(error))
-    return _Looked(frames, video.lost, stated, digest.hexdigest(), None)
+        return _Looked(0, 0, [], 0, "", str(error))
+    return _Looked(frames, video.lost, video.problems, stated, digest.hexdigest(), None)
 
 
 def _names_class(path: Path, name: str) -> bool:
@@ -100,10 +101,10 @@ def check(data: DataSettings, *, threads: int) -> Report:
                 report.faults.append(look.error)
                 continue
             same[look.digest].append(name)
-            if look.lost:
-                whole = look.frames + look.lost
-                lines = report.faults if look.lost > TOLERATED * whole else report.remarks
-                lines.append(f"{there[name]}: {look.frames:,} of {whole:,} frames decode")
+            if look.problems:
+                many = look.lost > TOLERATED * (look.frames + look.lost)
+                lines = report.faults if many else report.remarks
+                lines += [f"{there[name]}: {problem}" for problem in look.problems]
             elif look.frames < look.stated:
                 report.remarks.append(
                     f"{there[name]}: {look.frames} frames decode, its index claims {look.stated}"

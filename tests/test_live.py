@@ -33,10 +33,10 @@ from video.writer import write_video
 
 
 @pytest.fixture
-def stream():
-    """The address of a stream of 100 frames at 25 frames/s, which begins when somebody connects."""
+def stream(request):
+    """The address of a stream at 25 frames/s, of 100 frames or more, which begins when somebody connects."""
     address = f"tcp://127.0.0.1:{free_port()}"
-    command = [sys.executable, ROOT / "tests/send_stream.py", address, "100"]
+    command = [sys.executable, ROOT / "tests/send_stream.py", address, str(getattr(request, "param", 100))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -255,6 +255,7 @@ def test_a_recording_behind_an_address_comes_at_its_own_rate(tmp_path):
         server.wait()
 
 
+@pytest.mark.parametrize("stream", [1000], indirect=True)  # on a busy machine each frame takes a second
 def test_watching_fills_the_log(stream, trained):
     model = load_checkpoint(trained)
     video, log, seen = LiveVideo(stream), Log(), []

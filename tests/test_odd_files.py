@@ -428,3 +428,74 @@ def test_a_gif_keeps_its_speed_whatever_the_rate(tmp_path):
 def test_lists_with_a_byte_order_mark_are_read(tmp_path):
     (tmp_path / "classInd.txt").write_bytes(b"\xef\xbb\xbf1 Jump\r\n2 Run\r\n")
     assert read_classes(tmp_path / "classInd.txt") == ["Jump", "Run"]
+
+
+def test_healthy_files_are_not_called_damaged(tmp_path):
+    """A pause in the middle, a recorder that drops frames, a picture that begins late, a held last frame."""
+    frames = gray_frames(list(range(0, 240, 3)))
+    pause = [40 * number + 10_000 * (number >= 40) for number in range(80)]
+    drops = [40 * number for number in range(83) if number % 28]
+    cases = {
+        "pause.mp4": pause, "pause.mkv": pause, "drops.mp4": drops, "drops.mkv": drops, "drops.avi": drops,
+        "late.mkv": [1500 + 40 * number for number in range(80)],
+    }  # fmt: skip
+    for name, ms in cases.items():
+        # An AVI has no times: what is left out has no bytes.
+        video = Video(draw(tmp_path / name, frames, ms=None if name.endswith("avi") else ms))
+        assert (video.count(), video.lost) == (80, 0), name
+        said = [f"no frame for {10.0:.1f} s from second 1.6 on"] if name == "pause.mkv" else []
+        assert video.problems == said, name
+    write_video(tmp_path / "held.gif", frames[:3], Fraction(25), times=[*map(Fraction, (0, 1, 2, 5))])
+    video = Video(tmp_path / "held.gif")
+    assert (video.count(), video.lost, video.end) == (3, 0, 5)
+
+
+def test_a_film_of_uneven_times_that_was_cut_is_told(tmp_path):
+    ms = np.cumsum([0, *np.random.default_rng(0).choice([16, 33, 100], 199)]).tolist()
+    path = draw(tmp_path / "x.mkv", [scene(number, 72, 88) for number in range(200)], ms=ms)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    video = Video(path)
+    assert 60 < video.count() < 140
+    assert video.lost == pytest.approx(200 - video.count(), rel=0.15)
+
+
+def test_one_wrong_time_does_not_move_what_follows(tmp_path):
+    ms = [40 * number for number in range(50)]
+    path = draw(
+        tmp_path / "x.mkv", gray_frames([4 * number for number in range(50)]), "mjpeg", "yuvj420p", ms=ms
+    )
+    data = path.read_bytes()
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][40]
+    # The time of a block in its cluster (Matroska, 10.2), before its flags and the picture.
+    at = data.index(bytes(packet)) - 3
+    (since,) = struct.unpack(">h", data[at : at + 2])
+    path.write_bytes(data[:at] + struct.pack(">h", since - 1500) + data[at + 2 :])
+    times = [round(1000 * frame.second) for frame in Video(path).timed_frames()]
+    assert times == ms
+
+
+def test_the_last_frame_is_held_and_sound_behind_the_picture_is_told(tmp_path, capfd):
+    times = [*(Fraction(number, 25) for number in range(50)), Fraction(5)]
+    sound = with_sound(tmp_path / "sound.mov", "pcm_s16le", seconds=4)
+    write_video(tmp_path / "x.mp4", gray_frames([9] * 50), Fraction(25), times=times, sound=sound)
+    assert "sound" not in capfd.readouterr().err
+    assert Video(tmp_path / "x.mp4").count() == 50
+    with av.open(str(tmp_path / "x.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.duration * stream.time_base == 5
+    assert look(tmp_path / "x.mp4")[1] == pytest.approx(4, abs=0.1)
+    write_video(tmp_path / "y.mp4", gray_frames([9] * 50), Fraction(25), sound=sound)
+    assert "the last 2.0 s of its sound go" in capfd.readouterr().err
+
+
+def test_damage_that_the_decoder_patched_up_is_told(tmp_path):
+    path = draw(tmp_path / "x.mp4", [scene(number, 240, 320) for number in range(60)], "libx264", bf="0")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mdat") + 4
+    for place in np.random.default_rng(3).integers(at + 3000, len(data) - 3000, 12).tolist():
+        data[place] ^= 255
+    path.write_bytes(data)
+    video = Video(path)
+    video.count()
+    assert video.problems

@@ -17,7 +17,7 @@ from video.opencv import MAX_PIXELS, av, cv2
 
 # Playlists and numbered images name other files, and are no video files.
 FORMATS = (
-    "avi,mov,matroska,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,nut,gif,apng,webp,dv,ivf,obu,av1,h264,hevc,vvc,m4v,"
+    "avi,mov,matroska,jpeg_pipe,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,nut,gif,apng,webp,dv,ivf,obu,av1,h264,hevc,vvc,m4v,"
     "mjpeg,mpegvideo,h261,h263,vc1,yuv4mpegpipe,rm,wtv,nsv,gxf,swf,amv,mjpeg_2000,dhav,dirac,dnxhd,cavsvideo"
 )
 BICUBIC = av.video.reformatter.Interpolation.BICUBIC
@@ -30,6 +30,8 @@ HD_ROWS = 720
 WIDEST_PIXEL = 8
 # Bytes of a packet that may say no more than "nothing new", as MPEG-4 does for a frame that is left out.
 UNCODED = 20
+# Seconds without a frame that are told.
+LONG_GAP = Fraction(1, 2)
 # Share of frames that may be lost before a file is called damaged.
 TOLERATED = Fraction(1, 50)
 
@@ -95,7 +97,14 @@ def open_file(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
 
 def stated_frames(stream: av.VideoStream, path: Path) -> int:
     """Number of frames as the index states it; 0 if it does not, or states more than there are bytes."""
-    return stream.frames if stream.frames <= path.stat().st_size else 0
+    if stream.frames > path.stat().st_size:
+        return 0
+    # The header of an AVI counts frames of no bytes too, which say that the one before stays, and that of an
+    # MP4 those that an edit list cuts away. Behind an AVI that was cut there is no index.
+    entries, name = len(stream.index_entries), stream.container.format.name
+    if (name == "avi" and 2 * entries >= stream.frames) or (name.startswith("mov") and stream.frames):
+        return entries
+    return stream.frames
 
 
 def packet_times(container: av.container.InputContainer, stream: av.VideoStream) -> list[Fraction]:
@@ -137,65 +146,94 @@ def frame_rate(times: Sequence[Fraction], stream: av.VideoStream) -> Fraction | 
 
 @dataclass
 class Damage:
-    """What is missing of a video, found while it is decoded.
+    """What is missing of a video or wrong with it, found while it is decoded; times are in ticks.
 
     Attributes:
+        tick: seconds of a unit
+        index: frames that its index states, without those that an edit list cuts away; None if there is none
+        end: stated end of the video, by the clock of its frames; None if there is none
         frames: that came
         errors: packets that did not decode
         uncoded: packets that say that the frame before stays
-        gaps: ticks between frames, and how often each
-        length: ticks that the file states; None if it does not
-        index: frames that its index states, 0 if it does not; those that an edit list cuts away not counted
+        corrupt: frames that the decoder patched up
+        first, last: times of the first and of the last frame
+        lasts: how long the last frame is shown, as it states; 0 if it does not
+        gaps: times between frames, and how often each
+        longest: of the gaps, and when it begins
     """
 
+    tick: Fraction
+    index: int | None
+    end: Fraction | None
     frames: int = 0
     errors: int = 0
     uncoded: int = 0
+    corrupt: int = 0
+    first: int = 0
+    last: int = 0
+    lasts: int = 0
     gaps: Counter[int] = field(default_factory=Counter)
-    length: Fraction | None = None
-    index: int = 0
+    longest: tuple[int, int] = (0, 0)
 
-    @property
+    def usual(self) -> int:
+        """The gap in the middle of all."""
+        seen = 0
+        for gap in sorted(self.gaps):
+            seen += self.gaps[gap]
+            if 2 * seen >= self.gaps.total():
+                return gap
+        return 0
+
+    def shown_until(self) -> int:
+        """When the last frame ends."""
+        return self.last + max(self.lasts, self.usual())
+
     def lost(self) -> int:
-        """Frames that are missing: those with an error, and more where times or the index show more.
+        """Frames that are missing: those with an error, and those that the index or the stated end shows.
 
-        An index that is off by few is an ordinary thing, and not counted.
+        An index that is off by a few is an ordinary thing, and not counted.
         """
-        count = self.gaps.total()
         missing = 0
-        if count:
-            middle, seen = sorted(self.gaps), 0
-            for median in middle:
-                seen += self.gaps[median]
-                if 2 * seen > count:
-                    break
-            near = sum(number for gap, number in self.gaps.items() if abs(gap - median) <= median / 4)
-            if near >= (1 - 2 * TOLERATED) * count or near >= count - 2:
-                shown = sum(gap * number for gap, number in self.gaps.items())
-                missing = sum(number * (round(gap / median) - 1) for gap, number in self.gaps.items())
-                if self.length is not None:
-                    missing += max(0, int((self.length - shown) / median) - 1)
-            else:
-                missing = self.index - self.frames
-        elif self.index:
-            missing = self.index - self.frames
-        missing -= self.uncoded
+        if self.index is not None:
+            missing = self.index - self.frames - self.uncoded
+        elif self.end is not None and self.frames > 1:
+            length = self.shown_until() - self.first
+            missing = int((self.end - self.shown_until()) * self.frames / length) if length else 0
         return max(self.errors, missing if missing > TOLERATED * (self.frames + missing) else 0)
 
+    def problems(self) -> list[str]:
+        """All of it in sentences; none for a video that is whole."""
+        found = []
+        if lost := self.lost():
+            found.append(f"{self.frames:,} of {self.frames + lost:,} frames decoded")
+        if self.corrupt:
+            found.append(f"{self.corrupt:,} of {self.frames:,} frames are damaged")
+        gap, at = self.longest
+        # Of a recording that was paused, or of one that lacks a part: without an index nobody can tell.
+        long = max(LONG_GAP / self.tick, TOLERATED * (self.last - self.first), Fraction(10 * self.usual()))
+        if self.index is None and gap >= long:
+            seconds, begin = float(gap * self.tick), float((at - self.first) * self.tick)
+            found.append(f"no frame for {seconds:.1f} s from second {begin:.1f} on")
+        return found
 
-def _stated_length(
-    container: av.container.InputContainer, stream: av.VideoStream, path: Path
-) -> Fraction | None:
-    """Seconds of the stream, where the file states them and does not have them estimated."""
+
+def stated_end(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> Fraction | None:
+    """Second of the clock of the frames at which a file states the end of its pictures; None if it does not.
+
+    Estimates by the rate of bytes, and the length of sound that is longer, do not count.
+    """
     if stream.frames and not stated_frames(stream, path):
         return None
-    if stream.duration and stream.time_base:
-        return stream.duration * stream.time_base
+    base, name = stream.time_base or Fraction(0), container.format.name
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag:
         return 3600 * int(tag[1]) + 60 * int(tag[2]) + Fraction(tag[3])
+    if name == "asf":
+        return None
+    if stream.duration and base:
+        return ((stream.start_time or 0) + stream.duration) * base
     if len(container.streams) == 1 and container.duration:
-        return Fraction(container.duration, av.time_base)
+        return Fraction((container.start_time or 0) + container.duration, av.time_base)
     return None
 
 
@@ -217,10 +255,9 @@ class Decoder:
     def __init__(self, path: Path) -> None:
         self._container, self._stream = open_file(path)
         self.tick = self._stream.time_base or Fraction(1, 90_000)
-        length = _stated_length(self._container, self._stream, path)
-        self.damage = Damage(
-            length=None if length is None else length / self.tick, index=stated_frames(self._stream, path)
-        )
+        end = stated_end(self._container, self._stream, path)
+        index = stated_frames(self._stream, path) or None
+        self.damage = Damage(self.tick, index, None if end is None else end / self.tick)
         self._is_avi = self._container.format.name == "avi"
         self._matrices: dict[tuple[str, int, bool], int | None] = {}
         self.begin: Fraction | None = None
@@ -234,28 +271,36 @@ class Decoder:
 
     def __iter__(self) -> Iterator[tuple[av.VideoFrame, int]]:
         """Frames as they are coded, and the `tick` at which each is shown, from the first one."""
+        damage = self.damage
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         usual = max(1, round(1 / (rate * self.tick))) if rate > 0 else 1
-        second, gaps = round(1 / self.tick), self.damage.gaps
-        shift, first, last = 0, None, 0
+        second, shift, back = round(1 / self.tick), 0, None
         # Whole numbers: fractions would take as long as a small frame takes to decode.
         for frame in self._frames():
             stamp = self._stamp(frame)
-            time = last + usual if stamp is None else stamp + shift
-            if first is None:
-                first = 0 if stamp is None else stamp
-                time, self.begin = first, first * self.tick
+            time = damage.last + usual if stamp is None else stamp + shift
+            if damage.frames == 0:
+                damage.first = time = stamp or 0
+                self.begin = time * self.tick
             else:
-                if time < last - second:
-                    # The clock began anew, where two recordings were joined.
-                    shift, time = shift + last + usual - time, last + usual
-                elif time <= last:
+                behind = time < damage.last - second
+                if behind:
+                    # A second frame that goes on from there tells that the clock began anew, as where two
+                    # recordings were joined; one alone has a wrong time.
+                    if back is not None and time >= back:
+                        shift += damage.last + usual - time
+                    back, time = time, damage.last + usual
+                elif time <= damage.last:
                     # Two at one time cannot be shown.
-                    time = last + 1
-                gaps[time - last] += 1
-            last = time
-            self.damage.frames += 1
-            yield frame, time - first
+                    time = damage.last + 1
+                back = back if behind else None
+                gap = time - damage.last
+                damage.gaps[gap] += 1
+                damage.longest = max(damage.longest, (gap, damage.last))
+            damage.last, damage.lasts = time, frame.duration or 0
+            damage.frames += 1
+            damage.corrupt += frame.is_corrupt
+            yield frame, time - damage.first
 
     def _stamp(self, frame: av.VideoFrame) -> int | None:
         # AVI says when frames are decoded; when they are shown is guessed, and wrong for B-frames in pairs.
@@ -264,7 +309,7 @@ class Decoder:
     def _frames(self) -> Iterator[av.VideoFrame]:
         try:
             for packet in self._container.demux(self._stream):
-                if packet.is_discard:
+                if packet.is_discard and self.damage.index:
                     self.damage.index -= 1
                 try:
                     frames = packet.decode()

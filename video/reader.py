@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from video.decoder import Decoder, Frame, frame_rate, open_file, packet_times, stated_frames
+from video.decoder import Decoder, Frame, frame_rate, open_file, packet_times, stated_end, stated_frames
 from video.files import VideoError, frame_files, printable, stated_size
 from video.opencv import MAX_PIXELS, av, cv2
 
@@ -56,17 +56,19 @@ class Video:
         path: the file or folder
         name: the path as it is shown
         lost: frames that did not decode the last time that all were read
+        problems: what was wrong with it then, in sentences
+        end: when its last frame ended then, in seconds from the first
         begin: when the first frame is shown, in seconds of the clock of the file, on which its sound lies
             too; None before one was read
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, printable(path)
-        self.lost = 0
+        self.lost, self.problems, self.end = 0, list[str](), Fraction(0)
         self.begin: Fraction | None = None
         self._count: int | None = None
         self._fps: Fraction | None = None
-        self._packets = 0
+        self._packets, self._length = 0, Fraction(0)
 
     def fps(self) -> Fraction:
         """Frames per second of a video file; 30000/1001 is given exactly.
@@ -85,12 +87,18 @@ class Video:
         with container:
             times = packet_times(container, stream)
             self._packets, rate = len(times), frame_rate(times, stream)
+            self._length = times[-1] - times[0] if times else Fraction(0)
         if rate is None or not 0 < rate <= 1000:
             raise VideoError(
                 f"{self.name}: frame rate {float(rate or 0):g} makes no sense; convert the file to mp4 first"
             )
         self._fps = rate.limit_denominator(1001)
         return self._fps
+
+    def length(self) -> Fraction:
+        """Seconds of a video file, by the times of its packets. Raises: as `fps`."""
+        fps = self.fps()
+        return self._length + 1 / fps
 
     def count(self) -> int:
         """Number of frames that decode, which the index of an AVI may overstate; found once, then kept.
@@ -103,6 +111,7 @@ class Video:
             else:
                 with self._decode() as decoder:
                     self._count = sum(1 for _ in decoder)
+                    self._take_stock(decoder)
                 if self._count == 0:
                     raise self._no_frame()
         return self._count
@@ -172,8 +181,14 @@ class Video:
                     self.begin = decoder.begin
                     read += 1
                     yield Frame(image, ticks * decoder.tick)
+            self._take_stock(decoder)
         if read == 0:
             raise self._no_frame()
+
+    def _take_stock(self, decoder: Decoder) -> None:
+        damage = decoder.damage
+        self.lost, self.problems = damage.lost(), damage.problems()
+        self.end = (damage.shown_until() - damage.first) * decoder.tick
 
     @contextlib.contextmanager
     def _decode(self) -> Iterator[Decoder]:
@@ -181,7 +196,6 @@ class Video:
         decoder = Decoder(self.path)
         try:
             yield decoder
-            self.lost = decoder.damage.lost
         finally:
             decoder.close()
 
@@ -238,20 +252,21 @@ def check_whole(path: Path) -> None:
 
 
 def _has_all_frames(path: Path) -> bool:
-    """Whether as many frames come as the index of a file states, by the packets."""
+    """Whether as many frames come as the header of a file states, or until the end that it states."""
     try:
         container, stream = open_file(path)
     except VideoError:
         return False
     with container:
-        index = stated_frames(stream, path)
-        if stream.frames and not index:  # nonsense, of a program that wrote into a pipe
+        if stream.frames > path.stat().st_size:  # nonsense, of what was written into a pipe
             return True
         times = packet_times(container, stream)
-        if not times or not index:
+        if not times or (stream.frames and len(times) >= stream.frames):
             return bool(times)
-        length = (stream.duration or 0) * (stream.time_base or Fraction(0))
-        return len(times) >= index or times[-1] - times[0] >= length * (1 - Fraction(1, index))
+        # Of an AVI without an index the end is found by reading it.
+        end = None if container.format.name == "avi" else stated_end(container, stream, path)
+        usual = (times[-1] - times[0]) / max(1, len(times) - 1)
+        return times[-1] + Fraction(3, 2) * usual > end if end else not stream.frames
 
 
 def check_length(path: Path, num_frames: int) -> None:

@@ -22,6 +22,8 @@ MP4_SOUND = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 # Seconds that sound may be off before a gap is filled with silence.
 GAP = 0.03
+# Seconds of sound behind the picture that are told.
+LONG = Fraction(1, 2)
 
 
 class Sound:
@@ -42,12 +44,17 @@ class Sound:
         self._done = Fraction(0)
         self._packets: Iterator[av.Packet] = iter(())
         self._encoder: av.AudioStream | None = None
+        self._ends: Fraction | None = None
         streams = self._source.streams.audio
         if not streams:
             return
         best = self._source.streams.best("audio")
         usable = [stream for stream in streams if stream.codec_context is not None]
         stream = next((stream for stream in usable if stream is best), next(iter(usable), None))
+        if stream is not None and stream.duration and stream.time_base:
+            self._ends = ((stream.start_time or 0) + stream.duration) * stream.time_base - begin
+        elif stream is not None and self._source.duration:
+            self._ends = (self._source.start_time + self._source.duration) * Fraction(1, 10**6) - begin
         if stream is None:
             self._leave_out("nothing here decodes it")
         elif stream.codec_context.codec.canonical_name in MP4_SOUND and _can_copy(source, stream.index):
@@ -146,9 +153,15 @@ class Sound:
             if not self._mux(lambda: next(self._packets, None)):
                 break
 
-    def finish(self, seconds: float | Fraction) -> None:
-        """Write the last, where the picture ends at a second; errors as `write`."""
+    def finish(self, seconds: Fraction) -> None:
+        """Write the last, where the picture ends at a second; errors as `write`.
+
+        A warning tells of sound that goes on behind it.
+        """
         self.write(seconds)
+        if self._ends is not None and self._ends - seconds >= LONG:
+            left_out = float(self._ends - seconds)
+            warn(f"{printable(self._path)}: the last {left_out:.1f} s of its sound go, as the picture ends")
         if self._encoder is not None and self._done:
             for packet in self._encoder.encode(None):
                 self._mux(lambda: packet)  # noqa: B023

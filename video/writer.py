@@ -49,7 +49,8 @@ def write_video(
     Args:
         frames: (H, W, 3) uint8 RGB, all of one size
         fps: frames per second, exactly
-        times: when each frame is shown, in seconds, in place of a steady `fps`; may grow as frames come
+        times: when each frame is shown, in seconds, in place of a steady `fps`, and when the last one ends,
+            where that is known; may grow as frames come
         sound: a video whose sound an mp4 gets, as long as the picture is
         begin: second of the clock of `sound` at which the picture begins; 0 by default
 
@@ -61,9 +62,9 @@ def write_video(
         raise UserError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; choose .mp4 or .gif")
     with replacing(path) as partial:
         if suffix == ".gif":
-            count = _write_gif(partial, _timed(frames, fps, times), fps)
+            count = _write_gif(partial, _timed(frames, fps, times), fps, times)
         else:
-            count = _write_mp4(partial, _timed(frames, fps, times), fps, sound, begin or Fraction(0))
+            count = _write_mp4(partial, _timed(frames, fps, times), fps, times, sound, begin or Fraction(0))
         if count == 0:
             raise UserError(f"{path}: there are no frames to write")
     return count
@@ -83,14 +84,22 @@ def _timed(
         yield frame, shown
 
 
+def _end(count: int, last: Fraction, fps: Fraction, times: Sequence[Fraction] | None) -> Fraction:
+    """The second at which the last of `count` frames ends."""
+    return times[count] if times is not None and len(times) > count else last + 1 / fps
+
+
 def _write_mp4(
     path: Path,
     frames: Iterator[tuple[np.ndarray, Fraction]],
     fps: Fraction,
+    times: Sequence[Fraction] | None,
     sound: Path | None,
     begin: Fraction,
 ) -> int:
-    count, last = 0, -1
+    count, last, shown = 0, -1, Fraction(0)
+    # The last packet waits until it is known how long it is shown.
+    waiting: list[av.Packet] = []
     with (
         av.open(
             f"file:{path.absolute()}", "w", format="mp4", options={"movflags": "+faststart"}
@@ -120,17 +129,27 @@ def _write_mp4(
             last = max(last + 1, round(shown * ticks))
             picture.pts, picture.time_base = last, Fraction(1, ticks)
             picture.duration = round(ticks / fps)
-            container.mux(stream.encode(picture))
+            waiting += stream.encode(picture)
+            container.mux(waiting[:-1])
+            del waiting[:-1]
             if audio is not None:
                 audio.write(shown)
         if count:
-            container.mux(stream.encode(None))
+            waiting += stream.encode(None)
+            end = _end(count, shown, fps, times)
+            waiting[-1].duration = max(1, round((end - shown) * ticks))
+            container.mux(waiting)
             if audio is not None:
-                audio.finish((last + 1) / ticks + 1 / fps)
+                audio.finish(end)
     return count
 
 
-def _write_gif(path: Path, frames: Iterator[tuple[np.ndarray, Fraction]], fps: Fraction) -> int:
+def _write_gif(
+    path: Path,
+    frames: Iterator[tuple[np.ndarray, Fraction]],
+    fps: Fraction,
+    times: Sequence[Fraction] | None,
+) -> int:
     count = 0
 
     def images() -> Iterator[Image.Image]:
@@ -147,7 +166,8 @@ def _write_gif(path: Path, frames: Iterator[tuple[np.ndarray, Fraction]], fps: F
                 waiting = frame.copy()
             seconds = shown
         if waiting is not None:
-            yield _gif_image(waiting, max(SHORTEST, round(100 * (seconds + 1 / fps)) - begun))
+            ends = round(100 * _end(count, seconds, fps, times))
+            yield _gif_image(waiting, max(SHORTEST, ends - begun))
 
     stream = images()
     first = next(stream, None)
