@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +20,7 @@ from annotation.overlay import OVERLAYS
 from annotation.room import Room
 from annotation.segments import name_of
 from annotation.settings import EXAMPLES, PageSettings
+from utils.files import shortened
 from utils.process import UserError
 from video.files import VIDEO_SUFFIXES, VideoError, video_files
 from video.opencv import av
@@ -78,7 +80,7 @@ class Page:
         self.examples = find_examples(settings.examples)
         # PyTorch keeps threads and memory for each thread that it is used from, and Gradio has 40.
         self._worker = ThreadPoolExecutor(1)
-        self._closed = False
+        self._closed, self._looked = False, 0.0
 
     def label(
         self, path: Path, overlay: str, smooth: float, only: str, progress: Callable[..., object]
@@ -99,7 +101,7 @@ class Page:
 
         general = self.annotator
         settings = replace(general.settings, overlay=overlay, smooth=smooth, only=only.strip() or None)
-        output = self.room.files / "results" / secrets.token_hex(8) / f"{path.stem}.mp4"
+        output = self.room.files / "results" / secrets.token_hex(8) / f"{shortened(path.stem)}.mp4"
 
         try:
             self.room.check()
@@ -112,8 +114,10 @@ class Page:
                     raise VideoError(f"{path}: the page was closed down")
                 video.done = done
                 video.check_time()
-                if done % 10 == 0:
+                if time.monotonic() - self._looked > 1:
+                    self._looked = time.monotonic()
                     self.room.check()
+                if done % 10 == 0:
                     progress((done, max(done, stated)), unit="frames")
 
             annotated = annotator.annotate(
@@ -122,6 +126,8 @@ class Page:
         except (UserError, OSError, av.FFmpegError) as error:
             shutil.rmtree(output.parent, ignore_errors=True)
             raise _sentence(error, path, self.room.folder) from error
+        for problem in annotated.problems:
+            gradio.Warning(f"{path.name}: {problem}")
         rows, colors = curves(annotated)
         segments = [
             [

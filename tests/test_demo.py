@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from page_server import Server, make_page, send
+from test_odd_files import spoiled
 
 import demo
 from annotation import page as page_module
@@ -166,7 +167,7 @@ def test_more_frames_than_the_file_states_end_at_the_limit(checkpoint, room, tmp
     write_video(tmp_path / "x.mp4", gray_frames([90] * 60), Fraction(25))
     monkeypatch.setattr(Video, "stated_count", lambda self: 2)
     page = make_page(checkpoint, room, "--max_seconds", "1")
-    with pytest.raises(Exception, match="more than the 25 frames allowed"):
+    with pytest.raises(Exception, match="2 seconds are too long for this page; cut it to 1"):
         page.label(tmp_path / "x.mp4", "full", 0.0, "", lambda *_, **__: None)
     assert list((room.files / "results").rglob("*.*")) == []
 
@@ -277,3 +278,14 @@ def test_curves_have_few_points(checkpoint, room, tmp_path):
     rows, _ = page_module.curves(found)
     assert len(rows) == 2 * page_module.POINTS
     assert (rows[0]["second"], rows[-1]["second"]) == (0, pytest.approx(699 / 25, abs=0.001))
+
+
+def test_what_is_wrong_with_a_file_is_said_on_the_page(checkpoint, room, tmp_path, monkeypatch):
+    import gradio
+
+    said = []
+    monkeypatch.setattr(gradio, "Warning", said.append)
+    spoiled(tmp_path / "x.avi", gray_frames([2 * number for number in range(100)]), [40])
+    page = make_page(checkpoint, room)
+    page.label(tmp_path / "x.avi", "full", 0.0, "", lambda *_, **__: None)
+    assert said == ["x.avi: 99 of 100 frames decoded"]

@@ -154,7 +154,7 @@ class Worker:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def run(self, module: str, argv: list[object], log: Path) -> tuple[object, float]:
+    def run(self, module: str, argv: list[object], log: Path, limit: float = SECONDS) -> tuple[object, float]:
         """The exit status, or what happened instead, and seconds."""
         if self._process is None:
             command = [sys.executable, __file__, "--work"]
@@ -170,13 +170,13 @@ class Worker:
         job = {"module": module, "argv": [str(value) for value in argv], "log": str(log)}
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], SECONDS)
+        ready, _, _ = select.select([process.stdout], [], [], limit)
         elapsed = time.monotonic() - start
         line = process.stdout.readline() if ready else ""
         if line:
             return json.loads(line)["status"], elapsed
         self.close()
-        return ("died" if ready else f"took over {SECONDS} s"), elapsed
+        return ("died" if ready else f"took over {limit} s"), elapsed
 
     def close(self) -> None:
         """End the process."""
@@ -235,7 +235,7 @@ def main() -> int:
         plain = ["--precision", "fp32", "--num_workers", 0]
         train = [*data, *small, *plain, "--num_epochs", 1, "--cache_path", cache, "--run_path", out / "run"]
         log = here / "case.log"
-        status, _ = worker.run("train", [*train, "--output_path", here / "model"], log)
+        status, _ = worker.run("train", [*train, "--output_path", here / "model"], log, 20 * SECONDS)
         assert status == 0, log.read_text()
         shutil.copy(here / "model" / "ConvLSTM_1.pth", here / "small.pth")
         checkpoint = here / "small.pth"
