@@ -63,7 +63,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def tell(source: str | Path, output: str | Path, annotated: Annotated) -> None:
+def tell(source: str, output: str | Path, annotated: Annotated) -> None:
     """Print what a video shows, and what was written."""
     frames, segments = len(annotated.probabilities), len(annotated.segments)
     source, output = printable(source), printable(output)
@@ -80,16 +80,16 @@ def tell(source: str | Path, output: str | Path, annotated: Annotated) -> None:
     )
 
 
-def annotate_file(annotator: Annotator, path: Path, output: Path) -> None:
+def annotate_file(annotator: Annotator, video: Video, output: Path) -> None:
     """Annotate a video file behind a bar, and say what it shows; errors as `Annotator.annotate`."""
-    with tqdm(desc=printable(path.name), unit="frame", dynamic_ncols=True) as bar:
+    with tqdm(desc=printable(video.path.name), unit="frame", dynamic_ncols=True) as bar:
 
         def progress(_: int, stated: int) -> None:
             bar.total = stated or None
             bar.update()
 
-        annotated = annotator.annotate(path, output, progress=progress)
-    tell(path, output, annotated)
+        annotated = annotator.annotate(video, output, progress=progress)
+    tell(video.name, output, annotated)
 
 
 def show(name: str, frames: Iterator[np.ndarray]) -> None:
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     live = next(filter(is_live, args.video_path), None)
     if live and len(args.video_path) > 1:
         parser.error(f"--video_path {live} is live, and takes a run of its own; name it alone")
-    videos = [] if live else find_videos(args.video_path)
+    videos = [] if live else [Video(path) for path in find_videos(args.video_path)]
     folder = args.output or Path("annotated")
     to_file = folder.suffix and not folder.is_dir()
     if to_file and folder.suffix.lower() not in OUTPUT_SUFFIXES:
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     if to_file and len(videos) > 1:
         parser.error(f"--output {folder}: {len(videos)} videos do not go into one file; name a folder")
     if to_file and folder.resolve() in (
-        *(path.resolve() for path in [*videos, backend.checkpoint_model] if path),
+        *(path.resolve() for path in [*(video.path for video in videos), backend.checkpoint_model] if path),
     ):
         parser.error(f"--output {folder} is an input; choose another file")
 
@@ -206,12 +206,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     # What is wrong with a single video is told before a model is loaded.
     if len(videos) == 1:
-        Video(videos[0]).fps()
+        videos[0].fps()
     annotator = Annotator(settings, *open_model(backend, device), backend.name)
     failed = 0
-    for path in videos:
+    for video in videos:
         try:
-            annotate_file(annotator, path, output_of(path.stem))
+            annotate_file(annotator, video, output_of(video.path.stem))
         except (UserError, OSError) as error:
             if len(videos) == 1:
                 raise

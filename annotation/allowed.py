@@ -114,20 +114,18 @@ class WatchedVideo(Video):
     def __init__(self, path: Path, settings: PageSettings, annotator: Annotator) -> None:
         super().__init__(path)
         self.done = 0
-        fps, stated, longest = self.fps(), self.stated_count(), settings.max_seconds
+        fps, stated, self._longest = self.fps(), self.stated_count(), settings.max_seconds
         length = float(self.length())
-        if length > longest:
-            raise VideoError(f"{path}: {length:.0f} seconds are too long for this page; cut it to {longest}")
-        self._longest = longest
+        self._check_length(length)
         self._begun, self._slowness = time.monotonic(), settings.max_slowness
-        self._seconds = SPARE_SECONDS + self._slowness * (length or longest)
+        self._seconds = SPARE_SECONDS + self._slowness * length
         self._largest = 0
         frame = next(self.frames())
         layout = annotator.layout(fps)
         waiting = layout.sequence_length * layout.step * layout.stride
         waiting *= joint_hop([stream.windows for stream in annotator.streams])
         self._check_size(min(stated, waiting), frame)
-        self.max_frames = longest * min(MAX_FPS, max(1, round(fps)))
+        self.max_frames = self._longest * min(MAX_FPS, max(1, round(fps)))
 
     def check_time(self) -> None:
         """See whether there is time left. Raises: VideoError if there is not."""
@@ -135,6 +133,12 @@ class WatchedVideo(Video):
             raise VideoError(
                 f"{self.path}: it takes more than {self._seconds:.0f} seconds, {self._slowness:g} times "
                 f"its length and {SPARE_SECONDS}, and others wait; cut it shorter, or make it smaller"
+            )
+
+    def _check_length(self, seconds: float) -> None:
+        if seconds > self._longest:
+            raise VideoError(
+                f"{self.path}: {seconds:.0f} seconds are too long for this page; cut it to {self._longest}"
             )
 
     def _check_size(self, waiting: int, frame: np.ndarray) -> None:
@@ -157,10 +161,6 @@ class WatchedVideo(Video):
         """
         for came, frame in enumerate(super().timed_frames(), 1):
             self.check_time()
-            if frame.second > self._longest:
-                raise VideoError(
-                    f"{self.path}: {float(frame.second):.0f} seconds are too long for this page; cut it to "
-                    f"{self._longest}"
-                )
+            self._check_length(float(frame.second))
             self._check_size(came - self.done, frame.image)
             yield frame

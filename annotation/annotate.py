@@ -44,7 +44,7 @@ from utils.device import choose_device
 from utils.files import make_writable_folder
 from utils.process import UserError
 from video.decoder import Frame
-from video.files import VideoError, printable
+from video.files import VideoError
 from video.reader import MIN_FRAMES, Video, check_length
 from video.writer import write_video
 
@@ -156,32 +156,29 @@ class Annotator:
 
     def annotate(
         self,
-        path: Path,
+        video: Video,
         output: Path,
         *,
         name: str | None = None,
         progress: Callable[[int, int], object] = lambda done, stated: None,
         max_frames: int | None = None,
-        video: Video | None = None,
     ) -> Annotated:
         """Annotate a video.
 
         Args:
-            path: the video
+            video: the video, a file
             output: the copy; tables go to <output>.json and <output>.csv
             name: what the tables call the video; its path by default
             progress: told after each frame how many are done, and how many the file states
             max_frames: a longer video is an error, whatever length the file states
-            video: what reads it, where that is not `Video`
 
         Raises: MissingFileError or VideoError if it cannot be read or is too long, OSError if the output
             cannot be written.
         """
         model = self.model
-        video = video or Video(path)
         # All that can fail, before threads begin.
         fps, stated = video.fps(), video.stated_count()
-        check_length(path, len(list(islice(video.frames(), MIN_FRAMES))))
+        check_length(video.path, len(list(islice(video.frames(), MIN_FRAMES))))
         make_writable_folder(output.parent)
         layout = self.layout(fps)
         frames = read_windows(video, self.streams, layout.stride, shots=not self.settings.no_cuts)
@@ -211,27 +208,25 @@ class Annotator:
                 yield (frame, row), label_of(row, self.settings.min_probability), begins, float(shown)
 
         def drawn() -> Iterator[np.ndarray]:
-            yield from drawn_frames()
-            # When the last frame ends.
-            times.append(video.end)
-
-        def drawn_frames() -> Iterator[np.ndarray]:
             for (frame, row), label in steady(lasting(), self.settings.min_seconds):
                 rows.append(row)
                 settled.append(label)
                 times.append(frame.second)
                 if max_frames is not None and len(settled) > max_frames:
-                    raise VideoError(f"{path}: more than the {max_frames:,} frames allowed; cut it shorter")
+                    raise VideoError(
+                        f"{video.path}: more than the {max_frames:,} frames allowed; cut it shorter"
+                    )
                 progress(len(settled), stated)
                 yield overlay.draw(frame.image, row, label)
+            # When the last frame ends.
+            times.append(video.end)
 
         try:
-            write_video(output, drawn(), fps, times=times, sound=path, begin=video.begin)
+            write_video(output, drawn(), fps, times=times, sound=video.path, begin=video.begin)
         finally:
             labels.close()
             reader.close()
-        source = name or printable(path)
-        return self.write_tables(source, output, rows, settled, overlay, fps, times, video)
+        return self.write_tables(name or video.name, output, rows, settled, overlay, fps, times, video)
 
     def write_tables(
         self,

@@ -121,7 +121,7 @@ class Page:
                     progress((done, max(done, stated)), unit="frames")
 
             annotated = annotator.annotate(
-                path, output, name=path.name, progress=tell, max_frames=video.max_frames, video=video
+                video, output, name=path.name, progress=tell, max_frames=video.max_frames
             )
         except (UserError, OSError, av.FFmpegError) as error:
             shutil.rmtree(output.parent, ignore_errors=True)

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import common
@@ -29,6 +28,7 @@ from training.checkpoint import Checkpoint
 from training.classifier import Classifier
 from utils.device import choose_device
 from utils.process import UserError, available_cores, run
+from video.reader import Video
 
 EPOCH_CLIPS, BATCH = 1024, 64
 
@@ -79,14 +79,12 @@ def measure(name: str, clips: list[Clip], device: torch.device, *, quick: bool) 
         filling = frames / common.seconds(fill(here / "cache"), device)
         learning = epoch(model, clips, here / "cache", device)
         longest = max(clips, key=lambda clip: clip.video.count()).video
-        annotating = lacking
-        if find_spec("av"):
-            names = [f"class {number}" for number in range(101)]
-            trained = Checkpoint(model, names, side, encoder.spec.sequence_length, None, 0)
-            annotator = Annotator(LabelSettings(), model, trained, name)
-            annotator.annotate(longest.path, here / "warm.mp4")
-            seconds = common.seconds(lambda: annotator.annotate(longest.path, here / "out.mp4"), device)
-            annotating = f"{longest.count() / seconds:,.0f}"
+        names = [f"class {number}" for number in range(101)]
+        trained = Checkpoint(model, names, side, encoder.spec.sequence_length, None, 0)
+        annotator = Annotator(LabelSettings(), model, trained, name)
+        annotator.annotate(Video(longest.path), here / "warm.mp4")
+        seconds = common.seconds(lambda: annotator.annotate(Video(longest.path), here / "out.mp4"), device)
+        annotating = f"{longest.count() / seconds:,.0f}"
     peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else lacking
     compiled = lacking
     if not quick:

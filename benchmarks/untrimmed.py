@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in tqdm(list(videos(clips)), unit="video", dynamic_ncols=True):
             truth = join(part, Path(folder) / "x.mp4")
-            annotated = annotator.annotate(Path(folder) / "x.mp4", Path(folder) / "y.mp4")
+            annotated = annotator.annotate(Video(Path(folder) / "x.mp4"), Path(folder) / "y.mp4")
             found: list[str] = []
             for segment in annotated.segments:
                 name = known[name_of(segment.label, annotated.classes)]

@@ -112,7 +112,6 @@ def test_out_of_memory_on_cuda_says_which_flag_to_lower(call, flags):
 
 
 def test_a_video_is_labelled_as_on_a_cpu(call, small, tmp_path):
-    pytest.importorskip("av")
     model = save_untrained(tmp_path / "model.pth", ("rgb", "diff"))
     rows = []
     for device in ("cpu", DEVICE):

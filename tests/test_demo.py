@@ -274,7 +274,7 @@ def test_examples_are_the_first_of_each_folder(toy, tmp_path):
 def test_curves_have_few_points(checkpoint, room, tmp_path):
     write_video(tmp_path / "x.mp4", gray_frames(list(np.arange(700) % 200)), Fraction(25))
     page = make_page(checkpoint, room)
-    found = page.annotator.annotate(tmp_path / "x.mp4", tmp_path / "out.mp4")
+    found = page.annotator.annotate(Video(tmp_path / "x.mp4"), tmp_path / "out.mp4")
     rows, _ = page_module.curves(found)
     assert len(rows) == 2 * page_module.POINTS
     assert (rows[0]["second"], rows[-1]["second"]) == (0, pytest.approx(699 / 25, abs=0.001))

@@ -155,7 +155,7 @@ def test_labels_stand_on_the_frames_of_their_embeddings(small, tmp_path):
     annotator = Annotator(LabelSettings(label_every=1, overlay="minimal"), model, checkpoint, "x.pth")
     assert annotator.layout(Fraction(25)) == ClipLayout(1, 1, 1, 2)
     clip = small / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
-    annotated = annotator.annotate(clip, tmp_path / "x.mp4")
+    annotated = annotator.annotate(Video(clip), tmp_path / "x.mp4")
     rows = annotated.probabilities[:, 0]
     starts = np.flatnonzero(np.abs(np.diff(rows)) > 0) + 1
     assert len(rows) == Video(clip).count()

@@ -245,7 +245,6 @@ class Decoder:
 
     Attributes:
         damage: so far
-        tick: seconds of a unit in which times are told
         begin: when the first frame is shown, in seconds of the file's own clock, on which its sound lies too;
             None before it came
 
@@ -254,10 +253,10 @@ class Decoder:
 
     def __init__(self, path: Path) -> None:
         self._container, self._stream = open_file(path)
-        self.tick = self._stream.time_base or Fraction(1, 90_000)
+        tick = self._stream.time_base or Fraction(1, 90_000)
         end = stated_end(self._container, self._stream, path)
         index = stated_frames(self._stream, path) or None
-        self.damage = Damage(self.tick, index, None if end is None else end / self.tick)
+        self.damage = Damage(tick, index, None if end is None else end / tick)
         self._is_avi = self._container.format.name == "avi"
         self._matrices: dict[tuple[str, int, bool], int | None] = {}
         self.begin: Fraction | None = None
@@ -270,18 +269,18 @@ class Decoder:
         self._container.close()
 
     def __iter__(self) -> Iterator[tuple[av.VideoFrame, int]]:
-        """Frames as they are coded, and the `tick` at which each is shown, from the first one."""
-        damage = self.damage
+        """Frames as they are coded, and the tick of `damage` at which each is shown, from the first one."""
+        damage, tick = self.damage, self.damage.tick
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
-        usual = max(1, round(1 / (rate * self.tick))) if rate > 0 else 1
-        second, shift, back = round(1 / self.tick), 0, None
+        usual = max(1, round(1 / (rate * tick))) if rate > 0 else 1
+        second, shift, back = round(1 / tick), 0, None
         # Whole numbers: fractions would take as long as a small frame takes to decode.
         for frame in self._frames():
             stamp = self._stamp(frame)
             time = damage.last + usual if stamp is None else stamp + shift
             if damage.frames == 0:
                 damage.first = time = stamp or 0
-                self.begin = time * self.tick
+                self.begin = time * tick
             else:
                 behind = time < damage.last - second
                 if behind:

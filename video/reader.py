@@ -180,7 +180,7 @@ class Video:
                 if image is not None:
                     self.begin = decoder.begin
                     read += 1
-                    yield Frame(image, ticks * decoder.tick)
+                    yield Frame(image, ticks * decoder.damage.tick)
             self._take_stock(decoder)
         if read == 0:
             raise self._no_frame()
@@ -188,7 +188,7 @@ class Video:
     def _take_stock(self, decoder: Decoder) -> None:
         damage = decoder.damage
         self.lost, self.problems = damage.lost(), damage.problems()
-        self.end = (damage.shown_until() - damage.first) * decoder.tick
+        self.end = (damage.shown_until() - damage.first) * damage.tick
 
     @contextlib.contextmanager
     def _decode(self) -> Iterator[Decoder]:
@@ -201,8 +201,7 @@ class Video:
 
     def _chosen_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         at, frame = -1, NO_FRAME
-        with contextlib.ExitStack() as opened:
-            decoder = opened.enter_context(self._decode())
+        with self._decode() as decoder:
             coded_frames = iter(decoder)
             for index in indices:
                 if index != at:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -149,9 +149,8 @@ class Sound:
 
         Raises: OSError if the disk is full.
         """
-        while self._done <= seconds:
-            if not self._mux(lambda: next(self._packets, None)):
-                break
+        while self._done <= seconds and self._mux():
+            pass
 
     def finish(self, seconds: Fraction) -> None:
         """Write the last, where the picture ends at a second; errors as `write`.
@@ -163,12 +162,14 @@ class Sound:
             left_out = float(self._ends - seconds)
             warn(f"{printable(self._path)}: the last {left_out:.1f} s of its sound go, as the picture ends")
         if self._encoder is not None and self._done:
-            for packet in self._encoder.encode(None):
-                self._mux(lambda: packet)  # noqa: B023
+            self._packets = iter(self._encoder.encode(None))
+            while self._mux():
+                pass
 
-    def _mux(self, take: Callable[[], av.Packet | None]) -> bool:
+    def _mux(self) -> bool:
+        """Write the next packet; whether there was one, and it could be written."""
         try:
-            packet = take()
+            packet = next(self._packets, None)
             if packet is not None:
                 self._target.mux(packet)
         except (av.FFmpegError, ValueError) as error:

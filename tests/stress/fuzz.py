@@ -257,9 +257,8 @@ def main() -> int:
             }[kind]
             if source.is_dir():
                 source = next(path for path in sorted(source.iterdir()) if path.suffix == ".jsonl")
-            data_of = source.read_bytes()
             spoiled = (
-                flip_bit(data_of, rng)
+                flip_bit(source.read_bytes(), rng)
                 if kind == "bit"
                 else spoil(source.read_bytes(), rng, kind in ("list", "cache") and source.suffix != ".npy")
             )
