@@ -1,16 +1,15 @@
-"""Which embeddings of a video make a clip, and batches of such clips; a check of a whole data set.
+"""Which embeddings of a video make a clip, batches of such clips, and a check of a whole data set.
 
     python3 dataset.py check --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
 
-Shapes: B clips, T embeddings along a video, D embedding width; M windows of L frames.
+Shapes: B clips, T embeddings along a video, D embedding width; L frames of a window.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from features.cache import check_caches
-from features.fill import cache_folder
-from features.streams import View
-from features.windows import joint_indices
+from features.embed import FrameEncoder
+from features.store import Store, damaged_pairs, find_stores
 from splits.check import check
-from splits.datasets import DataSettings
+from splits.datasets import DataSettings, Listed
 from splits.split import Clip
+from utils.files import beside
 from utils.flags import add_flags, read
-from utils.process import available_cores, run
+from utils.process import UserError, available_cores, run
+from utils.ranks import ALONE, Ranks
+from video.files import VideoError
 from video.frames import resize_frames
-from video.reader import check_length
+from video.reader import Video, check_length
+
+# Two clips are near copies if the cosine of their mean embeddings is above this, and if they are so many
+# times nearer than two clips of different classes (benchmarks/README.md).
+NEAR, NEARER = 0.95, 8
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -45,14 +49,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def clip_indices(
-    num_frames: int, length: int, *, rng: np.random.Generator | None = None, view: int = 0, views: int = 1
-) -> np.ndarray:
+def clip_indices(num_frames: int, length: int, *, rng: np.random.Generator | None = None) -> np.ndarray:
     """Which embeddings of a video make a clip of `length`; `num_frames` counts those of the video.
 
-    With `rng`, a random step and start (training); without, evenly spread over the whole video (test). The
-    clips of several `views` lie between each other. A video with fewer than `length` repeats its first one at
-    the front.
+    With `rng`, a random step and start (training); without, evenly spread over the whole video (test). A
+    video with fewer than `length` repeats its first one at the front.
 
     Returns: int64 array of shape (length,), ascending, each in [0, num_frames).
     Raises: ValueError if `num_frames` or `length` is not positive.
@@ -61,8 +62,6 @@ def clip_indices(
         raise ValueError(f"a clip of {length} frames out of {num_frames} cannot be: both must be positive")
     if num_frames < length:
         return np.maximum(np.arange(num_frames - length, num_frames), 0)
-    if rng is None and views > 1:
-        return ((np.arange(length) + (view + 0.5) / views) * num_frames / length).astype(np.int64)
     if rng is None:
         return np.linspace(0, num_frames - 1, length).round().astype(np.int64)
     step = rng.integers(1, num_frames // length, endpoint=True)
@@ -85,8 +84,8 @@ def window_indices(num_frames: int, length: int, *, step: int = 2, start: int = 
     `length` repeats its first frame at the front, as in `clip_indices`.
 
     Args:
-        start: the first frame whose window is asked for
         step: 2 is about the middle of what training draws on UCF-101 (1 to 4 for 40 frames of about 180)
+        start: the first embedding whose clip is asked for
 
     Returns: int64 array of shape (num_frames - start, length), rows ascending, in [0, num_frames).
     Raises: ValueError if an argument is not positive.
@@ -107,26 +106,21 @@ def window_indices(num_frames: int, length: int, *, step: int = 2, start: int = 
 class Sampling:
     """Which embeddings of a video make an item, and whether they are mirrored.
 
-    An item is an (epoch, index); in testing, a (view, index). Its random numbers depend on these two and on
-    the seed alone, so that neither the order of items, nor the number of workers, nor where embeddings come
-    from changes what training sees.
+    An item is an (epoch, index). Its random numbers depend on these two and on the seed alone, so that
+    neither the order of items nor the number of processes changes what training sees.
 
     Attributes:
         sequence_length: embeddings of a clip
         training: random step and start, and random flips; otherwise they are spread evenly over the video
         flip: in training, mirror the whole clip left to right with p = 0.5; off where direction is the label
         seed: of the random numbers
-        frame_stride: use every N-th frame of a video only
-        views: clips of a video that are tested
-        shuffle: put them out of order, to see whether a model takes notice
+        shuffle: put the embeddings of a clip out of order, to see whether a model takes notice
     """
 
     sequence_length: int
     training: bool = False
     flip: bool = True
     seed: int = 0
-    frame_stride: int = 1
-    views: int = 1
     shuffle: bool = False
 
     def draw(self, item: tuple[int, int], num_frames: int) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -136,8 +130,7 @@ class Sampling:
             bool, and whether the item is mirrored.
         """
         rng = np.random.default_rng([self.seed, *item])
-        training = rng if self.training else None
-        indices = clip_indices(num_frames, self.sequence_length, rng=training, view=item[0], views=self.views)
+        indices = clip_indices(num_frames, self.sequence_length, rng=rng if self.training else None)
         mirrored = self.training and self.flip and bool(rng.random() < 0.5)
         padding = padding_of(indices)
         if self.shuffle:
@@ -145,66 +138,172 @@ class Sampling:
         return indices, padding, mirrored
 
 
-# Of each view, windows of as many frames each, (M, L, 3, H, W) uint8, and where the embeddings of a clip are
-# among all those that they give, (T,); which of these are padding (T,) bool; the label.
-Item = tuple[list[tuple[list[Tensor], Tensor]], Tensor, int]
+def batch_items(
+    num_clips: int, batch_size: int, *, epoch: int = 0, seed: int | None = None, ranks: Ranks = ALONE
+) -> list[list[tuple[int, int]]]:
+    """The batches of an epoch as items (epoch, index), this process's part of each.
+
+    Args:
+        batch_size: clips of a batch, those of all processes together
+        seed: of the order; None for testing, in order. A shuffled last batch of a single clip, which
+            BatchNorm cannot train on, or of fewer clips than two for each process, is left out
+    """
+    order = np.arange(num_clips)
+    if seed is not None:
+        np.random.default_rng([seed, epoch]).shuffle(order)
+    items = [(epoch, index) for index in order.tolist()]
+    batches = [items[at : at + batch_size] for at in range(0, num_clips, batch_size)]
+    least = 1 if seed is None else max(2, 2 * ranks.size if ranks.size > 1 else 0)
+    parts = [batch[ranks.rank :: ranks.size] for batch in batches if len(batch) >= least]
+    return [part for part in parts if part]
 
 
-class FrameClips(Dataset[Item]):
-    """Clips of frames, decoded when asked for by (epoch, index).
+def store_name(clip: Clip) -> str:
+    """The name of a clip in a store, `<class>/<clip>`."""
+    return clip.name.rsplit(".", 1)[0]
+
+
+def fill_store(store: Store, clips: Sequence[Clip], threads: int, ranks: Ranks = ALONE) -> None:
+    """Encode the clips that are missing in a store.
+
+    Raises: VideoError, after all others, for clips that cannot be read; UserError for two of one name; else
+        as `Store.fill`.
+    """
+    videos: dict[str, Video] = {}
+    for clip in clips:
+        if videos.setdefault(store_name(clip), clip.video).path != clip.video.path:
+            raise UserError(
+                f"{clip.name}: another clip has this name with another ending; rename one of them"
+            )
+    if failures := list(store.fill(videos, threads=threads, ranks=ranks).values()):
+        raise VideoError(
+            f"{len(failures)} of {len(videos):,} clips cannot be read; the first: {failures[0]}"
+            + ("; python3 dataset.py check names them all" if len(failures) > 1 else "")
+        )
+
+
+class EmbeddingClips:
+    """Clips of embeddings that are kept.
+
+    Args:
+        store: holds the embeddings of all of `clips`
+        clips: what to read
+        sampling: which embeddings make a clip
+
+    Raises: VideoError for a video of a single frame.
+    """
+
+    def __init__(self, store: Store, clips: Sequence[Clip], sampling: Sampling) -> None:
+        self.store, self.clips, self.sampling = store, clips, sampling
+        self._counts: list[int] = []
+        for clip in clips:
+            entry = store.entry(store_name(clip), clip.video)
+            assert entry is not None, clip.name
+            if store.encoder.windows.hop == 1 and store.stride == 1:
+                check_length(clip.video.path, entry.embeddings)
+            self._counts.append(entry.embeddings)
+
+    def batch(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (B, T, D) float32, which of them are padding (B, T) bool, and labels (B,) of items."""
+        length = self.sampling.sequence_length
+        embeddings = np.empty((len(items), length, self.store.width), np.float32)
+        padding = np.empty((len(items), length), bool)
+        for row, item in enumerate(items):
+            clip = self.clips[item[1]]
+            indices, padding[row], mirrored = self.sampling.draw(item, self._counts[item[1]])
+            embeddings[row] = self.store.array(store_name(clip))[int(mirrored), indices]
+        labels = torch.tensor([self.clips[index].label for _, index in items])
+        return torch.from_numpy(embeddings), torch.from_numpy(padding), labels
+
+
+# Windows (L, 3, H, W) uint8 of frames, where the embeddings of the clip are among all that they give (T,),
+# which of these are padding (T,) bool, and the label.
+FrameItem = tuple[list[Tensor], Tensor, Tensor, int]
+
+
+class FrameClips(Dataset[FrameItem]):
+    """Clips of frames, decoded when asked for by (epoch, index): for an encoder that is trained too.
 
     Args:
         clips: what to read
         sampling: which embeddings make an item
-        views: what encoders see of the frames
+        encoder: tells windows, size and resizing
+        stride: every stride-th frame is used
     """
 
-    def __init__(self, clips: Sequence[Clip], sampling: Sampling, views: Sequence[View]) -> None:
-        self.clips, self.sampling, self.views = clips, sampling, views
+    def __init__(
+        self, clips: Sequence[Clip], sampling: Sampling, encoder: FrameEncoder, *, stride: int = 1
+    ) -> None:
+        self.clips, self.sampling, self.encoder, self.stride = clips, sampling, encoder, stride
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, item: tuple[int, int]) -> Item:
-        """What it takes to encode a clip.
-
-        Raises: FileNotFoundError or VideoError for a clip that cannot be read.
-        """
-        clip, stride = self.clips[item[1]], self.sampling.frame_stride
+    def __getitem__(self, item: tuple[int, int]) -> FrameItem:
+        """What it takes to encode a clip. Raises: MissingFileError or VideoError if it cannot be read."""
+        clip, layout = self.clips[item[1]], self.encoder.windows
         num_frames = clip.video.count()
         check_length(clip.video.path, num_frames)
-        kept, layouts = -(-num_frames // stride), [view.windows for view in self.views]
-        counts = [layout.count(kept) for layout in layouts]
-        indices, padding, flipped = self.sampling.draw(item, min(counts))
-        needed = [
-            layout.holding(kept, own)
-            for layout, own in zip(layouts, joint_indices(layouts, counts, indices), strict=True)
-        ]
+        kept, per_window = -(-num_frames // self.stride), layout.frames // layout.hop
+        indices, padding, mirrored = self.sampling.draw(item, layout.count(kept))
+        numbers, which = np.unique(indices // per_window, return_inverse=True)
+        windows = [layout.window(number * layout.frames, kept) for number in numbers.tolist()]
+        given = np.cumsum([0, *(len(frames) // layout.hop for frames, _ in windows)])[:-1]
+        first = given + [skip for _, skip in windows]
+        places = first[which] + indices - numbers[which] * per_window
         # A video is read in its order.
-        numbers = np.unique(np.concatenate([window.frames for windows, _ in needed for window in windows]))
-        frames = list(clip.video.frames(numbers * stride))
-        parts = []
-        for view, (windows, places) in zip(self.views, needed, strict=True):
-            resized = resize_frames(frames, view.img_dim, view.resize)
-            resized = resized.flip(-1) if flipped else resized
-            cut = [resized[np.searchsorted(numbers, window.frames)] for window in windows]
-            groups = [torch.stack(list(group)) for _, group in groupby(cut, len)]
-            parts.append((groups, torch.from_numpy(places)))
-        return parts, torch.from_numpy(padding), clip.label
+        wanted = np.unique(np.concatenate([frames for frames, _ in windows]))
+        images = list(clip.video.frames(wanted * self.stride))
+        resized = resize_frames(images, self.encoder.img_dim, self.encoder.resize)
+        resized = resized.flip(-1) if mirrored else resized
+        cut = [resized[np.searchsorted(wanted, frames)] for frames, _ in windows]
+        return cut, torch.from_numpy(places), torch.from_numpy(padding), clip.label
+
+
+def near_copies(folder: Path, train: Sequence[Clip], test: Sequence[Clip]) -> Iterator[str]:
+    """Test clips that are nearly the same as a training clip: copies, or one scene under two names.
+
+    Args:
+        folder: of embeddings; clips without any are left out
+    """
+
+    def means(clips: Sequence[Clip]) -> tuple[list[Clip], np.ndarray]:
+        there = [clip for clip in clips if (folder / f"{store_name(clip)}.npy").is_file()]
+        rows = [np.load(folder / f"{store_name(clip)}.npy")[0].mean(0, np.float32) for clip in there]
+        matrix = np.array(rows, np.float32).reshape(len(there), -1)
+        return there, matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-9)
+
+    (trained, known), (tested, new) = means(train), means(test)
+    if not trained or not tested:
+        return
+    cosines = new @ known.T
+    labels = np.array([clip.label for clip in trained])
+    different = np.array([clip.label for clip in tested])[:, None] != labels
+    typical = float(np.median(cosines[different])) if different.any() else 0.0
+    for clip, row in zip(tested, cosines, strict=True):
+        best = int(row.argmax())
+        if row[best] > max(NEAR, 1 - (1 - typical) / NEARER):
+            yield f"{clip.name} is nearly the same as {trained[best].name}, cosine {row[best]:.3f}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Check a data set and its embeddings; returns 1 if anything would corrupt a result."""
     args = get_args_parser().parse_args(argv)
     data = read(DataSettings, args)
-    report = check(data, threads=available_cores())
-    for folder, clips, damaged in check_caches(cache_folder(args.cache_path, data.dataset_path)):
-        report.remarks.append(f"{folder}: {clips:,} clips read")
+    report, listed = check(data, threads=available_cores()), Listed(data)
+    for folder in find_stores(args.cache_path or beside(data.dataset_path, "-embeddings")):
+        count, damaged = damaged_pairs(folder)
+        report.remarks.append(f"{folder}: embeddings of {count:,} clips read")
         if damaged:
             report.faults.append(
                 f"{folder}: the embeddings of {len(damaged):,} clips are damaged, the first {damaged[0]}; "
-                "delete the folder, it is made again"
+                "delete its files, they are made again"
             )
+            continue
+        for number in listed.numbers:
+            split = listed.split(number)
+            pairs = list(near_copies(folder, split.train, split.test))
+            report.remarks += [f"split {number}: {pair}" for pair in pairs]
     for kind, lines in (("remark", report.remarks), ("fault", report.faults)):
         for line in lines:
             print(f"{kind}: {line}")

@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from annotation.annotate import Annotator, open_model
-from annotation.page import Page
+from annotation.allowed import PageSettings
+from annotation.recognizer import Recognizer
 from annotation.room import MEGABYTE, Room
-from annotation.settings import BackendSettings, LabelSettings, PageSettings
+from annotation.settings import BackendSettings, LabelSettings
 from features.settings import DeviceSettings
 from utils.flags import COUNT, NATURAL, POSITIVE, add_flags, read, setting
 from utils.process import UserError, run
@@ -65,7 +65,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def launch(page: Page, server: ServerSettings) -> tuple[Any, str]:
+def launch(page: Any, server: ServerSettings) -> tuple[Any, str]:
     """Start to serve a page; returns it and its address.
 
     Raises: UserError if the port is taken.
@@ -131,9 +131,10 @@ def main(argv: list[str] | None = None) -> int:
             import gradio  # noqa: F401
         except ImportError as error:
             raise UserError(f"the page needs the package {error.name}; {INSTALL}") from error
-        model = open_model(backend, read(DeviceSettings, args))
-        annotator = Annotator(read(LabelSettings, args), *model, backend.name)
-        page = Page(read(PageSettings, args), annotator, room)
+        from annotation.page import Page
+
+        recognizer = Recognizer.open(backend, read(LabelSettings, args), read(DeviceSettings, args))
+        page = Page(read(PageSettings, args), recognizer, room)
         blocks, address = launch(page, server)
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
         try:

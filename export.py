@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from annotation.onnx_model import export
-from annotation.settings import ModelSettings
-from features.execution import say_it_differs
-from training.checkpoint import save_checkpoint
+from annotation.recognizer import untrained
+from annotation.settings import DEFAULT_ENCODER, ModelSettings
+from features.settings import read_state
+from training.checkpoint import load_checkpoint, save_checkpoint
 from utils.files import make_writable_folder
 from utils.flags import add_flags, read
 from utils.process import run
@@ -26,15 +27,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The flags of export.py."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--output",
-        type=Path,
-        help="folder to write: encoder.onnx, head.onnx and model.json; with --pth a file; default: "
-        "exported/<checkpoint>, or exported/<encoder>",
+        "--output", type=Path, help="folder to write, with --pth a file; default: exported/<model>"
     )
     parser.add_argument(
-        "--pth",
-        action="store_true",
-        help="write a checkpoint that holds the encoder too, to load without a download; default: ONNX",
+        "--pth", action="store_true", help="write a checkpoint that holds the encoder too; default: ONNX"
     )
     add_flags(parser, ModelSettings)
     return parser
@@ -45,21 +41,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = get_args_parser()
     args = parser.parse_args(argv)
     settings = read(ModelSettings, args)
-    named = settings.checkpoint_model.stem if settings.checkpoint_model else settings.encoder_name
-    output = args.output or Path("exported") / (f"{named}.pth" if args.pth else named)
+    name = settings.encoder or DEFAULT_ENCODER
+    stem = settings.checkpoint_model.stem if settings.checkpoint_model else name
+    output = args.output or Path("exported") / (f"{stem}.pth" if args.pth else stem)
     if output.exists():
         parser.error(f"--output {output} is there already; choose another name")
-    checkpoint = settings.load()
+    if settings.checkpoint_model:
+        checkpoint = load_checkpoint(settings.checkpoint_model)
+    elif args.pth:
+        parser.error("--pth is for a trained model; name it with --checkpoint_model")
+    else:
+        checkpoint = untrained(name, read_state(name, settings.encoder_weights))
+    make_writable_folder(output.parent)
     if args.pth:
-        make_writable_folder(output.parent)
         save_checkpoint(output, replace(checkpoint, training=None), with_encoder=True)
         size = output.stat().st_size / 1e6
-        print(f"wrote {output}: {size:,.1f} MB, with {checkpoint.model.encoder.name}")
+        print(f"wrote {output}: {size:,.1f} MB, with {checkpoint.encoder.name}")
         return 0
-    for encoder in checkpoint.model.encoders():
-        if encoder.quantized:
-            say_it_differs(encoder, "the exported model computes it in fp32")
-    make_writable_folder(output.parent)
     # Whole or not there.
     beside = output.with_name(f".{output.name}.part")
     shutil.rmtree(beside, ignore_errors=True)

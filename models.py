@@ -7,6 +7,8 @@ Shapes: B clips, T embeddings along a video, D embedding width, H hidden width, 
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 from contextlib import nullcontext
 from typing import Any
@@ -35,15 +37,16 @@ def _projection(width: int, latent_dim: int) -> nn.Sequential:
 
 
 class Head(nn.Module):
-    """Embeddings of a clip's frames -> logits.
+    """Embeddings of a clip -> logits.
 
     A subclass takes `width` (D), `num_classes` (C) and, by keyword with a default for each, `latent_dim` (the
     width that embeddings are projected to), `sequence_length` (of the clips that are trained on) and sizes of
     its own.
 
     Attributes:
-        hidden_dim: H, the width of what `read` gives; 0 where no frame sees another, and `read` is not there
-        dropout: a recipe says how much of it
+        hidden_dim: H, the width of what `read` returns; 0 for heads without `read`, which pretraining needs
+        dropout: before the last layer; the recipe sets its share
+        temperature: `classify` divides logits by it, so that probabilities are calibrated; 1 until fitted
     """
 
     hidden_dim = 0
@@ -52,10 +55,15 @@ class Head(nn.Module):
         super().__init__()
         # The original had none.
         self.dropout = nn.Dropout(0.0)
+        self.temperature = 1.0
 
     def read(self, embeddings: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What `forward` classifies, (B, H), and each frame as the others make it appear, (B, T, H)."""
+        """The clip before the last layer, (B, H), and each of its embeddings in context, (B, T, H)."""
         raise NotImplementedError
+
+    def classify(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Calibrated logits of clips: (B, T, D) -> (B, C); `padding` as in `forward`."""
+        return self(embeddings, padding) / self.temperature
 
     def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """Logits of clips: (B, T, D) -> (B, C).
@@ -235,25 +243,6 @@ class ConvClassifier(Head):
         return _mean_over_time(F.softmax(steps.float(), dim=-1), padding).clamp_min(1e-30).log()
 
 
-class MeanPool(Head):
-    """A linear probe: logistic regression on the mean embedding of a clip, blind to the order of frames.
-
-    The mean is standardised by a BatchNorm without parameters, as in the linear probes of MAE (He et al.,
-    CVPR 2022, appendix A.1), so that one learning rate fits all encoders.
-    """
-
-    def __init__(
-        self, width: int, num_classes: int, *, latent_dim: int = 512, sequence_length: int = 40
-    ) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(width, affine=False, momentum=0.01)
-        self.output = nn.Linear(width, num_classes)
-
-    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Logits of clips: (B, T, D) -> (B, C)."""
-        return self.output(self.norm(_mean_over_time(embeddings, padding)))
-
-
 class AttentiveProbe(Head):
     """One learned query looks at all embeddings of a clip: the attentive probe of frozen video encoders.
 
@@ -297,12 +286,12 @@ class AttentiveProbe(Head):
         return self.output(self.dropout((pooled + self.mlp(pooled))[:, 0]))
 
 
-class NormalizedProbe(Head):
-    """A linear probe on the direction of a clip's mean embedding, blind to the order of frames.
+class LinearProbe(Head):
+    """Logistic regression on the mean embedding of a clip, blind to the order of frames.
 
-    How long an embedding is tells more of a clip than of its action, which matters where labels are few: so
-    all have one length (Ranjan et al., "L2-constrained softmax loss", 2017, section 4). The layer begins at
-    zero, so its first gradient points from the mean of all clips to that of each class.
+    The length of an embedding says more about a clip than about its action, which matters where labels are
+    few: so all have one length (Ranjan et al., "L2-constrained softmax loss", 2017, section 4). The layer
+    begins at zero, so that its first gradient points from the mean of all clips to that of each class.
 
     Args:
         scale: the length
@@ -336,13 +325,31 @@ MODELS: dict[str, type[Head]] = {
     "ConvLSTM": ConvLSTM,
     "ActionBERT": ActionBERT,
     "AttentiveProbe": AttentiveProbe,
+    "LinearProbe": LinearProbe,
     "ConvClassifier": ConvClassifier,
-    "MeanPool": MeanPool,
-    "NormalizedProbe": NormalizedProbe,
 }
 
 
 def check_model(name: str) -> None:
     """Raises: UserError for a name that is not in `MODELS`."""
     if name not in MODELS:
-        raise UserError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+        near = difflib.get_close_matches(name, MODELS, 1)
+        raise UserError(
+            f"unknown model {name!r}{f', did you mean {near[0]}?' if near else ''}; choose one of "
+            f"{', '.join(MODELS)}"
+        )
+
+
+def build_head(name: str, width: int, num_classes: int, **sizes: Any) -> tuple[Head, dict[str, Any]]:
+    """A new head, and all the sizes it was built with, by keyword.
+
+    Raises: UserError for an unknown name or a size that does not fit.
+    """
+    check_model(name)
+    # With the defaults of today, which may be others tomorrow.
+    bound = inspect.signature(MODELS[name]).bind(width, num_classes, **sizes)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    sizes = {key: value for key, value in arguments.items() if key not in ("width", "num_classes")}
+    build: Any = MODELS[name]
+    return build(width, num_classes, **sizes), sizes

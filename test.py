@@ -10,16 +10,14 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from dataset import Sampling
-from features.settings import CacheSettings, DeviceSettings
-from splits.datasets import AUTO, DataSettings, load_split, split_number
+from dataset import EmbeddingClips, Sampling, fill_store
+from features.settings import DeviceSettings, StoreSettings
+from features.store import Store, default_folder
+from splits.datasets import AUTO, DataSettings, open_listed
 from splits.folder import FOLDS
-from splits.split import RANDOM, Split
-from training.batches import ClipBatches
+from splits.split import Split
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.loop import Part
-from training.report import about, predict_clips, summary, write_report
-from training.setup import ClipSource, prepare
+from training.report import about, predict, summary, write_report
 from utils.device import choose_device, seed_everything
 from utils.files import unused
 from utils.flags import COUNT, add_flags, read
@@ -36,13 +34,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
     )
     add_flags(parser, DataSettings, dataset_path=None)
-    add_flags(parser, CacheSettings)
+    add_flags(parser, StoreSettings)
     parser.add_argument(
-        "--split_number",
-        type=split_number,
-        choices=(*FOLDS, RANDOM),
-        help="split whose test list is used; default: the one that the checkpoint was trained on; random, a "
-        "fifth of all clips as in the original, leaks and is for comparison only",
+        "--split_number", type=int, choices=FOLDS, help="split to test; default: the one of the training"
     )
     parser.add_argument(
         "--force",
@@ -50,45 +44,36 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="test on another split than the trained one all the same, most of whose clips it has seen",
     )
     parser.add_argument(
-        "--clips",
-        type=COUNT,
-        default=1,
-        help="clips of each video, whose probabilities are averaged; 1 (default) is spread over the whole "
-        "video and as accurate as more",
-    )
-    parser.add_argument(
         "--shuffle_frames",
         action="store_true",
-        help="put the frames of each clip out of order, to see whether the model takes notice of it",
+        help="put the embeddings of each clip out of order, to see whether the model takes notice of it",
     )
     parser.add_argument(
         "--run_path",
         type=Path,
-        help="folder for the report, whose files there are replaced; default: test-<checkpoint> in the "
-        "folder of its training, numbered if it is there",
+        help="folder for the report, replaced there; default: test-<checkpoint> in the folder of its "
+        "training, numbered",
     )
     parser.add_argument(
         "--sequence_length", type=COUNT, help="embeddings of a clip; default (recommended): the checkpoint's"
     )
     parser.add_argument(
-        "--img_dim", type=COUNT, help="frame size in pixels; default (recommended): the checkpoint's"
+        "--img_dim",
+        "--image_dim",
+        type=COUNT,
+        help="frame size in pixels; default (recommended): the checkpoint's",
     )
-    parser.add_argument("--batch_size", type=COUNT, default=16, help="clips at once; changes speed only")
+    for name in ("channels", "latent_dim", "num_epochs", "batch_size"):
+        parser.add_argument(f"--{name}", type=int, help="accepted as the original's; changes nothing here")
     add_flags(parser, DeviceSettings)
     return parser
-
-
-def default_folder(checkpoint: Checkpoint, path: Path) -> Path:
-    """Beside the other figures of the training that a checkpoint is from, where it tells."""
-    return unused(Path(checkpoint.settings.get("run_path") or "runs") / f"test-{path.stem}")
 
 
 def choose_data(args: argparse.Namespace, checkpoint: Checkpoint) -> DataSettings:
     """The data set and the lists that are named; what is not is that of the training, where it is there."""
     data, before = read(DataSettings, args), checkpoint.settings
     path = data.dataset_path or Path(before.get("dataset_path") or DataSettings().dataset_path)
-    lists = data.split_path
-    kind = data.dataset
+    lists, kind = data.split_path, data.dataset
     if lists is None and (earlier := before.get("split_path")):
         # Folds that were drawn are those lists or none: others would hold clips that training has seen.
         drawn = before.get("dataset") == "folder"
@@ -99,11 +84,11 @@ def choose_data(args: argparse.Namespace, checkpoint: Checkpoint) -> DataSetting
 
 
 def choose_split(
-    data: DataSettings, checkpoint: Checkpoint, path: Path, wanted: int | str | None, *, force: bool
-) -> tuple[Split, int | str, str]:
+    data: DataSettings, checkpoint: Checkpoint, path: Path, wanted: int | None, *, force: bool
+) -> tuple[Split, int, str]:
     """The split to test on, its number, and what to say behind the figures.
 
-    Raises: as `load_split`; UserError for a split that the checkpoint has seen, other classes, or no clips.
+    Raises: UserError for a split that the checkpoint has seen, other classes, or no clips; else as `Listed`.
     """
     number = wanted or checkpoint.split_number or 1
     note = ""
@@ -111,13 +96,11 @@ def choose_split(
         note = f", most of whose clips it has seen in training on split {checkpoint.split_number}"
         if not force:
             raise UserError(
-                f"{path} was trained on split {checkpoint.split_number} and has seen most of the test "
-                f"clips of split {number}; test it on its own split, or add --force to see a figure that "
-                "says nothing"
+                f"{path} was trained on split {checkpoint.split_number} and has seen most of the test clips "
+                f"of split {number}; test it on its own split, or add --force to see a figure that says "
+                "nothing"
             )
-    split = load_split(data, number, seed=checkpoint.settings.get("seed", 0))
-    if number == RANDOM:
-        note = ", a split that leaks"
+    split = open_listed(data).split(number)
     if missing := split.missing():
         say(f"warning: {missing}")
     if split.classes != checkpoint.classes:
@@ -137,8 +120,6 @@ def main(argv: list[str] | None = None) -> int:
     """Test and print; returns the exit status."""
     args = get_args_parser().parse_args(argv)
     device, path = choose_device(args.device), args.checkpoint_model
-    device_settings = read(DeviceSettings, args)
-    # With the kernels of training, whose roundings the cache's key names.
     seed_everything(0)
     with contextlib.closing(Ranks.from_environment(device)) as ranks:
         checkpoint = load_checkpoint(path)
@@ -146,34 +127,29 @@ def main(argv: list[str] | None = None) -> int:
         split, number, note = choose_split(data, checkpoint, path, args.split_number, force=args.force)
         if args.shuffle_frames:
             note += ", frames shuffled"
-        model = prepare(checkpoint.model, device_settings, device)
-        cache = read(CacheSettings, args)
-        # Of the training, so that its cache serves the test too.
-        stride = cache.frame_stride or checkpoint.frame_stride
-        cache = replace(cache, frame_stride=stride)
-        source = ClipSource.open(
-            model, split.test, args.img_dim or checkpoint.img_dim, cache, data.dataset_path,
-            device_settings.num_workers, flip=False, ranks=ranks,
-        )  # fmt: skip
-        sampling = Sampling(
-            args.sequence_length or checkpoint.sequence_length,
-            frame_stride=stride,
-            views=args.clips,
-            shuffle=args.shuffle_frames,
-        )
-        order = ClipBatches(
-            len(split.test), args.batch_size, shuffle=False, rank=ranks.rank, ranks=ranks.size
-        )
-        part = Part(split.test, order, source.batches(split.test, sampling, order))
-        predictions = predict_clips(model, part, checkpoint.classes, views=args.clips, ranks=ranks)
+        if args.img_dim:
+            checkpoint.encoder = checkpoint.encoder.resized(args.img_dim)
+        # Of the training, so that its embeddings serve the test too.
+        checkpoint.frame_stride = args.frame_stride or checkpoint.frame_stride
+        checkpoint.sequence_length = args.sequence_length or checkpoint.sequence_length
+        encoder, stride = checkpoint.encoder.to(device).prepare(args.precision), checkpoint.frame_stride
+        folder = default_folder(args.cache_path, data.dataset_path, encoder, stride)
+        store = Store(folder, encoder, stride=stride)
+        fill_store(store, split.test, args.num_workers, ranks)
+        sampling = Sampling(checkpoint.sequence_length, shuffle=args.shuffle_frames)
+        head = checkpoint.head.to(device)
+        clips = EmbeddingClips(store, split.test, sampling)
+        predictions = predict(head, clips, checkpoint.classes, device, ranks=ranks)
         if ranks.rank == 0:
-            folder = args.run_path or default_folder(checkpoint, path)
-            report = write_report(folder, predictions, about(checkpoint, path, source, sampling, number))
+            run_path = Path(checkpoint.settings.get("run_path") or "runs")
+            report_path = args.run_path or unused(run_path / f"test-{path.stem}")
+            described = about(checkpoint, path, encoder, number) | {"frames_shuffled": args.shuffle_frames}
+            report = write_report(report_path, predictions, described)
             print(f"split {number}: test {summary(report['figures'])}{note}")
             for mistake in report["mistakes"][:SHOWN_MISTAKES]:
                 percent = 100 * mistake["probability"]
-                print(f"  {mistake['clip']}: taken for {mistake['taken_for']}, {percent:.1f} %")
-            print(f"report in {folder}")
+                print(f"  {mistake['clip']}: mistaken for {mistake['mistaken_for']}, {percent:.1f} %")
+            print(f"report in {report_path}")
     return 0
 
 

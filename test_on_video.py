@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from annotation.annotate import Annotated, Annotator, open_model
-from annotation.labels import Smoother
-from annotation.live import Chooser, LiveLabels, LiveVideo, Log, is_live, watch
-from annotation.overlay import Overlay
-from annotation.segments import Steady, name_of
-from annotation.settings import BackendSettings, LabelSettings
+from annotation.annotate import write_annotated
+from annotation.live import LiveLabels, LiveVideo, Log, is_live, watch
+from annotation.overlay import NONE
+from annotation.recognizer import Recognition, Recognizer
+from annotation.settings import DEFAULT_ENCODER, BackendSettings, LabelSettings
+from features.networks import encoder_spec
 from features.settings import DeviceSettings
 from utils.files import make_writable_folder, shortened, unused
 from utils.flags import add_flags, read
@@ -46,50 +46,60 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--video_path",
         nargs="+",
-        help="videos to annotate, in any format FFmpeg reads; folders and patterns in quotes stand for all "
-        "the videos in them; or a camera by its number from 0, or the address of a stream, like "
-        "rtsp://host/path",
+        help="videos, folders and patterns of videos; or a camera by its number from 0, or the address of a "
+        "stream, like rtsp://host/path",
     )
     parser.add_argument(
         "--output",
         type=Path,
-        help="file to write, .mp4 (H.264, plays in browsers; recommended) or .gif, or a folder for new "
-        "files; default: the folder annotated, and for a camera or a stream a window; <output>.json has the "
-        "segments, <output>.csv each frame",
+        help="file to write, .mp4 (recommended) or .gif, or a folder; default: the folder annotated, a "
+        "window for what is live; tables go to <output>.json and .csv",
     )
+    parser.add_argument(
+        "--store",
+        type=Path,
+        help="folder that keeps the embeddings of videos, so that a second look with other flags is fast; "
+        "default: none",
+    )
+    for name in ("dataset_path", "channels", "latent_dim"):
+        parser.add_argument(
+            f"--{name}", help="accepted as the original's; the checkpoint has what it told, so it is not used"
+        )
     parser.add_argument("--list_actions", action="store_true", help="print the actions that the model knows")
-    for settings in (BackendSettings, LabelSettings, DeviceSettings):
-        add_flags(parser, settings)
+    for group in (BackendSettings, LabelSettings, DeviceSettings):
+        add_flags(parser, group)
     return parser
 
 
-def tell(source: str, output: str | Path, annotated: Annotated) -> None:
+def tell(source: str, output: str | Path, recognition: Recognition, tables: tuple[Path, Path]) -> None:
     """Print what a video shows, and what was written."""
-    frames, segments = len(annotated.probabilities), len(annotated.segments)
+    frames, segments, label = len(recognition.labels), len(recognition.segments), recognition.label
     source, output = printable(source), printable(output)
-    for problem in annotated.problems:
+    for problem in recognition.problems:
         warn(f"{source}: {problem}")
+    percent = f", mean probability {100 * recognition.mean.max():.1f} %" if label != NONE else ""
+    print(f"{source}: {recognition.name(label)}{percent}")
     print(
-        f"{source}: {name_of(annotated.label, annotated.classes)}, mean probability "
-        f"{100 * annotated.probability:.1f} %"
-    )
-    print(
-        f"wrote {output}: {frames} frames at {float(annotated.fps):.2f} frames/s, "
-        f"{segments} segment{'s'[: segments != 1]} in {printable(annotated.tables[0].name)}, "
-        f"frames in {printable(annotated.tables[1].name)}"
+        f"wrote {output}: {frames} frame{'s'[: frames != 1]} at {float(recognition.fps):.2f} frames/s, "
+        f"{segments} segment{'s'[: segments != 1]} in {printable(tables[0].name)}, "
+        f"frames in {printable(tables[1].name)}"
     )
 
 
-def annotate_file(annotator: Annotator, video: Video, output: Path) -> None:
-    """Annotate a video file behind a bar, and say what it shows; errors as `Annotator.annotate`."""
-    with tqdm(desc=printable(video.path.name), unit="frame", dynamic_ncols=True) as bar:
-
-        def progress(_: int, stated: int) -> None:
-            bar.total = stated or None
-            bar.update()
-
-        annotated = annotator.annotate(video, output, progress=progress)
-    tell(video.name, output, annotated)
+def annotate_file(recognizer: Recognizer, video: Video, output: Path, store: Path | None) -> None:
+    """Recognize the actions of a video file and write a copy with them, behind bars."""
+    make_writable_folder(output.parent)
+    name, stated = printable(video.path.name), video.stated_count() or None
+    with tqdm(desc=f"{name}, reading", total=stated, unit="frame", dynamic_ncols=True) as bar:
+        video.watch = lambda _: bar.update()
+        recognition = recognizer(video, store=store)
+    with tqdm(
+        desc=f"{name}, writing", total=len(recognition.labels), unit="frame", dynamic_ncols=True
+    ) as bar:
+        video.watch = lambda _: None
+        write_annotated(recognition, video, output, overlay=recognizer.settings.overlay, progress=bar.update)
+    tables = recognition.write_tables(output, video.name, recognizer.name)
+    tell(video.name, output, recognition, tables)
 
 
 def show(name: str, frames: Iterator[np.ndarray]) -> None:
@@ -110,25 +120,22 @@ def show(name: str, frames: Iterator[np.ndarray]) -> None:
     cv2.destroyAllWindows()
 
 
-def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
+def watch_live(recognizer: Recognizer, name: str, output: Path | None) -> None:
     """Show or write a camera or a stream with its labels, until it ends or the user ends it.
 
     Raises: VideoError if there is no such source, or nothing comes from it; OSError if the output cannot be
         written.
     """
-    settings, log = annotator.settings, Log()
-    overlay = Overlay(annotator.classes, 0, settings.overlay)
-    chooser = Chooser(annotator.chosen, settings.min_probability, Steady(settings.min_seconds))
+    log = Log()
     if output:
         make_writable_folder(output.parent)
     video = LiveVideo(name)
-    labels = LiveLabels(annotator.model, annotator.streams, annotator.layout(video.fps))
+    labels = LiveLabels(recognizer, video.fps)
     video.remember(labels.memory)
     with Deferred() as signals, tqdm(desc=name, unit="frame", dynamic_ncols=True) as bar:
 
         def shown() -> Iterator[np.ndarray]:
-            until = lambda: signals.signum is not None  # noqa: E731
-            for frame in watch(video, labels, Smoother(settings.smooth), chooser, overlay, log, until):
+            for frame in watch(video, recognizer, labels, log, lambda: signals.signum is not None):
                 yield frame
                 bar.set_postfix_str(f"{log}, {log.lost} lost")
                 bar.update()
@@ -149,10 +156,8 @@ def watch_live(annotator: Annotator, name: str, output: Path | None) -> None:
         f"median latency {latency:.0f} ms, labels {delay:.0f} ms old"
     )
     if output:
-        annotated = annotator.write_tables(
-            name, output, log.probabilities, log.labels, overlay, video.fps, log.times
-        )
-        tell(name, output, annotated)
+        recognition = log.recognition(recognizer.classes, video.fps)
+        tell(name, output, recognition, recognition.write_tables(output, name, recognizer.name))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,8 +168,11 @@ def main(argv: list[str] | None = None) -> int:
         read(BackendSettings, args), read(LabelSettings, args), read(DeviceSettings, args),
     )  # fmt: skip
     if args.list_actions:
-        own = backend.own_classes() if backend.backend == "torch" else None
-        print("\n".join(own or open_model(backend, device)[1].classes))
+        own = encoder_spec(backend.encoder or DEFAULT_ENCODER).categories
+        named = backend.checkpoint_model or backend.encoder_weights or own is None
+        print(
+            "\n".join(Recognizer.open(backend, settings, device).model.classes if named or not own else own())
+        )
         return 0
     if not args.video_path:
         parser.error("--video_path is missing; name a video, a folder, a camera by its number, or a stream")
@@ -200,18 +208,17 @@ def main(argv: list[str] | None = None) -> int:
         ):
             parser.error("there is no screen for a window; write a file with --output x.mp4")
         # Threads of one computation wait for each other, for seconds where another program has taken a core.
-        model = open_model(backend, device, max(1, available_cores() // 2))
-        annotator = Annotator(settings, *model, backend.name)
-        watch_live(annotator, live, output_of("live") if args.output else None)
+        recognizer = Recognizer.open(backend, settings, device, max(1, available_cores() // 2))
+        watch_live(recognizer, live, output_of("live") if args.output else None)
         return 0
     # What is wrong with a single video is told before a model is loaded.
     if len(videos) == 1:
         videos[0].fps()
-    annotator = Annotator(settings, *open_model(backend, device), backend.name)
+    recognizer = Recognizer.open(backend, settings, device)
     failed = 0
     for video in videos:
         try:
-            annotate_file(annotator, video, output_of(video.path.stem))
+            annotate_file(recognizer, video, output_of(video.path.stem), args.store)
         except (UserError, OSError) as error:
             if len(videos) == 1:
                 raise

@@ -1,13 +1,12 @@
-"""Train an action classifier on UCF-101: a frozen encoder, and an LSTM or another head over it.
+"""Train an action classifier: a frozen encoder, whose embeddings are kept, and a small head over them.
 
     python3 train.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
-    python3 train.py --encoder i3d                                      # sees motion, and needs no download
-    python3 train.py --encoder efficientnet_lite0 --num_epochs 10       # the fastest, needs none either
+    python3 train.py --encoder i3d --model AttentiveProbe --num_epochs 10   # recommended; needs no download
+    python3 train.py --encoder efficientnet_lite0                       # the fastest, needs none either
     python3 train.py --split_number all                                 # all three splits, and their mean
-    python3 train.py --model ActionBERT --pretrain 10                   # a Transformer, first without labels
     python3 train.py --dataset_path my_clips --encoder i3d              # any folder of class folders
     python3 train.py --resume                                           # goes on where the last run stopped
-    torchrun --nproc_per_node=4 train.py ...                            # the same training, on four devices
+    torchrun --nproc_per_node=4 train.py ...                            # the same on four devices
 
 The data set may be the videos, or the frames that extract_frames.py made of them.
 """
@@ -16,279 +15,494 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
+import io
+import math
+import re
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
-from pretrain import pretrain
+from dataset import EmbeddingClips, Sampling, batch_items, fill_store
+from features.encoder import Encoder
+from features.settings import DeviceSettings, EncoderSettings, StoreSettings, read_state
+from features.store import Store, default_folder
+from models import build_head
 from splits.datasets import ALL, DataSettings, Listed, open_listed
-from splits.split import RANDOM
-from training.checkpoint import Checkpoint, load_checkpoint
-from training.learner import Learner
-from training.loop import Part, Plan, fit
-from training.masked import check_pretraining
+from splits.split import Clip, Split, hold_out, names_sha256
+from training.calibration import fit_temperature
+from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from training.pictures import curves
+from training.recipe import Optimization, read_recipe
 from training.report import (
     Predictions,
     about,
     interval,
     markdown,
-    predict_clips,
+    number_of_parameters,
+    predict,
+    predict_logits,
     summary,
     write_report,
 )
-from training.run import BEST, Run, hold_folder
-from training.settings import (
-    LAST,
-    SIZES,
-    TrainSettings,
-    add_train_flags,
-    check_run,
-    with_earlier_settings,
-)
-from training.setup import Setup, build_model, choose_split, number_of_parameters
+from training.settings import ClipSettings, LoopSettings, ModelSettings, OutputSettings, StopSettings
 from utils.device import choose_device, seed_everything
-from utils.files import unused
-from utils.flags import read, typed
-from utils.process import UserError, run, say
+from utils.files import make_writable_folder, unused, write_whole
+from utils.flags import add_flags, read, typed
+from utils.process import MissingFileError, UserError, run, say
 from utils.ranks import Ranks
+
+LAST, BEST = "last.pth", "best.pth"
+GROUPS = (
+    *(DataSettings, StoreSettings, EncoderSettings, ModelSettings, ClipSettings, LoopSettings, StopSettings),
+    *(OutputSettings, DeviceSettings),
+)
+# Flags that may change when a run is resumed: where things are, and what changes no number.
+FREE = (
+    *("dataset_path", "split_path", "cache_path", "output_path", "run_path", "device", "num_workers"),
+    *("channels", "checkpoint_interval", "keep", "resume"),
+)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of train.py."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_train_flags(parser)
+    for group in GROUPS:
+        add_flags(parser, group)
     return parser
-
-
-def set_up(
-    settings: TrainSettings, listed: Listed, device: torch.device, ranks: Ranks, start: Checkpoint | None
-) -> Setup:
-    """Clips, model and embeddings of a training, and a new folder below runs where it does not go on.
-
-    Raises: as `train`.
-    """
-    split = choose_split(listed, settings.clips.split_number, settings.loop.seed)
-    model = start.model if start else build_model(settings, len(split.classes))
-    if model.num_classes != len(split.classes):
-        raise UserError(
-            f"{settings.model.checkpoint_model or settings.output.output_path / LAST}: {model.num_classes} "
-            f"classes, and the lists name {len(split.classes)}; name the lists that it was trained with"
-        )
-    if start and start.split_number not in (None, settings.clips.split_number):
-        say(
-            f"warning: {settings.model.checkpoint_model} was trained on split {start.split_number}, and "
-            f"has seen most of the test clips of split {settings.clips.split_number}"
-        )
-    if start and sorted(start.classes) == sorted(split.classes):
-        split = split.relabelled(start.classes)
-    setup = Setup.build(settings, listed, split, model, device, ranks)
-    if settings.output.resume:
-        return setup
-    name = f"{setup.name}-{settings.recipe_name}-seed{settings.loop.seed}"
-    return setup.in_folder(unused(settings.output.run_path or Path("runs") / name), listed)
-
-
-Tested = tuple[dict[str, Any], Predictions]
-
-
-def train(setup: Setup, start: Checkpoint | None) -> Tested | None:
-    """Train from the beginning, or on from `start` with --resume, and test what is best.
-
-    Args:
-        start: what last.pth holds, with --resume
-
-    Returns: the report of the test, and what it is about, in the first process; None in the others.
-    Raises: UserError or OSError for wrong data or files; process.Interrupted after a signal.
-    """
-    settings, ranks, model = setup.settings, setup.ranks, setup.source.model
-    loop, output = settings.loop, settings.output
-    assert output.run_path is not None
-    training = setup.part(setup.clips, training=True)
-    learner = Learner(model, settings.recipe, loop.num_epochs * len(training.order), loop.seed)
-    progress = Run(
-        output.output_path, setup.checkpoint(), learner, output.save_seconds, writes=ranks.rank == 0
-    )
-    say(
-        f"training {progress.name} ({number_of_parameters(learner.trained):,} parameters) "
-        f"on {len(setup.clips):,} clips, "
-        + (f"validating on {len(setup.held_out):,}, " if setup.held_out else "")
-        + f"testing on {len(setup.split.test):,}; {model.encoder.name} in "
-        + f"{setup.source.computed_in} on {model.device}"
-        + (f", {ranks.size} processes" if ranks.size > 1 else "")
-    )
-    if start is not None:
-        progress.go_on(start, loop.num_epochs)
-    else:
-        progress.make_room()
-        progress.save_last()
-    if loop.pretrain and not progress.begun:
-        before = setup.change("loop", num_epochs=loop.pretrain, pretrain=0, patience=None)
-        folders = {
-            "output_path": output.output_path / "pretrained",
-            "run_path": output.run_path / "pretraining",
-        }
-        pretrain(before.change("output", **folders), resume=start is not None)
-        progress.save_last()
-    tests = {
-        name: setup.part(clips, training=False)
-        for name, clips in (("val", setup.held_out), ("test", setup.split.test))
-        if clips
-    }
-    plan = Plan(
-        training,
-        loop.num_epochs,
-        tests=tests,
-        interval=output.checkpoint_interval,
-        patience=loop.patience,
-        keep=output.keep,
-        note=leak_note(settings),
-    )
-    history = setup.history(output.run_path, progress.history, setup.name)
-    with contextlib.closing(history) if history else contextlib.nullcontext():
-        fit(progress, plan, ranks, history)
-    if progress.epoch <= loop.num_epochs:
-        say(f"ended after epoch {progress.epoch - 1}: no better one in {loop.patience} epochs")
-    return test_best(progress, setup, tests["test"])
-
-
-def leak_note(settings: TrainSettings) -> str:
-    """What to say behind a test's figures."""
-    return ", on a split that leaks" if settings.clips.split_number == RANDOM else ""
-
-
-def test_best(progress: Run, setup: Setup, part: Part) -> Tested | None:
-    """Test the file that the run recommends, on all processes, and write the report.
-
-    Args:
-        part: the test clips
-
-    Returns: as `train`.
-    """
-    settings, ranks = setup.settings, setup.ranks
-    path = progress.folder / BEST if progress.best else progress.path_of(progress.epoch - 1)
-    checkpoint = load_checkpoint(path) if ranks.rank == 0 else None
-    model = setup.source.model
-    # The others need not see the file.
-    saved = ranks.gather(
-        (checkpoint.model.heads.state_dict(), checkpoint.temperature) if checkpoint else None
-    )[0]
-    assert saved is not None
-    model.heads.load_state_dict(saved[0])
-    model.temperature = saved[1]
-    predictions = predict_clips(model, part, setup.split.classes, ranks=ranks)
-    if checkpoint is None:
-        return None
-    assert settings.output.run_path is not None
-    folder = settings.output.run_path / "test"
-    described = about(checkpoint, path, setup.source, setup.testing, settings.clips.split_number)
-    report = write_report(folder, predictions, described)
-    how = f"best validation accuracy {progress.best[0]:.2f} %, " if progress.best else ""
-    say(f"{how}epoch {checkpoint.epoch}, {path}: test {summary(report['figures'])}{leak_note(settings)}")
-    say(f"report in {folder}")
-    return report, predictions
-
-
-def of_split(args: argparse.Namespace, number: int) -> argparse.Namespace:
-    """The flags of one of several splits, with folders of its own."""
-    run_path = args.run_path and args.run_path / f"split{number}"
-    own = {"split_number": number, "output_path": args.output_path / f"split{number}", "run_path": run_path}
-    return argparse.Namespace(**{**vars(args), **own})
-
-
-def all_splits(parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace) -> Listed:
-    """The data set that is named, with --resume that of the run. Raises: as `Listed`."""
-    first = of_split(args, 1)
-    if args.resume:
-        last = check_run(first.output_path / LAST)
-        first = with_earlier_settings(parser, argv, first, load_checkpoint(last))
-    return open_listed(read(DataSettings, first))
-
-
-def earlier_flags(
-    parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace, first: Path
-) -> tuple[argparse.Namespace, Checkpoint | None]:
-    """The flags of the run in --output_path, and what its last.pth holds.
-
-    Args:
-        first: last.pth of the first split; a split whose turn had not come is trained as that one was
-
-    Raises: MissingFileError if there is no run; else as `with_earlier_settings`.
-    """
-    check_run(first)
-    last = args.output_path / LAST
-    loaded = load_checkpoint(last if last.is_file() else first)
-    earlier = with_earlier_settings(parser, argv, args, loaded)
-    if last.is_file():
-        return earlier, loaded
-    before = earlier.run_path
-    # Beside that of the first split, where `of_split` put that one.
-    beside = before.with_name(f"split{args.split_number}") if before.name == first.parent.name else None
-    own = {"split_number": args.split_number, "run_path": args.run_path or beside, "resume": False}
-    return argparse.Namespace(**{**vars(earlier), **own}), None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train, test and save; returns the exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
+    given = typed(parser, argv, args)
     device = choose_device(args.device)
-    ranks = Ranks.from_environment(device)
-    with contextlib.closing(ranks):
-        splits, listed = [args], None
-        if args.split_number == ALL:
-            # Once: drawn anew for the next split they might be others, with other clips.
-            listed = all_splits(parser, argv, args)
-            splits = [of_split(args, number) for number in listed.numbers]
-        tested: list[Tested] = []
-        for flags in splits:
-            start: Checkpoint | None = None
-            earlier: dict[str, Any] = {}
-            if args.resume:
-                flags, start = earlier_flags(parser, argv, flags, splits[0].output_path / LAST)
-                earlier = {name: getattr(flags, name) for name in SIZES}
-                # All have looked before the first one writes.
-                ranks.wait()
-            settings = TrainSettings.read(flags)
-            if start is None and settings.model.checkpoint_model:
-                start = load_checkpoint(settings.model.checkpoint_model)
-                settings = settings.starting_from(start, typed(parser, argv, args) | earlier)
-            if problem := settings.problem(ranks.size):
-                parser.error(problem)
-            if settings.loop.pretrain:
-                check_pretraining(settings.model.model, settings.model.sequence_length)
-            with hold_folder(settings.output.output_path, writes=ranks.rank == 0):
-                seed_everything(settings.loop.seed)
-                setup = set_up(settings, listed or open_listed(settings.data), device, ranks, start)
-                done = train(setup, start if settings.output.resume else None)
-                tested += [done] if done else []
-        if len(tested) > 1:
-            print(table_of_splits(tested))
+    with contextlib.closing(Ranks.from_environment(device)) as ranks:
+        first = args.output_path / "split1" / LAST
+        if args.resume and not (args.output_path / LAST).is_file() and first.is_file():
+            args.split_number = ALL
+        if args.split_number != ALL:
+            train(args, given, None, device, ranks)
+            return 0
+        before = resumed(args, given, load_checkpoint(first)) if args.resume and first.is_file() else args
+        # Once: folds drawn anew for the next split might be others, with other clips.
+        listed = open_listed(read(DataSettings, before))
+        tested = []
+        for number in listed.numbers:
+            own = argparse.Namespace(**vars(args))
+            own.split_number, own.output_path = number, args.output_path / f"split{number}"
+            own.run_path = args.run_path and args.run_path / f"split{number}"
+            if args.resume and not (own.output_path / LAST).is_file():
+                # Its turn had not come: trained as the first one was.
+                own = resumed(own, given, load_checkpoint(first))
+                own.split_number, own.resume = number, False
+                if own.run_path and "run_path" not in given:
+                    own.run_path = own.run_path.with_name(f"split{number}")
+            tested.append(train(own, given, listed, device, ranks))
+        reports = [each for each in tested if each is not None]
+        if reports:
+            print(table_of_splits(reports))
     return 0
 
 
+def resumed(args: argparse.Namespace, given: dict[str, Any], loaded: Checkpoint) -> argparse.Namespace:
+    """The flags of the run that wrote a checkpoint, but for those given now that change no number.
+
+    Raises: UserError that lists the flags given now that disagree.
+    """
+    before, last = loaded.settings, args.output_path / LAST
+    differ = [
+        f"--{name} {value} (there {before[name]})"
+        for name, value in given.items()
+        if name not in FREE and name in before and value != ALL and _plain(value) != before[name]
+    ]
+    if differ:
+        raise UserError(
+            f"{last} was trained with other flags: {', '.join(differ)}; leave them out, or begin again "
+            "without --resume"
+        )
+    flags = argparse.Namespace(**vars(args))
+    for name in vars(args):
+        if name in before and (name not in FREE or (name.endswith("_path") and name not in given)):
+            value = before[name]
+            is_path = name.endswith("_path") or name in ("encoder_weights", "checkpoint_model")
+            setattr(flags, name, Path(value) if is_path and value else value)
+    flags.output_path = args.output_path
+    return flags
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+Tested = tuple[dict[str, Any], Predictions]
+
+
+def train(
+    args: argparse.Namespace, given: dict[str, Any], listed: Listed | None, device: torch.device, ranks: Ranks
+) -> Tested | None:
+    """Train on one split, from the beginning or on from last.pth, and test what is best.
+
+    Args:
+        args: all flags
+        given: those that were typed
+        listed: the data set, where it is open already
+
+    Returns: the report of the test and what it is about, in the first process.
+    Raises: UserError or OSError for wrong data, flags or files.
+    """
+    last = args.output_path / LAST
+    start: Checkpoint | None = None
+    if args.resume:
+        if not last.is_file():
+            raise MissingFileError(f"{last}: there is no run to go on with; begin one without --resume")
+        start = load_checkpoint(last)
+        if start.training is None:
+            raise CheckpointError(f"{last}: not what training needs to go on; train without --resume")
+        args = resumed(args, given, start)
+    elif args.checkpoint_model:
+        start = load_checkpoint(args.checkpoint_model)
+        take_sizes(args, given, start)
+    with contextlib.ExitStack() as opened:
+        if ranks.rank == 0:
+            make_writable_folder(args.output_path)
+            try:
+                opened.enter_context(filelock.FileLock(args.output_path / ".lock").acquire(blocking=False))
+            except filelock.Timeout:
+                raise UserError(
+                    f"{args.output_path}: another training writes there; choose another --output_path"
+                ) from None
+        seed_everything(args.seed)
+        return fit(args, start, listed or open_listed(read(DataSettings, args)), device, ranks)
+
+
+def take_sizes(args: argparse.Namespace, given: dict[str, Any], start: Checkpoint) -> None:
+    """Set the flags to what holds for a checkpoint that training starts from.
+
+    Raises: UserError if a given flag asks for another model than the file has.
+    """
+    theirs = {"encoder": start.encoder.name, "model": start.model, "latent_dim": start.sizes["latent_dim"]}
+    for name, value in theirs.items():
+        if given.get(name, value) != value:
+            raise UserError(
+                f"{args.checkpoint_model}: --{name} {given[name]} is not what this checkpoint was trained "
+                f"with ({value}); leave the flag out"
+            )
+    sizes = {
+        "img_dim": start.encoder.img_dim,
+        "sequence_length": start.sequence_length,
+        "frame_stride": start.frame_stride,
+    }
+    for name, value in sizes.items():
+        sizes[name] = given.get(name) or value
+    flips = {name: start.settings.get(name, False) for name in ("flip", "no_flip")}
+    if not {"flip", "no_flip"} & set(given):
+        sizes |= flips
+    vars(args).update(theirs | sizes)
+
+
+def fit(
+    args: argparse.Namespace, start: Checkpoint | None, listed: Listed, device: torch.device, ranks: Ranks
+) -> Tested | None:
+    """The training itself, from its data to its test; arguments and errors as `train`."""
+    # Data.
+    problem = check_flags(args, ranks)
+    if problem:
+        raise UserError(problem)
+    split = choose_split(listed, args.split_number)
+    if start and len(start.classes) != len(split.classes):
+        raise UserError(
+            f"{args.checkpoint_model or args.output_path / LAST}: {len(start.classes)} classes, and the "
+            f"lists name {len(split.classes)}; name the lists that it was trained with"
+        )
+    if start and start.split_number not in (None, args.split_number):
+        say(
+            f"warning: {args.checkpoint_model} was trained on split {start.split_number}, and has seen most "
+            f"of the test clips of split {args.split_number}"
+        )
+    if start and sorted(start.classes) == sorted(split.classes):
+        split = split.relabelled(start.classes)
+    clips, held_out = split.train, list[Clip]()
+    if args.val_fraction:
+        clips, held_out = hold_out(split.train, args.val_fraction, args.seed)
+
+    # Embeddings, computed once and kept.
+    if start:
+        encoder = start.encoder
+        if args.img_dim not in (None, encoder.img_dim):
+            encoder = encoder.resized(args.img_dim)
+    else:
+        state = read_state(args.encoder, args.encoder_weights)
+        encoder = Encoder(args.encoder, state=state, img_dim=args.img_dim)
+    encoder.to(device).prepare(args.precision)
+    spec, stride = encoder.spec, args.frame_stride or encoder.spec.frame_stride
+    length, flip = args.sequence_length or spec.sequence_length, read(EncoderSettings, args).mirrors(spec)
+    folder = default_folder(args.cache_path, listed.data.dataset_path, encoder, stride)
+    store = Store(folder, encoder, stride=stride, flip=flip)
+    fill_store(store, split.train + split.test, args.num_workers, ranks)
+    testing = Sampling(length)
+    training = EmbeddingClips(store, clips, Sampling(length, training=True, flip=flip, seed=args.seed))
+    tests = {
+        "val": EmbeddingClips(store, held_out, testing),
+        "test": EmbeddingClips(store, split.test, testing),
+    }
+
+    # Head, optimizer, and what was before.
+    if start:
+        head, model, sizes = start.head, start.model, start.sizes
+    else:
+        model = args.model
+        head, sizes = build_head(
+            model, encoder.width, len(split.classes), latent_dim=args.latent_dim, sequence_length=length
+        )
+    # What an earlier training ended with is no part of this one.
+    head.to(device).temperature = 1.0
+    steps = len(batch_items(len(clips), args.batch_size, seed=args.seed, ranks=ranks))
+    if not steps:
+        raise UserError(f"{len(clips)} training clips are too few for {ranks.size} processes; add some")
+    optimization = Optimization(head, read_recipe(args.recipe, args.learning_rate), args.num_epochs * steps)
+    parallel = ranks.parallel(head, device)
+    short = encoder.name.replace("/", "-")[-80:]
+    title = f"{model}-{short}-{encoder.img_dim}px-split{args.split_number}"
+    if not args.resume:
+        run_path = args.run_path or Path("runs") / f"{title}-{args.recipe}-seed{args.seed}"
+        args.run_path = ranks.gather(unused(run_path))[0]
+        if ranks.rank == 0:
+            # Lists that were drawn are kept: drawn anew they might be others.
+            listed.keep(args.run_path / "lists")
+            move_earlier_files(args.output_path)
+        args.split_path, args.dataset = listed.path or args.run_path / "lists", listed.name
+    args.img_dim, args.frame_stride, args.sequence_length = encoder.img_dim, stride, length
+    # What auto has become here, so that a run that goes on does not take another one.
+    args.precision = encoder.kind
+    settings = {name: _plain(value) for name, value in vars(args).items()}
+    settings["clips"] = names_sha256(clips)
+    history: list[dict[str, float]] = []
+    best: tuple[float, float, int] | None = None
+    if args.resume:
+        assert start
+        assert start.training
+        if start.settings.get("clips") != settings["clips"]:
+            raise UserError(
+                f"{listed.data.dataset_path}: not the clips that {args.output_path / LAST} was trained on; "
+                "put them back, or begin again without --resume"
+            )
+        try:
+            optimization.load_state_dict(start.training["optimization"])
+            history, best = list(start.training["history"]), start.training["best"]
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{args.output_path / LAST}: damaged; begin again without --resume, which moves it aside"
+            ) from error
+        say(f"going on after epoch {len(history)} of {args.num_epochs}")
+
+    def checkpoint(epoch: int, training: dict[str, Any] | None = None) -> Checkpoint:
+        return Checkpoint(
+            encoder, head, model, sizes, split.classes, length, stride, args.split_number, epoch, settings,
+            training,
+        )  # fmt: skip
+
+    # The loop.
+    say(
+        f"training {model} ({number_of_parameters(head):,} parameters) on {len(clips):,} clips, "
+        + (f"validating on {len(held_out):,}, " if held_out else "")
+        + f"testing on {len(split.test):,}; {encoder.name} in {encoder.precision} on {device}"
+        + (f", {ranks.size} processes" if ranks.size > 1 else "")
+        + f"; figures and curves in {args.run_path}"
+    )
+    board = SummaryWriter(str(args.run_path), purge_step=len(history) + 1) if ranks.rank == 0 else None
+    path = args.output_path / f"{model}_{args.num_epochs}.pth"
+    for epoch in range(len(history) + 1, args.num_epochs + 1):
+        if best and args.patience and epoch - 1 - best[2] >= args.patience:
+            say(f"ended after epoch {epoch - 1}: no better one in {args.patience} epochs")
+            break
+        started, named = time.perf_counter(), f"epoch {epoch} of {args.num_epochs}"
+        parallel.train()
+        totals = np.zeros(3)  # sum of losses, right, clips
+        batches = batch_items(len(clips), args.batch_size, epoch=epoch, seed=args.seed, ranks=ranks)
+        with tqdm(batches, named, unit="batch", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
+            for number, items in enumerate(bar):
+                # Random numbers depend on the place of a batch alone, so that a resumed run draws the same.
+                entropy = np.random.SeedSequence([args.seed, epoch, number, ranks.rank])
+                torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+                embeddings, padding, labels = training.batch(items)
+                labels = labels.to(device, non_blocking=True)
+                logits = parallel(embeddings.to(device, non_blocking=True), padding.to(device))
+                loss = optimization.loss(logits, labels)
+                right = (logits.argmax(1) == labels).sum()
+                figures = ranks.sum(
+                    torch.stack([loss.detach(), right, loss.new_tensor(len(labels))])
+                ).tolist()
+                if not math.isfinite(figures[0]):
+                    names = ", ".join(clips[index].name for _, index in items)
+                    raise UserError(
+                        f"{named}, batch {number + 1}: the loss became {figures[0]}; train with a smaller "
+                        f"--learning_rate; the checkpoints in {args.output_path} are from before; the clips "
+                        f"were {names}"
+                    )
+                # The mean over the clips of all processes, whose gradients are averaged.
+                optimization.step(loss * (ranks.size / figures[2]))
+                totals += figures
+                bar.set_postfix_str(
+                    f"loss {totals[0] / totals[2]:.3f}, accuracy {100 * totals[1] / totals[2]:.1f} %"
+                )
+        seconds = time.perf_counter() - started
+        row = {
+            "epoch": epoch, "train_loss": totals[0] / totals[2],
+            "train_accuracy": 100 * totals[1] / totals[2],
+            "learning_rate": optimization.learning_rate, "seconds": seconds,
+            "clips_per_second": totals[2] / seconds,
+        }  # fmt: skip
+        say(f"{named}: train loss {row['train_loss']:.3f} nats, accuracy {row['train_accuracy']:.2f} %")
+
+        # Tests, best and last checkpoint.
+        head.temperature = 1.0
+        due = epoch % args.checkpoint_interval == 0 or epoch == args.num_epochs
+        for name in [name for name, test in tests.items() if test.clips and (due or name == "val")]:
+            logits, labels = predict_logits(head, tests[name], device, ranks=ranks)
+            test_loss = float(torch.nn.functional.cross_entropy(logits, labels))
+            accuracy = 100 * float((logits.argmax(1) == labels).float().mean())
+            row |= {f"{name}_loss": test_loss, f"{name}_accuracy": accuracy}
+            say(f"{named}: {name} loss {test_loss:.3f} nats, accuracy {accuracy:.2f} %")
+            if name == "val":
+                head.temperature = fit_temperature(logits, labels)
+                score = row["val_accuracy"], -row["val_loss"]
+                # Of equally accurate epochs the one with the least loss.
+                if best is None or score > best[:2]:
+                    best = (*score, epoch)
+                    if ranks.rank == 0:
+                        save_checkpoint(args.output_path / BEST, checkpoint(epoch))
+                temperature, head.temperature = head.temperature, 1.0
+        if held_out:
+            head.temperature = temperature
+        history.append({name: float(value) for name, value in row.items()})
+        if ranks.rank == 0:
+            standing = {"optimization": optimization.state_dict(), "history": history, "best": best}
+            if due:
+                path = args.output_path / f"{model}_{epoch}.pth"
+                save_checkpoint(path, checkpoint(epoch))
+                say(f"saved {path}")
+                remove_old(args.output_path, model, args.keep)
+            save_checkpoint(args.output_path / LAST, checkpoint(epoch, standing))
+            assert board
+            write_history(args.run_path, history, board, title)
+    else:
+        epoch = args.num_epochs
+    if board:
+        board.close()
+
+    # The test of the best epoch, or of the last one.
+    path = args.output_path / BEST if best else path
+    if not path.is_file() and ranks.rank == 0:
+        save_checkpoint(path, checkpoint(len(history)))
+    ranks.wait()
+    chosen = load_checkpoint(path) if ranks.rank == 0 else None
+    trained = ranks.gather((chosen.head.state_dict(), chosen.head.temperature) if chosen else None)[0]
+    assert trained is not None
+    head.load_state_dict(trained[0])
+    head.temperature = trained[1]
+    predictions = predict(head, tests["test"], split.classes, device, ranks=ranks)
+    if chosen is None:
+        return None
+    described = about(chosen, path, encoder, args.split_number)
+    report = write_report(args.run_path / "test", predictions, described)
+    how = f"best validation accuracy {best[0]:.2f} %, " if best else ""
+    say(f"{how}epoch {chosen.epoch}, {path}: test {summary(report['figures'])}")
+    say(f"report in {args.run_path / 'test'}")
+    say(f"next: python3 test_on_video.py --video_path x.avi --checkpoint_model {path}")
+    return report, predictions
+
+
+def check_flags(args: argparse.Namespace, ranks: Ranks) -> str | None:
+    """Why the flags do not go together, in a line; None if they do."""
+    least = 2 * ranks.size
+    if args.batch_size < least:
+        return (
+            f"--batch_size {args.batch_size} is too small: BatchNorm cannot train on a single clip in a "
+            f"process; take {least} or more"
+        )
+    if args.patience and not args.val_fraction:
+        return "--patience looks at validation clips; hold some out with --val_fraction 0.1"
+    return None
+
+
+def choose_split(listed: Listed, number: int) -> Split:
+    """The split to train on; says what is missing. Raises: UserError if there are too few clips."""
+    split = listed.split(number)
+    if missing := split.missing():
+        say(f"warning: {missing}")
+    if len(split.train) < 2 or not split.test:
+        raise UserError(
+            f"{listed.data.dataset_path}: {len(split.train)} training and {len(split.test)} test clips of "
+            f"split {number} are there; it takes 2 and 1 at least"
+        )
+    return split
+
+
+def move_earlier_files(folder: Path) -> None:
+    """Move the checkpoints of an earlier run into <folder>/earlier-<n>, so that none is overwritten."""
+    ours = re.compile(r"(\w+_\d+|last|best)\.pth")
+    earlier = [path for path in folder.glob("*.pth") if ours.fullmatch(path.name)]
+    if earlier:
+        aside = unused(folder / "earlier", first="-1")
+        aside.mkdir()
+        for path in earlier:
+            path.rename(aside / path.name)
+        say(f"{len(earlier)} checkpoint{'s' * (len(earlier) != 1)} of an earlier run moved to {aside}")
+
+
+def remove_old(folder: Path, model: str, keep: int | None) -> None:
+    """Remove all but the newest `keep` files of epochs."""
+    numbered = [(int(path.stem.rsplit("_", 1)[1]), path) for path in folder.glob(f"{model}_*.pth")
+                if path.stem.rsplit("_", 1)[1].isdecimal()]  # fmt: skip
+    for _, old in sorted(numbered)[: -keep if keep else 0]:
+        old.unlink()
+
+
+def write_history(
+    folder: Path, history: Sequence[dict[str, float]], board: SummaryWriter, title: str
+) -> None:
+    """Write history.csv and curves.png anew, and the last epoch for TensorBoard."""
+    names = list(dict.fromkeys(name for epoch in history for name in epoch))
+    for name in names[1:]:
+        if name in history[-1]:
+            part, _, quantity = name.partition("_")
+            tag = f"{quantity}/{part}" if part in ("train", "val", "test") else name
+            board.add_scalar(tag, history[-1][name], int(history[-1]["epoch"]))
+    board.flush()
+    text = io.StringIO()
+    rows = csv.DictWriter(text, names, lineterminator="\n")
+    rows.writeheader()
+    rows.writerows({**epoch, "epoch": int(epoch["epoch"])} for epoch in history)
+    write_whole(folder / "history.csv", text.getvalue().encode())
+    write_whole(folder / "curves.png", curves(history, title))
+
+
 def table_of_splits(tested: Sequence[Tested]) -> str:
-    """A Markdown table with a row: the accuracy on each split, their mean, and the interval of all clips."""
+    """A Markdown row: the accuracy on each split, their mean, and the interval over all clips."""
     reports = [report for report, _ in tested]
     right = np.concatenate([predictions.correct for _, predictions in tested])
     groups = [clip.group_or_name for _, predictions in tested for clip in predictions.clips]
     ends = interval(right, groups)
     top1 = [report["figures"]["top1_percent"] for report in reports]
-    first = reports[0]
-    numbers = [report["split_number"] for report in reports]
-    streams = "" if first["streams"] == ["rgb"] else f", {' + '.join(first['streams'])}"
+    first, splits = reports[0], [f"split {report['split_number']}" for report in reports]
     cells = [
-        f"{first['model']}, {first['encoder']}{streams}",
-        f"{first['sequence_length']} of {first['img_dim']} px",
+        f"{first['model']}, {first['encoder']}",
+        f"{first['sequence_length']} at {first['img_dim']} px",
         *(f"{accuracy:.2f} %" for accuracy in top1),
         f"**{statistics.mean(top1):.2f} %**",
         f"{ends[0]:.1f} to {ends[1]:.1f} %" if ends else "",
     ]
-    head = ["model", "frames", *(f"split {number}" for number in numbers), "mean", "95 % interval"]
-    return markdown([head, cells])
+    return markdown([["model", "embeddings", *splits, "mean", "95 % interval"], cells])
 
 
 if __name__ == "__main__":

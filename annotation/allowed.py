@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
-from annotation.annotate import Annotator
 from annotation.overlay import OVERLAYS
-from annotation.settings import PageSettings
-from features.windows import joint_hop
+from utils.flags import COUNT, POSITIVE, setting
 from utils.process import UserError
 from video.decoder import Frame
 from video.files import VIDEO_SUFFIXES, VideoError
@@ -21,17 +20,38 @@ from video.reader import Video
 
 # Of a frame: 4K. Larger ones would keep everybody waiting.
 MAX_PIXELS = 4096 * 2304
-# A file may claim any frame rate, and hold more frames for a second than anybody films.
 MAX_FPS = 60
-# Of decoded frames that wait for their labels: 690 of full HD, of which i3d lets 400 wait at 60 frames/s, and
-# 172 of 4K.
-MAX_WAITING = 2**32
 # For what does not grow with a video.
 SPARE_SECONDS = 60
 MAX_SMOOTH = 3.0
 # Of what a user typed, in a message; names of actions are far shorter.
 ECHOED = 200
 MAX_NAMES = 20_000
+
+
+# Videos that a page offers.
+EXAMPLES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageSettings:
+    """What the page takes."""
+
+    examples: Path = setting(
+        Path("data/toy-actions/UCF-101"),
+        f"folder of videos to pick from, the first of each of its folders, {EXAMPLES} at most; default: the "
+        "toy data",
+        Path,
+    )
+    max_megabytes: int = setting(100, "of an upload; 100 (default) is some minutes of HD", COUNT)
+    max_seconds: int = setting(120, "of a video; 120 (default) takes half a minute on 2 cores", COUNT)
+    max_slowness: float = setting(
+        10.0,
+        "times its length, and a minute, that a video may take before it is given up; default 10; raise it "
+        "for a slow encoder",
+        POSITIVE,
+    )
+    max_waiting: int = setting(40, "users in the queue, default 40; more are asked to come back", COUNT)
 
 
 def _shown(value: object) -> str:
@@ -96,36 +116,37 @@ def _check_upload(file: Any, files: Path) -> None:
 
 
 class WatchedVideo(Video):
-    """A video that ends in an error when it takes too much time or memory.
+    """A video that ends in an error when it takes too much time, or is too long or too large.
 
     Args:
         path: the file
         settings: of the page
-        annotator: what will label it
+        watch: called with each frame that is read
 
-    Attributes:
-        max_frames: that may be read, whatever the file states
-        done: frames that no longer wait for their label; to be told
-
-    Raises: MissingFileError or VideoError as `Video.frames`; VideoError if it is too long, or if its frames
-        are too large or too many for their size, by what the file states.
+    Raises: MissingFileError or VideoError as `Video.frames`; VideoError if it is too long or its frames are
+        too large, by what the file states.
     """
 
-    def __init__(self, path: Path, settings: PageSettings, annotator: Annotator) -> None:
+    def __init__(self, path: Path, settings: PageSettings, watch: Callable[[], object]) -> None:
         super().__init__(path)
-        self.done = 0
-        fps, stated, self._longest = self.fps(), self.stated_count(), settings.max_seconds
-        length = float(self.length())
+        self._longest, self._slowness, self._told = settings.max_seconds, settings.max_slowness, watch
+        length, self._begun, self._read = float(self.length()), time.monotonic(), 0
         self._check_length(length)
-        self._begun, self._slowness = time.monotonic(), settings.max_slowness
         self._seconds = SPARE_SECONDS + self._slowness * length
-        self._largest = 0
-        frame = next(self.frames())
-        layout = annotator.layout(fps)
-        waiting = layout.sequence_length * layout.step * layout.stride
-        waiting *= joint_hop([stream.windows for stream in annotator.streams])
-        self._check_size(min(stated, waiting), frame)
-        self.max_frames = self._longest * min(MAX_FPS, max(1, round(fps)))
+        # It may claim any frame rate, and hold more frames for a second than anybody films.
+        self._most = self._longest * min(MAX_FPS, max(1, round(self.fps())))
+        self._check_size(next(self.frames()))
+        self.watch = self._watch
+
+    def _watch(self, frame: Frame) -> None:
+        self._told()
+        self.check_time()
+        self._check_length(float(frame.second))
+        self._check_size(frame.image)
+        # Each pass counts anew.
+        self._read = self._read + 1 if frame.second else 1
+        if self._read > self._most:
+            raise VideoError(f"{self.path}: more than the {self._most:,} frames allowed; cut it shorter")
 
     def check_time(self) -> None:
         """See whether there is time left. Raises: VideoError if there is not."""
@@ -141,26 +162,9 @@ class WatchedVideo(Video):
                 f"{self.path}: {seconds:.0f} seconds are too long for this page; cut it to {self._longest}"
             )
 
-    def _check_size(self, waiting: int, frame: np.ndarray) -> None:
-        size = f"{frame.shape[1]} x {frame.shape[0]}"
-        if frame.shape[0] * frame.shape[1] > MAX_PIXELS:
+    def _check_size(self, image: np.ndarray) -> None:
+        if image.shape[0] * image.shape[1] > MAX_PIXELS:
             raise VideoError(
-                f"{self.path}: frames of {size} pixels are too large for this page; make it 4K or smaller"
+                f"{self.path}: frames of {image.shape[1]} x {image.shape[0]} pixels are too large for this "
+                "page; make it 4K or smaller"
             )
-        self._largest = max(self._largest, frame.nbytes)
-        if waiting * self._largest > MAX_WAITING:
-            raise VideoError(
-                f"{self.path}: {waiting} frames of {size} pixels take more memory than this page has; make "
-                f"it full HD, or cut it to {MAX_WAITING // self._largest} frames"
-            )
-
-    def timed_frames(self) -> Iterator[Frame]:
-        """As `Video.timed_frames`.
-
-        Raises: as there; VideoError if time is up, a frame is too large, or too much waits for its label.
-        """
-        for came, frame in enumerate(super().timed_frames(), 1):
-            self.check_time()
-            self._check_length(float(frame.second))
-            self._check_size(came - self.done, frame.image)
-            yield frame

@@ -11,7 +11,7 @@ import statistics
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,12 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from annotation.labels import ClipLayout, FrameModel, Smoother, label_clips
+from annotation.labels import choose_labels, label_clips
 from annotation.overlay import Overlay
-from annotation.segments import Steady, label_of
+from annotation.recognizer import Recognition, Recognizer
 from dataset import padding_of, window_indices
-from features.streams import Stream
-from features.windows import joint_hop
 from video.files import VideoError
 from video.frames import resize_frames
 from video.opencv import cv2
@@ -51,7 +49,7 @@ def is_live(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Shot:
+class LiveFrame:
     """A frame as it came.
 
     Attributes:
@@ -155,7 +153,7 @@ class LiveVideo:
         with self._came:
             self._recent = deque(self._recent, maxlen=memory)
 
-    def newest(self, wait: float) -> Shot | None:
+    def newest(self, wait: float) -> LiveFrame | None:
         """The newest frame, if one came since the last call or comes within `wait` seconds; else None."""
         with self._came:
             self._came.wait_for(lambda: self._ended or self._number > self._taken, wait)
@@ -164,7 +162,7 @@ class LiveVideo:
             number, arrived = self._number, self._arrived
             recent = tuple(self._recent)
             self._taken = number
-        return Shot(number, arrived, cv2.cvtColor(recent[-1], cv2.COLOR_BGR2RGB), recent)
+        return LiveFrame(number, arrived, cv2.cvtColor(recent[-1], cv2.COLOR_BGR2RGB), recent)
 
     def ended(self) -> bool:
         """Whether nothing more comes, and nothing has come since the last frame that was taken."""
@@ -178,31 +176,28 @@ class LiveVideo:
 
 
 class LiveLabels:
-    """What frames show by the frames up to them, whichever of them were lost.
+    """What frames show by the frames up to them, whichever of them were dropped.
 
-    A clip is laid over the embeddings as in a file, and ends at the newest one; where a frame was lost, the
-    embedding before it stands in. Only windows that clips need are encoded. An encoder that sees many frames
-    at once takes longer than a frame lasts: it works beside, and until it has finished the label before
-    holds.
+    A clip is laid over the embeddings as in a file, and ends at the newest one; where a frame was dropped,
+    the embedding before it stands in. Only windows that clips need are encoded. A video encoder takes longer
+    than a frame lasts: it works beside, and until it has finished the label before holds.
 
     Args:
-        model: what labels frames
-        streams: of the model
-        layout: how clips lie
+        recognizer: what labels frames
+        fps: of the source
 
     Attributes:
-        memory: frames up to the newest one that a `Shot` must hold
+        memory: frames up to the newest one that a `LiveFrame` must hold
         labelled: number of the frame that the last label is of
     """
 
-    def __init__(self, model: FrameModel, streams: Sequence[Stream], layout: ClipLayout) -> None:
-        self.model, self.streams, self.layout = model, streams, layout
+    def __init__(self, recognizer: Recognizer, fps: Fraction) -> None:
+        self.encoder, self.classify = recognizer.encoder, recognizer.head.classify
+        self.stride, self.layout = recognizer.stride(fps), recognizer.layout(fps)
         # Frames to an embedding.
-        self._unit = layout.stride * joint_hop([stream.windows for stream in streams])
-        longest = max(stream.windows.context + stream.live_frames for stream in streams)
-        self.memory = layout.stride * (longest - 1) + 1
-        slow = any(stream.windows.frames > 1 for stream in streams)
-        self._beside = ThreadPoolExecutor(1) if slow else None
+        self._unit = self.stride * self.encoder.windows.hop
+        self.memory = self.stride * (self.encoder.live_frames - 1) + 1
+        self._beside = ThreadPoolExecutor(1) if self.encoder.windows.frames > 1 else None
         self._coming: Future[tuple[Tensor, int]] | None = None
         # Of windows that were encoded, as far back as a clip reaches, by the number of the last frame.
         self._numbers: deque[int] = deque()
@@ -210,15 +205,15 @@ class LiveLabels:
         self.labelled = 0
         self._last: Tensor | None = None
 
-    def label(self, shot: Shot) -> Tensor:
+    def label(self, frame: LiveFrame) -> Tensor:
         """Class probabilities (C,) of a frame, later than those before it."""
-        due = self._last is None or shot.number - self.labelled >= self.layout.every * self._unit
-        needed = not self._numbers or shot.number - self._numbers[-1] >= self.layout.step * self._unit
+        due = self._last is None or frame.number - self.labelled >= self.layout.every * self._unit
+        needed = not self._numbers or frame.number - self._numbers[-1] >= self.layout.step * self._unit
         if self._beside is None:
             if due or needed:
-                self._last, self.labelled = self._compute(shot, due)
+                self._last, self.labelled = self._compute(frame, due)
         elif self._coming is None and (due or needed):
-            self._coming = self._beside.submit(self._compute, shot, due)
+            self._coming = self._beside.submit(self._compute, frame, due)
         if self._coming is not None and (self._last is None or self._coming.done()):
             (self._last, self.labelled), self._coming = self._coming.result(), None
         assert self._last is not None
@@ -230,40 +225,27 @@ class LiveLabels:
             self._beside.shutdown()
 
     @torch.no_grad()
-    def _compute(self, shot: Shot, due: bool) -> tuple[Tensor, int]:
+    def _compute(self, frame: LiveFrame, due: bool) -> tuple[Tensor, int]:
         """The label where it is due, otherwise the one before, and the number of its frame; encodes it."""
-        self._encode(shot)
+        self._encode(frame)
         if not due and self._last is not None:
             return self._last, self.labelled
-        return self._classify(shot.number), shot.number
+        return self._classify(frame.number), frame.number
 
-    def _encode(self, shot: Shot) -> None:
-        parts, hop = [], self._unit // self.layout.stride
-        for stream in self.streams:
-            frames = shot.frames(stream.windows.context + stream.live_frames, self.layout.stride)
-            resized = resize_frames(frames, stream.img_dim, stream.resize)
-            parts.append(stream.embed(resized[None].to(stream.device))[0])
-        # As many as are new, and no more than the windows of the longest hop give.
-        given = max(
-            len(part) for stream, part in zip(self.streams, parts, strict=True) if stream.windows.hop == hop
-        )
+    def _encode(self, frame: LiveFrame) -> None:
+        frames = frame.frames(self.encoder.live_frames, self.stride)
+        resized = resize_frames(frames, self.encoder.img_dim, self.encoder.resize)
+        embeddings = self.encoder.embed(resized[None])[0]
+        given = len(embeddings)
         # An embedding at the end of a window lacks what follows: it holds until it is in the middle of one.
-        while self._numbers and self._numbers[-1] > shot.number - -(-given // 2) * self._unit:
+        while self._numbers and self._numbers[-1] > frame.number - -(-given // 2) * self._unit:
             self._numbers.pop()
             self._embeddings.pop()
         last = self._numbers[-1] if self._numbers else -1
-        for back in reversed(range(max(1, min((shot.number - last) // self._unit, given)))):
-            self._numbers.append(shot.number - back * self._unit)
-            # Of each other stream that of the frame in the middle of the hop, as near as its window reaches.
-            self._embeddings.append(
-                torch.cat(
-                    [
-                        part[-1 - min((back * hop + hop // 2) // stream.windows.hop, len(part) - 1)]
-                        for stream, part in zip(self.streams, parts, strict=True)
-                    ]
-                )
-            )
-        begin = shot.number - self.layout.step * self._unit * (self.layout.sequence_length - 1)
+        for back in reversed(range(max(1, min((frame.number - last) // self._unit, given)))):
+            self._numbers.append(frame.number - back * self._unit)
+            self._embeddings.append(embeddings[-1 - back])
+        begin = frame.number - self.layout.step * self._unit * (self.layout.sequence_length - 1)
         while len(self._numbers) > 1 and self._numbers[1] <= begin:
             self._numbers.popleft()
             self._embeddings.popleft()
@@ -274,28 +256,44 @@ class LiveLabels:
         numbers = number - self._unit * (count - 1 - clip[0])
         held = np.searchsorted(np.array(self._numbers), numbers, side="right") - 1
         embeddings = torch.stack([self._embeddings[place] for place in np.maximum(held, 0).tolist()])
-        padding = torch.from_numpy(padding_of(clip)).to(self.model.device)
-        return label_clips(self.model, embeddings[None], padding)[0]
+        padding = torch.from_numpy(padding_of(clip)).to(embeddings.device)
+        return label_clips(self.classify, embeddings[None], padding, self.encoder.dtype)[0]
 
 
-@dataclass(frozen=True)
-class Chooser:
-    """From probabilities to the label that is shown.
+class LiveSmoother:
+    """Averages probabilities over the past, and keeps labels that are too short away.
+
+    Args:
+        recognizer: its settings tell how
 
     Attributes:
-        chosen: actions that are told apart, among all that the model knows
-        min_probability: of an action; below it there is none
-        lasting: keeps labels that are too short away
+        label: the one that holds; None before the first
     """
 
-    chosen: Sequence[int]
-    min_probability: float
-    lasting: Steady
+    def __init__(self, recognizer: Recognizer) -> None:
+        self._settings, self._chosen = recognizer.settings, recognizer.chosen
+        self._mean: np.ndarray | None = None
+        self.label: int | None = None
+        # Seconds of each other label since the one that holds was seen last.
+        self._away: Counter[int] = Counter()
 
-    def choose(self, probabilities: np.ndarray, elapsed: float) -> tuple[np.ndarray, int]:
-        """Probabilities of the chosen actions, and the label, `elapsed` seconds after the last frame."""
-        row = probabilities[self.chosen]
-        return row, self.lasting.add(label_of(row, self.min_probability), elapsed)
+    def add(self, probabilities: Tensor, elapsed: float) -> tuple[np.ndarray, int]:
+        """Averaged probabilities and label of a frame, `elapsed` seconds after the one before."""
+        row = probabilities.double().numpy()[self._chosen]
+        seconds = self._settings.smooth
+        keep = float(np.exp(-elapsed / seconds)) if seconds else 0.0
+        self._mean = row if self._mean is None else row + keep * (self._mean - row)
+        label = int(choose_labels(self._mean[None], self._settings.min_probability)[0])
+        if self.label in (None, label):
+            self.label = label
+            self._away.clear()
+        else:
+            self._away[label] += elapsed  # type: ignore[assignment]
+            # A frame's time is no round number.
+            if self._away.total() >= self._settings.min_seconds - 1e-6:
+                self.label = self._away.most_common(1)[0][0]
+                self._away.clear()
+        return self._mean.astype(np.float32), self.label
 
 
 @dataclass
@@ -322,41 +320,39 @@ class Log:
         recent = self.times[-RECENT:]
         return (len(recent) - 1) / float(recent[-1] - recent[0]) if len(recent) > 1 else 0.0
 
+    def recognition(self, classes: list[str], fps: Fraction) -> Recognition:
+        """What all frames showed."""
+        times = np.array([*map(float, self.times), float(self.times[-1] + 1 / fps)])
+        return Recognition(classes, np.stack(self.probabilities), np.array(self.labels), times, fps)
+
     def __str__(self) -> str:
         recent: Sequence[float] = self.latencies[-RECENT:] or [0.0]
         return f"{self.rate():.1f} frames/s, {1000 * statistics.median(recent):.0f} ms"
 
 
 def watch(
-    video: LiveVideo,
-    labels: LiveLabels,
-    smoother: Smoother,
-    chooser: Chooser,
-    overlay: Overlay,
-    log: Log,
-    stop: Callable[[], bool],
+    video: LiveVideo, recognizer: Recognizer, labels: LiveLabels, log: Log, stop: Callable[[], bool]
 ) -> Iterator[np.ndarray]:
     """The newest frames with what they show, (H, W, 3) uint8 RGB, until the source ends or `stop` says so.
 
     Args:
-        chooser: from probabilities to a label
         log: is filled; a frame has been shown when the next is asked for
     """
+    smoother, overlay = LiveSmoother(recognizer), Overlay(recognizer.classes, 0, recognizer.settings.overlay)
     begun = 0.0
     while not stop() and not video.ended():
         # So short that a signal is noticed.
-        shot = video.newest(0.1)
-        if shot is None:
+        frame = video.newest(0.1)
+        if frame is None:
             continue
-        begun = begun or shot.arrived
-        log.lost = shot.number - len(log.times)
-        now = Fraction(shot.arrived - begun).limit_denominator(90_000)
+        begun = begun or frame.arrived
+        log.lost = frame.number - len(log.times)
+        now = Fraction(frame.arrived - begun).limit_denominator(90_000)
         elapsed = float(now - log.times[-1]) if log.times else 0.0
-        probabilities = smoother.add(labels.label(shot), elapsed)
-        log.delays.append((shot.number - labels.labelled) / float(video.fps))
+        row, label = smoother.add(labels.label(frame), elapsed)
+        log.delays.append((frame.number - labels.labelled) / float(video.fps))
         log.times.append(now)
-        row, label = chooser.choose(probabilities.numpy(), elapsed)
         log.probabilities.append(row)
         log.labels.append(label)
-        yield overlay.draw(shot.image, row, label, note=str(log))
-        log.latencies.append(time.monotonic() - shot.arrived)
+        yield overlay.draw(frame.image, row, label, note=str(log))
+        log.latencies.append(time.monotonic() - frame.arrived)

@@ -9,8 +9,10 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from annotation.segments import NONE, name_of
 from utils.fonts import font_runs
+
+# The label of a frame without an action, and what it is called.
+NONE, NO_ACTION = -1, "no action"
 
 OVERLAYS = ("full", "minimal")
 # Actions whose probability is shown.
@@ -123,8 +125,8 @@ class Overlay:
         margin = frame.shape[0] // 40
         _paste(frame, self._plate, margin, margin)
 
-    def _words(self, label: int, percent: int | None) -> str:
-        return name_of(label, self.classes) + ("" if percent is None else f" {percent} %")
+    def _name(self, label: int) -> str:
+        return NO_ACTION if label == NONE else self.classes[label]
 
     @staticmethod
     def _draw_note(frame: np.ndarray, note: str) -> None:
@@ -141,7 +143,12 @@ class Overlay:
         room = max(8, width - 2 * (margin + pad))
         step = line + (bar + pad // 2 if bars else 0)
         texts = [
-            draw_text(self._words(label, share), size, LIGHT if place == 0 else MUTED, room)
+            draw_text(
+                self._name(label) + ("" if share is None else f" {share} %"),
+                size,
+                LIGHT if place == 0 else MUTED,
+                room,
+            )
             for place, (label, share) in enumerate(zip(labels, percent, strict=True))
         ]
         widest = max(text.shape[1] for text in texts)
@@ -189,7 +196,7 @@ class Overlay:
         pad, width = size // 2, ground.shape[1]
         left = pad
         for label in self._legend:
-            text = draw_text(name_of(label, self.classes), size, LIGHT, width - 2 * size)
+            text = draw_text(self._name(label), size, LIGHT, width - 2 * size)
             if left + size + text.shape[1] > width:
                 break
             top = pad + size // 4

@@ -6,25 +6,28 @@ import contextvars
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import gradio
 import numpy as np
+import pandas
 
-from annotation.allowed import MAX_SMOOTH, WatchedVideo, check_inputs
-from annotation.annotate import Annotated, Annotator
-from annotation.overlay import OVERLAYS
+from annotation.allowed import EXAMPLES, MAX_SMOOTH, PageSettings, WatchedVideo, check_inputs
+from annotation.annotate import write_annotated
+from annotation.overlay import OVERLAYS, Overlay
+from annotation.recognizer import Recognition, Recognizer
 from annotation.room import Room
-from annotation.segments import name_of
-from annotation.settings import EXAMPLES, PageSettings
+from annotation.settings import LabelSettings
 from utils.files import shortened
 from utils.process import UserError
 from video.files import VIDEO_SUFFIXES, VideoError, video_files
 from video.opencv import av
 
+T = TypeVar("T")
 TITLE = "Action-Recognition"
 # Actions with a curve, and points of each.
 CURVES, POINTS = 5, 300
@@ -38,28 +41,31 @@ def find_examples(folder: Path) -> list[Path]:
     return list(first.values())[:EXAMPLES]
 
 
-def curves(annotated: Annotated) -> tuple[list[dict[str, object]], dict[str, str]]:
-    """Rows of second, action and probability for the most probable actions, and the colour of each."""
-    shown = np.argsort(-annotated.probabilities.mean(axis=0), kind="stable")[:CURVES].tolist()
-    places = np.unique(np.linspace(0, len(annotated.probabilities) - 1, POINTS).round().astype(int))
+def curves(recognition: Recognition) -> tuple[list[dict[str, object]], dict[str, str]]:
+    """Rows of second, action and probability for the most probable actions, and the color of each."""
+    probabilities = recognition.probabilities
+    shown = np.argsort(-probabilities.mean(axis=0), kind="stable")[:CURVES].tolist()
+    places = np.unique(np.linspace(0, len(probabilities) - 1, POINTS).round().astype(int))
     rows = [
         {
-            "second": round(annotated.second(place), 3),
-            "action": annotated.classes[label],
-            "probability": round(float(annotated.probabilities[place, label]), 4),
+            "second": round(float(recognition.times[place]), 3),
+            "action": recognition.classes[label],
+            "probability": round(float(probabilities[place, label]), 4),
         }
         for label in shown
         for place in places.tolist()
     ]
+    # In the order in which they come up, as they are drawn.
+    colors = Overlay(recognition.classes, 0)
+    for label in [*(segment.label for segment in recognition.segments), *shown]:
+        colors.color(label)
     return rows, {
-        annotated.classes[label]: "#{:02x}{:02x}{:02x}".format(*annotated.color(label)) for label in shown
+        recognition.classes[label]: "#{:02x}{:02x}{:02x}".format(*colors.color(label)) for label in shown
     }
 
 
 def _sentence(error: Exception, path: Path, folder: Path) -> Exception:
     """A gradio.Error that says what is wrong with a video, and tells nothing of this machine's folders."""
-    import gradio
-
     message = str(error).replace(str(path), path.name).replace(f"{folder}/", "").replace("--only", "only")
     if not isinstance(error, UserError):
         message = f"{path.name}: {getattr(error, 'strerror', None) or error}; convert it to mp4 first"
@@ -71,12 +77,12 @@ class Page:
 
     Args:
         settings: what it takes
-        annotator: what labels videos
+        recognizer: what labels videos
         room: where uploads lie, and annotated videos and tables
     """
 
-    def __init__(self, settings: PageSettings, annotator: Annotator, room: Room) -> None:
-        self.settings, self.annotator, self.room = settings, annotator, room
+    def __init__(self, settings: PageSettings, recognizer: Recognizer, room: Room) -> None:
+        self.settings, self.recognizer, self.room = settings, recognizer, room
         self.examples = find_examples(settings.examples)
         # PyTorch keeps threads and memory for each thread that it is used from, and Gradio has 40.
         self._worker = ThreadPoolExecutor(1)
@@ -84,67 +90,72 @@ class Page:
 
     def label(
         self, path: Path, overlay: str, smooth: float, only: str, progress: Callable[..., object]
-    ) -> tuple[Any, ...]:
-        """What the page shows of a video, once those before it are done.
+    ) -> Iterator[tuple[Any, ...]]:
+        """What the page shows of a video, once those before it are done: first without the annotated video.
 
         Raises: gradio.Error with what is wrong, in one sentence.
         """
-        # Progress finds its way to the browser by them.
-        variables = contextvars.copy_context()
-        return self._worker.submit(variables.run, self._label, path, overlay, smooth, only, progress).result()
-
-    def _label(
-        self, path: Path, overlay: str, smooth: float, only: str, progress: Callable[..., object]
-    ) -> tuple[Any, ...]:
-        import gradio
-        import pandas
-
-        general = self.annotator
-        settings = replace(general.settings, overlay=overlay, smooth=smooth, only=only.strip() or None)
+        settings = replace(
+            self.recognizer.settings, overlay=overlay, smooth=smooth, only=only.strip() or None
+        )
         output = self.room.files / "results" / secrets.token_hex(8) / f"{shortened(path.stem)}.mp4"
+        done = 0
+
+        def watch() -> None:
+            nonlocal done
+            done += 1
+            if self._closed:
+                raise VideoError(f"{path}: the page was closed down")
+            if time.monotonic() - self._looked > 1:
+                self._looked = time.monotonic()
+                self.room.check()
+            if done % 10 == 0:
+                progress((done, None), unit="frames")
 
         try:
-            self.room.check()
-            # Nobody needs to know where things are on this machine.
-            annotator = Annotator(settings, general.model, general.trained, Path(general.name).name)
-            video = WatchedVideo(path, self.settings, annotator)
-
-            def tell(done: int, stated: int) -> None:
-                if self._closed:
-                    raise VideoError(f"{path}: the page was closed down")
-                video.done = done
-                video.check_time()
-                if time.monotonic() - self._looked > 1:
-                    self._looked = time.monotonic()
-                    self.room.check()
-                if done % 10 == 0:
-                    progress((done, max(done, stated)), unit="frames")
-
-            annotated = annotator.annotate(
-                video, output, name=path.name, progress=tell, max_frames=video.max_frames
-            )
+            recognition, video = self._in_worker(self._recognize, path, settings, watch)
+            found = self._found(recognition)
+            yield (*found[:1], gradio.skip(), *found[1:], gradio.skip())
+            tables = self._in_worker(self._write, recognition, video, output, overlay)
         except (UserError, OSError, av.FFmpegError) as error:
             shutil.rmtree(output.parent, ignore_errors=True)
             raise _sentence(error, path, self.room.folder) from error
-        for problem in annotated.problems:
+        for problem in recognition.problems:
             gradio.Warning(f"{path.name}: {problem}")
-        rows, colors = curves(annotated)
+        yield (*found[:1], str(output), *found[1:], [str(table) for table in tables])
+
+    def _in_worker(self, function: Callable[..., T], *inputs: Any) -> T:
+        # Progress finds its way to the browser by the variables of the context.
+        return self._worker.submit(contextvars.copy_context().run, function, *inputs).result()
+
+    def _recognize(
+        self, path: Path, settings: LabelSettings, watch: Callable[[], object]
+    ) -> tuple[Recognition, WatchedVideo]:
+        self.room.check()
+        video = WatchedVideo(path, self.settings, watch)
+        return Recognizer(self.recognizer.model, settings)(video), video
+
+    def _write(
+        self, recognition: Recognition, video: WatchedVideo, output: Path, overlay: str
+    ) -> tuple[Path, Path]:
+        write_annotated(recognition, video, output, overlay=overlay)
+        # Nobody needs to know where things are on this machine.
+        return recognition.write_tables(output, video.path.name, Path(self.recognizer.name).name)
+
+    @staticmethod
+    def _found(recognition: Recognition) -> tuple[Any, ...]:
+        """Actions, curves and segments."""
+        rows, colors = curves(recognition)
         segments = [
             [
-                name_of(segment.label, annotated.classes),
-                round(annotated.second(segment.first), 2),
-                round(annotated.second(segment.last + 1), 2),
+                segment.action,
+                round(segment.start, 2),
+                round(segment.end, 2),
                 round(100 * segment.probability, 1),
             ]
-            for segment in annotated.segments
+            for segment in recognition.segments
         ]
-        return (
-            annotated.summary(),
-            str(output),
-            gradio.LinePlot(pandas.DataFrame(rows), color_map=colors),
-            segments,
-            [str(table) for table in annotated.tables],
-        )
+        return recognition.summary(), gradio.LinePlot(pandas.DataFrame(rows), color_map=colors), segments
 
     def close(self) -> None:
         """Give up the video under way, and those that wait."""
@@ -153,10 +164,8 @@ class Page:
 
     def build(self) -> Any:
         """The page as a gradio.Blocks."""
-        import gradio
-
         settings, room, count = self.settings, self.room, len(self.examples)
-        classes = self.annotator.trained.classes
+        classes = self.recognizer.model.classes
 
         class CheckedBlocks(gradio.Blocks):
             """Inputs are checked before Gradio looks at them, which fetches what is a URL."""
@@ -189,9 +198,7 @@ class Page:
 
     def _inputs(self) -> tuple[list[Any], Any]:
         """File, overlay, smoothing and actions, and the examples, None where there are none."""
-        import gradio
-
-        settings = self.annotator.settings
+        settings = self.recognizer.settings
         file = gradio.File(label="Video", file_types=list(VIDEO_SUFFIXES), elem_id="upload")
         overlay = gradio.Radio(list(OVERLAYS), value=settings.overlay, label="Overlay")
         smooth = gradio.Slider(
@@ -211,14 +218,12 @@ class Page:
         only = gradio.Textbox(
             value=settings.only or "",
             label="Only these actions, between commas",
-            placeholder=", ".join(self.annotator.trained.classes[:3]),
+            placeholder=", ".join(self.recognizer.model.classes[:3]),
             elem_id="only",
         )
         return [file, overlay, smooth, only], picked or None
 
     def _connect(self, inputs: list[Any], picked: Any, outputs: list[Any]) -> None:
-        import gradio
-
         # gradio.Progress is found by being a default.
         def upload(
             file: str,
@@ -226,8 +231,8 @@ class Page:
             smooth: float,
             only: str,
             progress: Any = gradio.Progress(),  # noqa: B008
-        ) -> tuple[Any, ...]:
-            return self.label(Path(file), overlay, smooth, only, progress)
+        ) -> Iterator[tuple[Any, ...]]:
+            yield from self.label(Path(file), overlay, smooth, only, progress)
 
         def example(
             number: int,
@@ -235,8 +240,8 @@ class Page:
             smooth: float,
             only: str,
             progress: Any = gradio.Progress(),  # noqa: B008
-        ) -> tuple[Any, ...]:
-            return self.label(self.examples[number], overlay, smooth, only, progress)
+        ) -> Iterator[tuple[Any, ...]]:
+            yield from self.label(self.examples[number], overlay, smooth, only, progress)
 
         file, *how = inputs
         shown: dict[str, Any] = {"show_progress_on": [outputs[0]], "concurrency_id": "model"}
@@ -250,8 +255,6 @@ class Page:
 
 def _outputs() -> list[Any]:
     """Action, video, curves, segments and tables."""
-    import gradio
-
     action = gradio.Label(label="Action", num_top_classes=3, elem_id="action")
     video = gradio.Video(
         label="Annotated", autoplay=True, interactive=False, buttons=["download"], elem_id="video"

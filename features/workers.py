@@ -1,68 +1,98 @@
-"""Threads that compute side by side on a CPU, each on a core of its own.
+"""Threads that compute side by side on a CPU, a core each.
 
-A computation on all cores waits for the slowest of them at every layer, and all of it for the one that
-decodes or writes a video meanwhile. Several computations on a core each do not wait for each other: two are
-as fast as one on 2 cores, or up to 9 % faster, and what else is to be done takes no more than its own time.
+One computation on all cores waits for the slowest of them at every layer. Computations on a core each do not
+wait for each other: two are as fast as one on 2 cores, or up to 9 % faster, and while one thread decodes a
+video the others compute.
 """
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
-
-# Each computation has activations of its own, 0.4 GB with i3d.
-MOST = 8
 
 T = TypeVar("T")
 _setting = threading.Lock()
 _here = threading.local()
 
 
-def stay_on(cores: int) -> None:
-    """Have what PyTorch computes in this thread use so many cores; other threads keep theirs."""
+def stay_on_one_core() -> None:
+    """Have what PyTorch computes in this thread use one core; other threads keep theirs."""
     with _setting:
-        before = _all_cores()
-        _here.others = before
-        torch.set_num_threads(cores)
-        # It is also what threads begin with that come later.
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        # It is also what later threads begin with.
         again = threading.Thread(target=torch.set_num_threads, args=(before,))
         again.start()
         again.join()
 
 
-def count_workers() -> int:
-    """Computations that `in_worker` runs side by side, on the cores that PyTorch may use."""
-    return min(MOST, _all_cores())
+def pool_size() -> int:
+    """Threads of the pool that this thread is one of; 0 where it is none of any."""
+    return _here.__dict__.get("size", 0)
 
 
-def _all_cores() -> int:
-    """Those of the threads that have not been told to stay on some."""
-    return _here.__dict__.get("others") or torch.get_num_threads()
+def _begin(size: int) -> None:
+    _here.size = size
+    stay_on_one_core()
 
 
-def is_worker() -> bool:
-    """Whether this thread is one of those."""
-    return "worker" in _here.__dict__
-
-
-def in_worker(function: Callable[..., T], *args: Any) -> Future[T]:
-    """Call `function` in one of the threads; what it returns or raises is in the answer."""
-    with _setting:
-        pool = _pool(_all_cores())
-    return pool.submit(function, *args)
+def pool_of_cores(size: int) -> ThreadPoolExecutor:
+    """A pool of `size` threads, each of which computes on one core."""
+    return ThreadPoolExecutor(size, "encoder", _begin, (size,))
 
 
 @cache
-def _pool(cores: int) -> ThreadPoolExecutor:
-    count = min(MOST, cores)
+def _shared_pool(count: int) -> ThreadPoolExecutor:
+    return pool_of_cores(count)
 
-    def begin() -> None:
-        _here.worker = True
-        stay_on(cores // count)
 
-    return ThreadPoolExecutor(count, "encoder", begin)
+def map_on_cores(function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
+    """As `map`, on all cores: results come in order, and items are taken as they are needed."""
+    count = torch.get_num_threads()
+    pool, waiting = _shared_pool(count), deque[Any]()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > count + 1:
+            yield waiting.popleft().result()
+    for future in waiting:
+        yield future.result()
+
+
+def ahead(items: Iterable[T], depth: int = 4) -> Generator[T]:
+    """The items of an iterable that runs in a thread of its own, at most `depth` items ahead."""
+    passed: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(good: bool, item: Any) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                return passed.put((good, item), timeout=0.1)
+
+    def run() -> None:
+        try:
+            for item in items:
+                put(True, item)
+                if stopped.is_set():
+                    break
+            put(False, None)
+        except Exception as error:
+            put(False, error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while (item := passed.get())[0]:
+            yield item[1]
+        if item[1] is not None:
+            raise item[1]
+    finally:
+        stopped.set()
+        thread.join()

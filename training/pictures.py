@@ -1,22 +1,19 @@
-"""Pictures of results, drawn without a display.
-
-What draws and computes is imported where it is used: it takes seconds, which --help has no need of.
-"""
+"""Pictures of results, drawn without a display."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
 
+from training.calibration import Reliability
 from utils.fonts import USUAL, font_runs
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from training.calibration import Reliability
 
 # Classes up to which a picture has room for the numbers.
 NUMBERED_CLASSES = 20
@@ -28,9 +25,6 @@ STRIP = 112
 
 def png(figure: Figure) -> bytes:
     """A picture as the bytes of a PNG file; no display is needed."""
-    from matplotlib import font_manager
-    from matplotlib.text import Text
-
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         if not text.get_text().isascii():
@@ -45,12 +39,11 @@ def png(figure: Figure) -> bytes:
 
 
 def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.ndarray, title: str) -> bytes:
-    """What is taken for what: labels and predicted labels (N,), as a PNG file.
+    """What is mistaken for what: labels and predicted labels (N,), as a PNG file.
 
     Of more than `NUMBERED_CLASSES` it shows those that occur, of more than `PICTURED_CLASSES` those with the
     most mistakes.
     """
-    from matplotlib.figure import Figure
     from sklearn import metrics
 
     shown = np.arange(len(classes))
@@ -70,7 +63,7 @@ def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.n
     names = [classes[label] for label in shown.tolist()]
     axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(shown)), names, fontsize=8)
-    axes.set_xlabel("taken for")
+    axes.set_xlabel("prediction")
     axes.set_ylabel("action")
     axes.set_title(title, fontsize=10)
     if len(shown) <= NUMBERED_CLASSES:
@@ -84,8 +77,6 @@ def confusion_matrix(classes: Sequence[str], labels: np.ndarray, predicted: np.n
 
 def reliability_diagram(reliability: Reliability, title: str) -> bytes:
     """How often answers of some probability are right, and how many there are, as a PNG file."""
-    from matplotlib.figure import Figure
-
     width = 100 / len(reliability.counts)
     middles = width * (np.arange(len(reliability.counts)) + 0.5)
     figure = Figure((5, 5.5), layout="constrained")
@@ -112,8 +103,6 @@ def reliability_diagram(reliability: Reliability, title: str) -> bytes:
 
 def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> bytes:
     """Frames (H, W, 3) uint8 RGB of some clips, a row for each with its caption above, as a PNG file."""
-    from PIL import Image, ImageDraw, ImageFont
-
     font, caption_height = ImageFont.load_default(13), 20
     parts = []
     for caption, frames in rows:
@@ -134,26 +123,34 @@ def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> bytes:
     return contents.getvalue()
 
 
-def class_bars(rows: Sequence[Sequence[Any]], title: str) -> bytes:
-    """Accuracy of each class, as a PNG file: rows of class, clips, correct, accuracy in percent.
+COLORS = {"train": "#4878a8", "val": "#6aa56e", "test": "#c8553d"}
 
-    Of more than `PICTURED_CLASSES` it shows the least accurate.
+
+def curves(epochs: Sequence[dict[str, float]], title: str) -> bytes:
+    """Loss, accuracy and learning rate over the epochs, as a PNG file.
+
+    Args:
+        epochs: figures by name, such as train_loss (nats) or test_accuracy (%)
     """
-    from matplotlib.figure import Figure
-
-    rows = sorted(rows, key=lambda row: (float(row[3]), row[0]))
-    if len(rows) > PICTURED_CLASSES:
-        title += f"\nthe {PICTURED_CLASSES} least accurate of {len(rows):,} classes"
-        rows = rows[:PICTURED_CLASSES]
-    figure = Figure((7, 0.22 * len(rows) + 1.5), layout="constrained")
-    axes = figure.add_subplot()
-    bars = axes.barh([row[0] for row in rows], [float(row[3]) for row in rows], color="#4878a8", height=0.7)
-    axes.bar_label(bars, [f"{row[2]} of {row[1]}" for row in rows], padding=3, fontsize=7)
-    axes.set_xlim(0, 115)
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.tick_params(axis="y", labelsize=8)
-    axes.set_xlabel("accuracy, % of the class's clips")
-    axes.set_title(title, fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = Figure((11, 3.4), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    for axes, quantity, unit in ((loss, "loss", "nats"), (accuracy, "accuracy", "%")):
+        for part, color in COLORS.items():
+            key = f"{part}_{quantity}"
+            points = [(epoch["epoch"], epoch[key]) for epoch in epochs if key in epoch]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=color, marker=".", label=part)
+        axes.set_title(f"{quantity}, {unit}", fontsize=10)
+        axes.legend(frameon=False, fontsize=8)
+    numbers = [epoch["epoch"] for epoch in epochs]
+    rate.plot(numbers, [epoch["learning_rate"] for epoch in epochs], color="#555555")
+    rate.set_title("learning rate at the end of the epoch", fontsize=10)
+    accuracy.set_ylim(0, 101)
+    for axes in (loss, accuracy, rate):
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
     return png(figure)

@@ -1,101 +1,122 @@
-"""What decides how a head is trained: optimizer, schedule and what is done against overfitting.
+"""What decides how a head is trained: optimizer, schedule, and regularization.
 
-`RECIPES["default"]` is the outcome of benchmarks/accuracy.py, whose table stands in benchmarks/README.md.
+`RECIPES["default"]` was chosen on held-out groups of the training lists; see benchmarks/README.md.
 """
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import MISSING, dataclass, fields, replace
+import math
+from dataclasses import dataclass, replace
 
-from utils.flags import NON_NEGATIVE, POSITIVE, SHARE_BELOW_1, setting
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import Head
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of a training; those with a help text are flags too.
+    """Settings of a training.
 
     Attributes:
         optimizer: "adamw" (Loshchilov and Hutter, ICLR 2019) or "adam" (Kingma and Ba, ICLR 2015)
-        schedule: "cosine": the learning rate falls to 0 as one (Loshchilov and Hutter, ICLR 2017); "constant"
         learning_rate: the highest
-        warmup: share of all steps in which the learning rate rises to it (Goyal et al., 2017)
+        cosine: it falls to 0 as a cosine (Loshchilov and Hutter, ICLR 2017); else it is constant
+        warmup: share of all steps in which it rises linearly (Goyal et al., 2017)
         weight_decay: of matrices; biases and BatchNorm have none
         label_smoothing: probability that is spread over all classes (Szegedy et al., CVPR 2016)
         dropout: probability, before the last layer of a head (Srivastava et al., JMLR 2014)
-        mixup: alpha of the Beta distribution that clips are mixed by (Zhang et al., ICLR 2018); 0 mixes none
-        clip_norm: longest gradient (Pascanu et al., ICML 2013); 0 leaves it as it is
+        clip_norm: longest gradient (Pascanu et al., ICML 2013); 0 for no limit
         norm_momentum: share of a batch in BatchNorm's running statistics
     """
 
-    optimizer: str
-    norm_momentum: float
-    schedule: str = setting(MISSING, "of the learning rate after the warm-up", choices=("cosine", "constant"))
-    learning_rate: float = setting(MISSING, "the highest of the schedule", POSITIVE)
-    warmup: float = setting(
-        MISSING, "share of all steps in which the learning rate rises to it", SHARE_BELOW_1
-    )
-    weight_decay: float = setting(MISSING, "pulls the matrices to 0", NON_NEGATIVE)
-    label_smoothing: float = setting(MISSING, "probability spread over all classes", SHARE_BELOW_1)
-    dropout: float = setting(
-        MISSING, "share of the head's last hidden numbers that a step leaves out", SHARE_BELOW_1
-    )
-    mixup: float = setting(MISSING, "alpha of mixup, which blends clips; 0 blends none", NON_NEGATIVE)
-    clip_norm: float = setting(MISSING, "longest gradient of a step; 0 leaves all as they are", NON_NEGATIVE)
+    optimizer: str = "adamw"
+    learning_rate: float = 3e-4
+    cosine: bool = True
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.1
+    dropout: float = 0.5
+    clip_norm: float = 1.0
+    norm_momentum: float = 0.1
 
 
 RECIPES = {
-    "default": Recipe(
-        optimizer="adamw",
-        schedule="cosine",
-        learning_rate=3e-4,
-        warmup=0.1,
-        weight_decay=0.01,
-        label_smoothing=0.1,
-        dropout=0.5,
-        mixup=0.0,
-        clip_norm=1.0,
-        norm_momentum=0.1,
-    ),
+    "default": Recipe(),
     "original": Recipe(
-        optimizer="adam",
-        schedule="constant",
-        learning_rate=1e-5,
-        warmup=0.0,
-        weight_decay=0.0,
-        label_smoothing=0.0,
-        dropout=0.0,
-        mixup=0.0,
-        clip_norm=0.0,
-        norm_momentum=0.01,
+        optimizer="adam", learning_rate=1e-5, cosine=False, warmup=0, weight_decay=0, label_smoothing=0,
+        dropout=0, clip_norm=0, norm_momentum=0.01,
     ),
-}
+}  # fmt: skip
 
 
-def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --recipe, and a flag for each of its settings that is worth one."""
-    group = parser.add_argument_group("recipe")
-    group.add_argument(
-        "--recipe",
-        choices=tuple(RECIPES),
-        default="default",
-        help="default (recommended) is what benchmarks/accuracy.py found; original is Adam at 1e-5 without "
-        "schedule, for comparison",
-    )
-    for entry in fields(Recipe):
-        if entry.metadata:
-            values = ", ".join(f"{getattr(recipe, entry.name)} in {key}" for key, recipe in RECIPES.items())
-            group.add_argument(
-                f"--{entry.name}",
-                type=entry.metadata["type"],
-                choices=entry.metadata["choices"],
-                help=f"{entry.metadata['help']}; {values}",
-            )
+def read_recipe(name: str, learning_rate: float | None) -> Recipe:
+    """The recipe of --recipe, with the learning rate of --learning_rate if that is set."""
+    recipe = RECIPES[name]
+    return replace(recipe, learning_rate=learning_rate) if learning_rate else recipe
 
 
-def read_recipe(args: argparse.Namespace) -> Recipe:
-    """The recipe of --recipe, with what other flags say."""
-    given = {entry.name: getattr(args, entry.name, None) for entry in fields(Recipe)}
-    return replace(
-        RECIPES[args.recipe], **{name: value for name, value in given.items() if value is not None}
-    )
+class Optimization:
+    """Optimizer and schedule of a training.
+
+    Args:
+        module: what is trained, on its device; its dropout and BatchNorms are set as the recipe says
+        steps: of the whole training
+    """
+
+    def __init__(self, module: nn.Module, recipe: Recipe, steps: int) -> None:
+        self.recipe = recipe
+        for part in module.modules():
+            if isinstance(part, Head):
+                part.dropout.p = recipe.dropout
+            elif isinstance(part, nn.BatchNorm1d):
+                part.momentum = recipe.norm_momentum
+        self.parameters = list(module.parameters())
+        groups = [
+            {
+                "params": [each for each in self.parameters if each.ndim > 1],
+                "weight_decay": recipe.weight_decay,
+            },
+            {"params": [each for each in self.parameters if each.ndim <= 1], "weight_decay": 0.0},
+        ]
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+        self.optimizer = kind(groups, lr=recipe.learning_rate, fused=True)
+        rising = round(recipe.warmup * steps)
+
+        def factor(step: int) -> float:
+            if step < rising:
+                return (step + 1) / rising
+            if not recipe.cosine:
+                return 1.0
+            return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(1, steps - rising))
+
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the clips' cross-entropies in nats: logits (B, C), labels (B,) -> ()."""
+        smoothing = self.recipe.label_smoothing
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+
+    def step(self, loss: Tensor) -> None:
+        """One step down the gradient of `loss`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+
+    def state_dict(self) -> dict[str, dict]:
+        """All that it takes to go on."""
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict]) -> None:
+        """Go on where the `state_dict` is from."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])

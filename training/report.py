@@ -1,12 +1,11 @@
 """What a test found: figures, how sure they are, and files that another program or a reader can use.
 
 report.json         figures, and everything that it takes to repeat them
-classes.csv         each class: clips, accuracy, what it is taken for
-predictions.csv     each clip: label, what it was taken for, and the probabilities of all classes
-confusion.png       what is taken for what
-classes.png         accuracy of each class
+classes.csv         each class: clips, accuracy, what it is most often mistaken for
+predictions.csv     each clip: label, prediction, and the probabilities of all classes
+confusion.png       what is mistaken for what
 reliability.png     how often an answer of some probability is right
-mistakes/           for each class with mistakes, the most certain ones: frames of the clips
+mistakes.png        frames of the most certain mistakes
 
 The figures are scikit-learn's.
 """
@@ -24,24 +23,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from dataset import Sampling
+from dataset import EmbeddingClips, batch_items
+from features.encoder import Encoder
+from models import Head
 from splits.split import Clip, names_sha256
 from training.calibration import Reliability, with_temperature
-from training.checkpoint import Checkpoint, check_answers
-from training.classifier import Classifier
-from training.evaluate import predict
-from training.loop import Part
-from training.pictures import class_bars, confusion_matrix, reliability_diagram, strips
-from training.setup import ClipSource, number_of_parameters
+from training.checkpoint import Checkpoint, check_finite
+from training.pictures import confusion_matrix, reliability_diagram, strips
 from utils.files import csv_bytes, json_bytes, write_whole
 from utils.ranks import ALONE, Ranks
 from video.files import VideoError
 
 RESAMPLES = 10_000
-# Mistakes of a class, and frames of each, that are shown.
-MISTAKES, FRAMES = 3, 8
+# Mistakes that are shown, and frames of each.
+MISTAKES, FRAMES = 12, 8
+TEST_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -79,32 +79,36 @@ class Predictions:
         return self.predicted == self.labels
 
     def mistakes(self) -> list[int]:
-        """Numbers of the clips that are taken for another class, the most certain first."""
+        """Numbers of the clips that are mistaken for another class, the most certain first."""
         wrong = np.flatnonzero(~self.correct)
         return sorted(wrong.tolist(), key=lambda index: -self.probabilities[index].max())
 
 
-def predict_clips(
-    model: Classifier, part: Part, classes: list[str], *, views: int = 1, ranks: Ranks = ALONE
+@torch.no_grad()
+def predict_logits(
+    head: Head, clips: EmbeddingClips, device: torch.device, *, ranks: Ranks = ALONE
+) -> tuple[Tensor, Tensor]:
+    """Calibrated logits (N, C) and labels (N,) of all clips, each once, whichever process computes it."""
+    head.eval()
+    logits, own = [], []
+    for items in batch_items(len(clips.clips), TEST_BATCH * ranks.size, ranks=ranks):
+        embeddings, padding, _ = clips.batch(items)
+        logits.append(head.classify(embeddings.to(device), padding.to(device)).float().cpu())
+        own += [index for _, index in items]
+    gathered = ranks.gather((own, torch.cat(logits) if logits else None))
+    parts = [part for part in gathered if part[1] is not None]
+    order = torch.tensor([index for indices, _ in parts for index in indices]).argsort()
+    labels = torch.tensor([clip.label for clip in clips.clips])
+    return torch.cat([rows for _, rows in parts if rows is not None])[order], labels
+
+
+def predict(
+    head: Head, clips: EmbeddingClips, classes: list[str], device: torch.device, *, ranks: Ranks = ALONE
 ) -> Predictions:
-    """Test a model on clips, each counted once whichever process has it.
-
-    Args:
-        views: passes over the clips, whose probabilities are averaged; the epoch of the order tells which
-
-    Raises: CheckpointError if the model's answers are no numbers, as with a damaged checkpoint.
-    """
-    probabilities = np.zeros((len(part.clips), len(classes)))
-    for view in range(views):
-        part.order.epoch = view
-        description = "testing" if views == 1 else f"testing, clip {view + 1} of {views}"
-        predicted = predict(model, part.batches, description=description, ranks=ranks)
-        assert predicted is not None
-        own = [index for batch in part.order for _, index in batch]
-        for indices, rows in ranks.gather((own, predicted[0].double().softmax(1).numpy())):
-            probabilities[indices] += rows / views
-    check_answers(bool(np.isfinite(probabilities).all()))
-    return Predictions(classes, part.clips, probabilities)
+    """Test a head on clips. Raises: CheckpointError if its logits are not finite."""
+    logits, _ = predict_logits(head, clips, device, ranks=ranks)
+    check_finite(bool(logits.isfinite().all()))
+    return Predictions(classes, clips.clips, logits.double().softmax(1).numpy())
 
 
 def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] | None:
@@ -126,15 +130,9 @@ def interval(correct: np.ndarray, groups: Sequence[str]) -> tuple[float, float] 
         exact = scipy.stats.binomtest(len(names) if right.any() else 0, len(names)).proportion_ci()
         return 100 * float(exact.low), 100 * float(exact.high)
     bootstrap = scipy.stats.bootstrap(
-        (right, size),
-        lambda right, size, axis: 100 * right.sum(axis) / size.sum(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=1000,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
+        (right, size), lambda right, size, axis: 100 * right.sum(axis) / size.sum(axis), paired=True,
+        vectorized=True, n_resamples=RESAMPLES, batch=1000, method="percentile", rng=np.random.default_rng(0),
+    )  # fmt: skip
     return float(bootstrap.confidence_interval.low), float(bootstrap.confidence_interval.high)
 
 
@@ -148,13 +146,12 @@ def figures(predictions: Predictions) -> dict[str, Any]:
     if len(every) > 5:
         top5 = 100 * float(metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=every))
     recall = metrics.recall_score(labels, predictions.predicted, labels=present, average="macro")
+    groups = [clip.group_or_name for clip in predictions.clips]
     return {
         "clips": len(labels),
         "correct": int(predictions.correct.sum()),
         "top1_percent": 100 * float(metrics.accuracy_score(labels, predictions.predicted)),
-        "top1_interval95_percent": interval(
-            predictions.correct, [clip.group_or_name for clip in predictions.clips]
-        ),
+        "top1_interval95_percent": interval(predictions.correct, groups),
         "top5_percent": top5,
         "mean_class_accuracy_percent": 100 * float(recall),
         "loss_nats": float(metrics.log_loss(labels, probabilities, labels=every)),
@@ -183,61 +180,71 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _per_class(predictions: Predictions) -> list[list[Any]]:
-    rows: list[list[Any]] = []
+    rows: list[list[Any]] = [["class", "clips", "correct", "accuracy_percent", "mistaken_for"]]
     for label in np.unique(predictions.labels).tolist():
         of_class = predictions.labels == label
         wrong = predictions.predicted[of_class & ~predictions.correct]
-        taken = predictions.classes[np.bincount(wrong).argmax()] if len(wrong) else ""
-        right = int(predictions.correct[of_class].sum())
-        rows.append(
-            [
-                predictions.classes[label],
-                int(of_class.sum()),
-                right,
-                f"{100 * right / of_class.sum():.2f}",
-                taken,
-            ]
-        )
+        mistaken = predictions.classes[np.bincount(wrong).argmax()] if len(wrong) else ""
+        clips, right = int(of_class.sum()), int(predictions.correct[of_class].sum())
+        rows.append([predictions.classes[label], clips, right, f"{100 * right / clips:.2f}", mistaken])
     return rows
 
 
 def _per_clip(predictions: Predictions) -> list[list[Any]]:
-    rows = []
-    for index, clip in enumerate(predictions.clips):
-        label, predicted = clip.label, int(predictions.predicted[index])
-        names = [predictions.classes[label], predictions.classes[predicted], int(label == predicted)]
-        probabilities = map(repr, predictions.probabilities[index].tolist())
-        rows.append([clip.name, clip.group_or_name, *names, *probabilities])
+    rows: list[list[Any]] = [["clip", "group", "label", "predicted", "correct", *predictions.classes]]
+    for clip, label, row in zip(
+        predictions.clips, predictions.predicted.tolist(), predictions.probabilities, strict=True
+    ):
+        names = [predictions.classes[clip.label], predictions.classes[label], int(clip.label == label)]
+        rows.append([clip.name, clip.group_or_name, *names, *map(repr, row.tolist())])
     return rows
 
 
-def about(
-    checkpoint: Checkpoint, path: Path, source: ClipSource, sampling: Sampling, split_number: int | str
-) -> dict[str, Any]:
-    """What it takes to repeat the test of a checkpoint, as plain values."""
-    encoder = source.model.encoder
+def _mistakes(predictions: Predictions) -> bytes:
+    """Frames of the most certain mistakes, a row each, as a PNG file."""
+    rows = []
+    for index in tqdm(
+        predictions.mistakes()[:MISTAKES], "mistakes", unit="clip", leave=False, dynamic_ncols=True
+    ):
+        clip, mistaken = predictions.clips[index], predictions.classes[predictions.predicted[index]]
+        percent = 100 * predictions.probabilities[index].max()
+        caption = f"{clip.name}: mistaken for {mistaken}, {percent:.1f} %"
+        try:
+            places = np.linspace(0, clip.video.count() - 1, FRAMES).round().astype(int)
+            rows.append((caption, list(clip.video.frames(np.unique(places)))))
+        # The test needed its embeddings only, and counts.
+        except (VideoError, OSError) as error:
+            rows.append((f"{caption} ({error})", []))
+    return strips(rows)
+
+
+def number_of_parameters(module: nn.Module) -> int:
+    """Numbers in the parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def about(checkpoint: Checkpoint, path: Path, encoder: Encoder, split_number: int) -> dict[str, Any]:
+    """What it takes to repeat the test of a checkpoint, as plain values.
+
+    Args:
+        encoder: that computed the embeddings
+    """
     return {
-        "model": checkpoint.model.name,
-        "streams": list(checkpoint.model.streams),
-        "temperature": checkpoint.temperature,
-        "trained_parameters": number_of_parameters(checkpoint.model.heads),
+        "model": checkpoint.model,
+        "temperature": checkpoint.head.temperature,
+        "trained_parameters": number_of_parameters(checkpoint.head),
         "checkpoint": str(path),
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "epoch": checkpoint.epoch,
         "encoder": encoder.name,
-        "encoder_trained_on": " + ".join(
-            dict.fromkeys(own.spec.trained_on if own.pretrained else "" for own in source.model.encoders())
-        ),
+        "encoder_trained_on": encoder.spec.trained_on if encoder.pretrained else "",
         "encoder_sha256": encoder.sha256(),
-        "encoder_computed_in": source.computed_in,
-        "further_sha256": {further.name: further.sha256() for further in source.model.encoders()[1:]},
+        "encoder_precision": encoder.precision,
         "device": str(encoder.device),
         "split_number": split_number,
-        "img_dim": source.img_dim,
-        "sequence_length": sampling.sequence_length,
-        "frame_stride": sampling.frame_stride,
-        "clips_per_video": sampling.views,
-        "frames_shuffled": sampling.shuffle,
+        "img_dim": encoder.img_dim,
+        "sequence_length": checkpoint.sequence_length,
+        "frame_stride": checkpoint.frame_stride,
         "training": checkpoint.settings,
         "command": sys.argv,
         "versions": {
@@ -248,77 +255,44 @@ def about(
     }
 
 
-def _write_mistakes(folder: Path, predictions: Predictions) -> None:
-    """A picture for each class with mistakes; those of an earlier test, and no other files, are gone."""
-    of_class: dict[str, list[int]] = {}
-    for index in predictions.mistakes():
-        of_class.setdefault(predictions.classes[predictions.labels[index]], []).append(index)
-    earlier = {path for name in predictions.classes if (path := folder / f"{name}.png").is_file()}
-    few = len(of_class) <= 20
-    for name, indices in tqdm(of_class.items(), "mistakes", unit="class", dynamic_ncols=True, disable=few):
-        rows = []
-        for index in indices[:MISTAKES]:
-            clip, taken_for = predictions.clips[index], predictions.classes[predictions.predicted[index]]
-            percent = 100 * predictions.probabilities[index].max()
-            caption = f"{clip.name}: taken for {taken_for}, {percent:.1f} %"
-            try:
-                places = np.linspace(0, clip.video.count() - 1, FRAMES).round().astype(int)
-                rows.append((caption, list(clip.video.frames(np.unique(places)))))
-            # The test took its embeddings from the cache, and counts.
-            except (VideoError, OSError) as error:
-                rows.append((f"{caption} ({error})", []))
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{name}.png"
-        write_whole(path, strips(rows))
-        earlier.discard(path)
-    for path in earlier:
-        path.unlink()
-
-
-def write_report(folder: Path, predictions: Predictions, about: dict[str, Any]) -> dict[str, Any]:
+def write_report(folder: Path, predictions: Predictions, described: dict[str, Any]) -> dict[str, Any]:
     """Write the files into a folder, each whole or not at all; returns what report.json holds.
 
     Args:
-        about: as the function of this name gives it
+        described: as `about` gives it, and more
 
     Raises: OSError if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    measured, temperature = figures(predictions), about["temperature"]
-    # The mean over several clips of a video is none of a softmax.
-    if temperature != 1 and about["clips_per_video"] == 1:
+    measured, temperature = figures(predictions), described["temperature"]
+    if temperature != 1:
         before = with_temperature(predictions.probabilities, 1 / temperature)
         error = Reliability.of(before, predictions.labels).error
         measured["calibration_error_without_temperature_percent"] = 100 * error
-    mistakes = [
-        {
-            "clip": predictions.clips[index].name,
-            "taken_for": predictions.classes[predictions.predicted[index]],
-            "probability": float(predictions.probabilities[index].max()),
-        }
-        for index in predictions.mistakes()
-    ]
+    mistakes = predictions.mistakes()
     report = {
         "figures": measured,
-        **about,
+        **described,
         "test_clips_sha256": names_sha256(predictions.clips),
-        "mistakes": mistakes,
+        "mistakes": [
+            {
+                "clip": predictions.clips[index].name,
+                "mistaken_for": predictions.classes[predictions.predicted[index]],
+                "probability": float(predictions.probabilities[index].max()),
+            }
+            for index in mistakes
+        ],
     }
     score = f"{measured['top1_percent']:.2f} % of {measured['clips']:,} clips"
-    title = f"{about['model']}, {about['encoder']}, split {about['split_number']}: {score}"
-    rows = _per_class(predictions)
-    head = ["class", "clips", "correct", "accuracy_percent", "taken_for"]
-    write_whole(folder / "classes.csv", csv_bytes([head, *rows]))
-    head = ["clip", "group", "label", "predicted", "correct"]
-    write_whole(
-        folder / "predictions.csv", csv_bytes([[*head, *predictions.classes], *_per_clip(predictions)])
-    )
-    write_whole(
-        folder / "confusion.png",
-        confusion_matrix(predictions.classes, predictions.labels, predictions.predicted, title),
-    )
-    write_whole(folder / "classes.png", class_bars(rows, title))
+    title = f"{described['model']}, {described['encoder']}, split {described['split_number']}: {score}"
+    confusion = confusion_matrix(predictions.classes, predictions.labels, predictions.predicted, title)
+    write_whole(folder / "classes.csv", csv_bytes(_per_class(predictions)))
+    write_whole(folder / "predictions.csv", csv_bytes(_per_clip(predictions)))
+    write_whole(folder / "confusion.png", confusion)
     write_whole(folder / "reliability.png", reliability_diagram(predictions.reliability, title))
     write_whole(folder / "report.json", json_bytes(report))
-    _write_mistakes(folder / "mistakes", predictions)
+    if mistakes:
+        write_whole(folder / "mistakes.png", _mistakes(predictions))
+    else:
+        (folder / "mistakes.png").unlink(missing_ok=True)
     return report

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -25,18 +26,24 @@ def shortened(name: str, room: int = 20) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """A hidden file beside `path` to write to; at the end it is synced to disk and takes the name.
+
+    Args:
+        sync: False for what can be made again, where waiting for the disk costs more
 
     If the end is not reached it is removed, and `path` stays as it was.
     """
     stem = shortened(path.stem, 40)
-    partial = path.with_name(f".{stem}.{os.getpid()}.partial{path.suffix.lower()}")
+    unique = f"{os.getpid()}-{threading.get_ident()}"
+    partial = path.with_name(f".{stem}.{unique}.partial{path.suffix.lower()}")
     try:
         yield partial
-        _sync(partial)
+        if sync:
+            _sync(partial)
         partial.replace(path)
-        _sync(path.parent)
+        if sync:
+            _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -49,13 +56,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, contents: bytes | memoryview) -> None:
+def write_whole(path: Path, contents: bytes | memoryview, *, sync: bool = True) -> None:
     """Write a file through `replacing`.
 
     Raises: UserError that names the path and the bytes needed if the disk is full or the file too large.
     """
     try:
-        with replacing(path) as partial:
+        with replacing(path, sync=sync) as partial:
             partial.write_bytes(contents)
     except OSError as error:
         raise UserError(

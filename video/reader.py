@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -66,6 +66,8 @@ class Video:
         self.path, self.name = path, printable(path)
         self.lost, self.problems, self.end = 0, list[str](), Fraction(0)
         self.begin: Fraction | None = None
+        # Called with each frame that `timed_frames` gives.
+        self.watch: Callable[[Frame], object] = lambda _: None
         self._count: int | None = None
         self._fps: Fraction | None = None
         self._packets, self._length = 0, Fraction(0)
@@ -171,7 +173,10 @@ class Video:
     def timed_frames(self) -> Iterator[Frame]:
         """All frames with their times; as `frames` else. Images are taken to come 25 a second."""
         if self.path.is_dir():
-            yield from (Frame(image, Fraction(number, 25)) for number, image in enumerate(self.frames()))
+            for number, image in enumerate(self.frames()):
+                timed = Frame(image, Fraction(number, 25))
+                self.watch(timed)
+                yield timed
             return
         read = 0
         with self._decode() as decoder:
@@ -180,7 +185,9 @@ class Video:
                 if image is not None:
                     self.begin = decoder.begin
                     read += 1
-                    yield Frame(image, ticks * decoder.damage.tick)
+                    frame = Frame(image, ticks * decoder.damage.tick)
+                    self.watch(frame)
+                    yield frame
             self._take_stock(decoder)
         if read == 0:
             raise self._no_frame()

@@ -1,0 +1,361 @@
+"""Recognize actions in videos: what test_on_video.py, the page and other programs stand on.
+
+from annotation.recognizer import Recognizer
+recognizer = Recognizer.load("model_checkpoints/best.pth")     # or Recognizer.pretrained("i3d")
+for segment in recognizer("x.avi").segments:
+print(segment.action, segment.start, segment.end, segment.probability)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from annotation.labels import ClipLayout, choose_labels, drop_short, label_frames, runs, smooth
+from annotation.onnx_model import OnnxModel
+from annotation.overlay import NO_ACTION, NONE
+from annotation.settings import DEFAULT_ENCODER, BackendSettings, LabelSettings, check_own_classes
+from features.embed import Embedded, embed_video
+from features.encoder import Encoder
+from features.settings import DeviceSettings, read_state
+from features.store import Store
+from features.weights import State
+from features.windows import nearest_stride
+from features.workers import map_on_cores
+from models import Head
+from training.checkpoint import Checkpoint, load_checkpoint
+from utils.device import choose_device
+from utils.files import csv_bytes, json_bytes, shortened, write_whole
+from utils.process import UserError, say
+from video.reader import Video, check_length
+
+
+class LastLayer(Head):
+    """An encoder's own last layer, as it was released: it names the classes that the encoder was trained on.
+
+    Linear on the mean embedding of a clip. I3D and S3D average each two neighboring embeddings before it, so
+    the first and the last one count half; of a single one the average is itself.
+
+    Args:
+        network: with `last_layer`, (..., D) -> (..., C), and `averages_pairs`
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(network.last_layer, nn.Linear)
+        self.output, self.pairs = network.last_layer, bool(network.averages_pairs)
+
+    def forward(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Logits of clips: (B, T, D) -> (B, C)."""
+        if padding is None:
+            padding = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        weights = (~padding).to(embeddings.dtype)
+        if self.pairs:
+            both = weights[:, :-1] * weights[:, 1:]
+            halves = F.pad(both, (1, 0)) + F.pad(both, (0, 1))
+            weights = torch.where(halves.sum(1, keepdim=True) > 0, halves, weights)
+        return self.output((embeddings * (weights / weights.sum(1, keepdim=True))[..., None]).sum(1))
+
+
+def untrained(name: str, state: State | None = None, img_dim: int | None = None) -> Checkpoint:
+    """A model that names the classes an encoder was trained on, without any training here.
+
+    Raises: UserError for an encoder that names none; else as `Encoder`.
+    """
+    check_own_classes(name)
+    encoder = Encoder(name, state=state, img_dim=img_dim)
+    spec = encoder.spec
+    assert spec.categories is not None
+    return Checkpoint(
+        encoder, LastLayer(encoder.feature_extractor).eval(), "LastLayer", {}, spec.categories(),
+        spec.sequence_length, spec.frame_stride, fps=spec.fps,
+    )  # fmt: skip
+
+
+def choose(only: str | None, classes: Sequence[str]) -> list[int]:
+    """Labels of the classes that --only names between commas, in its order; all without it.
+
+    Capitals do not matter. Raises: UserError for a name twice, or an unknown one, with those nearest to it.
+    """
+    if only is None:
+        return list(range(len(classes)))
+    known = {name.lower(): label for label, name in enumerate(classes)}
+    chosen: dict[int, None] = {}
+    for name in filter(None, (part.strip() for part in only.split(","))):
+        if name.lower() not in known:
+            near = difflib.get_close_matches(name.lower(), known, 3, 0.4)
+            near += [each for each in known if name.lower() in each and each not in near][:3]
+            names = ", ".join(classes[known[each]] for each in near)
+            raise UserError(
+                f"--only {name}: the model knows no such action"
+                + (f"; near it are {names}" if near else "")
+                + "; --list_actions of test_on_video.py prints all"
+            )
+        if known[name.lower()] in chosen:
+            raise UserError(f"--only {name}: this action stands there twice; name each once")
+        chosen[known[name.lower()]] = None
+    if not chosen:
+        raise UserError("--only names no action; write names between commas")
+    return list(chosen)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive frames with one label.
+
+    Attributes:
+        action: name of the action, or "no action"
+        start, end: in seconds from the beginning of the video
+        probability: mean over the frames; of no action, that of the most probable one
+        label: of the action, or `NONE`
+        first, last: frame numbers
+    """
+
+    action: str
+    start: float
+    end: float
+    probability: float
+    label: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What a video shows.
+
+    Attributes:
+        classes: names of the actions that were told apart, by label
+        probabilities: of each frame, (N, C)
+        labels: of each frame, (N,); `NONE` for no action
+        times: second of each frame, and that at which the last one ends, (N + 1,)
+        fps: frames per second
+        lost_frames: frames that did not decode
+        problems: with the file, in sentences
+    """
+
+    classes: list[str]
+    probabilities: np.ndarray
+    labels: np.ndarray
+    times: np.ndarray
+    fps: Fraction
+    lost_frames: int = 0
+    problems: tuple[str, ...] = ()
+
+    def name(self, label: int) -> str:
+        """What a label is called."""
+        return NO_ACTION if label == NONE else self.classes[label]
+
+    @property
+    def segments(self) -> list[Segment]:
+        """Runs of frames with the same label."""
+        found = []
+        for first, last in runs(self.labels):
+            label, rows = int(self.labels[first]), self.probabilities[first : last + 1]
+            of_frame = rows.max(1) if label == NONE else rows[:, label]
+            start, end = (round(float(second), 4) for second in (self.times[first], self.times[last + 1]))
+            found.append(Segment(self.name(label), start, end, float(of_frame.mean()), label, first, last))
+        return found
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean probabilities (C,) over the frames that show an action; over all where none does."""
+        active = self.labels != NONE
+        return self.probabilities[active if active.any() else slice(None)].mean(axis=0, dtype=np.float64)
+
+    @property
+    def label(self) -> int:
+        """The most probable action of `mean`; `NONE` where no frame shows one."""
+        return int(self.mean.argmax()) if (self.labels != NONE).any() else NONE
+
+    def summary(self) -> dict[str, float]:
+        """Mean probability of each action over the frames that show one; where none does, of that alone."""
+        if self.label == NONE:
+            return {NO_ACTION: 1 - float(self.mean.max())}
+        return dict(zip(self.classes, self.mean.tolist(), strict=True))
+
+    def write_tables(self, path: Path, video: str, model: str) -> tuple[Path, Path]:
+        """Write <path>.json, with the segments, and <path>.csv, a row for each frame; returns the two.
+
+        Raises: UserError if one cannot be written.
+        """
+        listed = [
+            {
+                "action": segment.action, "start_seconds": segment.start, "end_seconds": segment.end,
+                "first_frame": segment.first, "last_frame": segment.last,
+                "mean_probability": round(segment.probability, 6),
+            }
+            for segment in self.segments
+        ]  # fmt: skip
+        whole = {
+            "video": video, "checkpoint": model, "action": self.name(self.label),
+            "mean_probability": round(float(self.mean.max()), 6), "lost_frames": self.lost_frames,
+            "frames": len(self.labels), "fps": str(self.fps), "segments": listed,
+        }  # fmt: skip
+        head = ["frame", "second", "action", *self.classes]
+        seconds = [round(float(second), 4) for second in self.times]
+        rows = (
+            [number, seconds[number], self.name(label), *(f"{value:.6f}" for value in row)]
+            for number, (label, row) in enumerate(zip(self.labels.tolist(), self.probabilities, strict=True))
+        )
+        files = path.with_name(path.name + ".json"), path.with_name(path.name + ".csv")
+        write_whole(files[0], json_bytes(whole))
+        write_whole(files[1], csv_bytes(chain([head], rows)))
+        return files
+
+
+class Recognizer:
+    """Names the actions in videos.
+
+    Args:
+        model: its encoder is prepared, on the device of its head; or an exported model
+        settings: how frames are labelled
+        name: of the model, for tables
+
+    Attributes:
+        classes: names of the actions that are told apart, by label
+        chosen: their labels among all that the model knows
+    """
+
+    def __init__(
+        self, model: Checkpoint | OnnxModel, settings: LabelSettings | None = None, name: str = ""
+    ) -> None:
+        self.model, self.settings, self.name = model, settings or LabelSettings(), name
+        self.encoder, self.head = model.encoder, model.head
+        self.chosen = choose(self.settings.only, model.classes)
+        self.classes = [model.classes[label] for label in self.chosen]
+
+    @classmethod
+    def load(cls, path: str | Path, **settings: Any) -> Self:
+        """A trained model, on the best device here.
+
+        Args:
+            path: of a checkpoint of this project or of the original
+            settings: fields of `LabelSettings`
+
+        Raises: as `load_checkpoint`.
+        """
+        return cls.open(BackendSettings(checkpoint_model=Path(path)), LabelSettings(**settings))
+
+    @classmethod
+    def pretrained(cls, encoder: str = DEFAULT_ENCODER, **settings: Any) -> Self:
+        """An encoder with its own last layer: 400 actions, without any training. Raises: as `untrained`."""
+        return cls.open(BackendSettings(encoder=encoder), LabelSettings(**settings))
+
+    @classmethod
+    def open(
+        cls,
+        backend: BackendSettings,
+        settings: LabelSettings | None = None,
+        computed: DeviceSettings | None = None,
+        threads: int = 0,
+    ) -> Self:
+        """The model that flags ask for.
+
+        Args:
+            threads: to compute with on a CPU; 0 takes all cores
+
+        Raises: UserError if flags do not go together; else as `load_checkpoint`, `untrained`, `OnnxModel`.
+        """
+        settings, computed = settings or LabelSettings(), computed or DeviceSettings()
+        device = choose_device(computed.device)
+        if backend.backend == "onnxruntime":
+            if backend.checkpoint_model is None:
+                raise UserError(
+                    "--backend onnxruntime runs what export.py wrote; name its folder with --checkpoint_model"
+                )
+            if computed.precision in ("bf16", "int8"):
+                raise UserError(
+                    f"--precision {computed.precision} is for --backend torch; an exported model is fp32"
+                )
+            return cls(OnnxModel(backend.checkpoint_model, settings.img_dim, threads), settings, backend.name)
+        if threads:
+            torch.set_num_threads(threads)
+        if backend.checkpoint_model:
+            model = load_checkpoint(backend.checkpoint_model)
+            if settings.img_dim:
+                model.encoder = model.encoder.resized(settings.img_dim)
+        else:
+            name = backend.encoder or DEFAULT_ENCODER
+            model = untrained(name, read_state(name, backend.encoder_weights), settings.img_dim)
+            say(
+                f"no --checkpoint_model: {name} names the {len(model.classes)} actions that it was trained "
+                "on, which --list_actions of test_on_video.py prints"
+            )
+        # Before the encoder, whose own last layer may be the head.
+        model.head.to(device)
+        model.encoder.to(device).prepare(computed.precision)
+        return cls(model, settings, backend.name)
+
+    def stride(self, fps: Fraction) -> int:
+        """The stride for a video of `fps` frames/s: a released network wants its own rate, a head any."""
+        return nearest_stride(fps, self.model.fps) if self.model.fps else self.model.frame_stride
+
+    def layout(self, fps: Fraction) -> ClipLayout:
+        """How clips lie in a video of `fps` frames/s."""
+        settings, unit = self.settings, self.stride(fps) * self.encoder.windows.hop
+        return ClipLayout(
+            settings.sequence_length or self.model.sequence_length,
+            self.encoder.window_step,
+            max(1, round(settings.label_every / unit)),
+        )
+
+    def embed(self, video: Video, folder: Path | None = None) -> tuple[Embedded, ClipLayout]:
+        """The embeddings of a video, and how clips lie in them.
+
+        Args:
+            folder: a store of embeddings, used and filled
+
+        Raises: as `__call__`.
+        """
+        fps, cuts = video.fps(), not self.settings.no_cuts
+        stride, layout = self.stride(fps), self.layout(fps)
+        length, step, every = layout.sequence_length, layout.step, layout.every
+        # Clips that label frames `every` at a time hold every step-th frame only.
+        if (
+            self.encoder.windows.frames == 1
+            and every % step == 0
+            and video.stated_count() // stride >= step * length
+        ):
+            stride, layout = stride * step, ClipLayout(length, 1, every // step)
+        if folder is None:
+            return embed_video(video, self.encoder, stride=stride, cuts=cuts, map=map_on_cores), layout
+        assert isinstance(self.encoder, Encoder)
+        store = Store(folder, self.encoder, stride=stride, advice="name another --store")
+        name = shortened(video.path.stem)
+        embedded = store.load(name, video, cuts=cuts)
+        return embedded or store.embed(name, video, cuts=cuts, map=map_on_cores), layout
+
+    def __call__(self, video: str | Path | Video, *, store: Path | None = None) -> Recognition:
+        """Recognize the actions of a video.
+
+        Args:
+            store: folder where embeddings are kept: a second look with other settings encodes nothing
+
+        Raises: MissingFileError or VideoError if it cannot be read.
+        """
+        video = video if isinstance(video, Video) else Video(Path(video))
+        settings = self.settings
+        embedded, layout = self.embed(video, store)
+        check_length(video.path, embedded.frames)
+        probabilities = label_frames(
+            self.head.classify, embedded, layout, device=self.encoder.device, dtype=self.encoder.dtype
+        )
+        times = np.array([embedded.second(frame) for frame in range(embedded.frames + 1)])
+        smoothed = smooth(probabilities[:, self.chosen], times[:-1], settings.smooth, embedded.begins)
+        labels = choose_labels(smoothed, settings.min_probability)
+        labels = drop_short(labels, times, settings.min_seconds, embedded.begins)
+        return Recognition(
+            self.classes, smoothed, labels, times, video.fps(), embedded.lost_frames,
+            tuple(embedded.problems),
+        )  # fmt: skip
