@@ -249,7 +249,7 @@ class FrameClips(Dataset[FrameItem]):
         numbers, which = np.unique(indices // per_window, return_inverse=True)
         windows = [layout.window(number * layout.frames, kept) for number in numbers.tolist()]
         given = np.cumsum([0, *(len(frames) // layout.hop for frames, _ in windows)])[:-1]
-        first = given + [skip for _, skip in windows]
+        first = given + [new.start for _, new in windows]
         places = first[which] + indices - numbers[which] * per_window
         # A video is read in its order.
         wanted = np.unique(np.concatenate([frames for frames, _ in windows]))

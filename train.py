@@ -18,6 +18,7 @@ import contextlib
 import csv
 import io
 import math
+import os
 import re
 import statistics
 import time
@@ -72,6 +73,10 @@ FREE = (
 )
 
 
+# What holds of a checkpoint that training starts from, where no flag says otherwise.
+SIZES = ("img_dim", "sequence_length", "frame_stride", "flip", "no_flip")
+
+
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of train.py."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -85,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = get_args_parser()
     args = parser.parse_args(argv)
     given = typed(parser, argv, args)
+    if problem := check_flags(args):
+        parser.error(problem)
     device = choose_device(args.device)
     with contextlib.closing(Ranks.from_environment(device)) as ranks:
         first = args.output_path / "split1" / LAST
@@ -93,21 +100,24 @@ def main(argv: list[str] | None = None) -> int:
         if args.split_number != ALL:
             train(args, given, None, device, ranks)
             return 0
-        before = resumed(args, given, load_checkpoint(first)) if args.resume and first.is_file() else args
+        if args.resume and not first.is_file():
+            raise MissingFileError(f"{first}: there is no run to go on with; begin one without --resume")
+        before = resumed(args, given, load_checkpoint(first)) if args.resume else args
         # Once: folds drawn anew for the next split might be others, with other clips.
         listed = open_listed(read(DataSettings, before))
         tested = []
         for number in listed.numbers:
-            own = argparse.Namespace(**vars(args))
+            own, known = argparse.Namespace(**vars(args)), given
             own.split_number, own.output_path = number, args.output_path / f"split{number}"
             own.run_path = args.run_path and args.run_path / f"split{number}"
             if args.resume and not (own.output_path / LAST).is_file():
                 # Its turn had not come: trained as the first one was.
                 own = resumed(own, given, load_checkpoint(first))
                 own.split_number, own.resume = number, False
+                known = {name: getattr(own, name) for name in SIZES} | given
                 if own.run_path and "run_path" not in given:
                     own.run_path = own.run_path.with_name(f"split{number}")
-            tested.append(train(own, given, listed, device, ranks))
+            tested.append(train(own, known, listed, device, ranks))
         reports = [each for each in tested if each is not None]
         if reports:
             print(table_of_splits(reports))
@@ -197,16 +207,10 @@ def take_sizes(args: argparse.Namespace, given: dict[str, Any], start: Checkpoin
                 f"{args.checkpoint_model}: --{name} {given[name]} is not what this checkpoint was trained "
                 f"with ({value}); leave the flag out"
             )
-    sizes = {
-        "img_dim": start.encoder.img_dim,
-        "sequence_length": start.sequence_length,
-        "frame_stride": start.frame_stride,
-    }
-    for name, value in sizes.items():
-        sizes[name] = given.get(name) or value
-    flips = {name: start.settings.get(name, False) for name in ("flip", "no_flip")}
+    before = start.encoder.img_dim, start.sequence_length, start.frame_stride
+    sizes = {name: given.get(name) or value for name, value in zip(SIZES, before, strict=False)}
     if not {"flip", "no_flip"} & set(given):
-        sizes |= flips
+        sizes |= {name: start.settings.get(name, False) for name in SIZES[3:]}
     vars(args).update(theirs | sizes)
 
 
@@ -215,9 +219,6 @@ def fit(
 ) -> Tested | None:
     """The training itself, from its data to its test; arguments and errors as `train`."""
     # Data.
-    problem = check_flags(args, ranks)
-    if problem:
-        raise UserError(problem)
     split = choose_split(listed, args.split_number)
     if start and len(start.classes) != len(split.classes):
         raise UserError(
@@ -422,9 +423,9 @@ def fit(
     return report, predictions
 
 
-def check_flags(args: argparse.Namespace, ranks: Ranks) -> str | None:
+def check_flags(args: argparse.Namespace) -> str | None:
     """Why the flags do not go together, in a line; None if they do."""
-    least = 2 * ranks.size
+    least = 2 * int(os.environ.get("WORLD_SIZE", "1"))
     if args.batch_size < least:
         return (
             f"--batch_size {args.batch_size} is too small: BatchNorm cannot train on a single clip in a "

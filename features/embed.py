@@ -123,7 +123,7 @@ def embed_video(
     layout, finder = encoder.windows, Shots(find=cuts)
     begins, times = [0], list[float]()
 
-    def read() -> Iterator[tuple[Tensor, int]]:
+    def read() -> Iterator[tuple[Tensor, slice]]:
         cutter, kept = Cutter(layout, encoder.batch_size), list[np.ndarray]()
 
         def resized() -> np.ndarray:
@@ -146,10 +146,10 @@ def embed_video(
         yield from cutter.add(resized()) if kept else ()
         yield from cutter.end()
 
-    def embed(part: tuple[Tensor, int]) -> np.ndarray:
-        windows, skip = part
+    def embed(part: tuple[Tensor, slice]) -> np.ndarray:
+        windows, new = part
         views = [windows, windows.flip(-1)] if flip else [windows]
-        embeddings = torch.stack([encoder.embed(view)[:, skip:].flatten(0, 1) for view in views])
+        embeddings = torch.stack([encoder.embed(view)[:, new].flatten(0, 1) for view in views])
         return embeddings.cpu().numpy()
 
     parts = []

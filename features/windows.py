@@ -37,16 +37,17 @@ class Windows:
         """Number of embeddings of a video."""
         return -(-num_frames // self.hop)
 
-    def window(self, start: int, num_frames: int) -> tuple[np.ndarray, int]:
+    def window(self, start: int, num_frames: int) -> tuple[np.ndarray, slice]:
         """The window whose first new embedding stands for the frames from `start` on.
 
-        Returns: its frame numbers, ascending, and the number of embeddings to skip at its front.
+        Returns: its frame numbers, ascending, and which of its embeddings are new.
         """
         left = num_frames - start
         length = min(self.frames, max(self.least, self.hop * self.count(left)))
         first = min(start, max(0, num_frames - length))
-        skip = 0 if first == start else length // self.hop - self.count(min(left, self.frames))
-        return np.arange(first, first + length).clip(max=num_frames - 1), skip
+        new = self.count(min(left, self.frames))
+        skip = 0 if first == start else length // self.hop - new
+        return np.arange(first, first + length).clip(max=num_frames - 1), slice(skip, skip + new)
 
 
 def nearest_stride(fps: float | Fraction, wanted: float) -> int:
@@ -68,29 +69,29 @@ class Cutter:
         # Frame numbers: the first one held, the first one of the next window, and the number read.
         self._first = self._start = self._read = 0
 
-    def add(self, frames: np.ndarray) -> Iterator[tuple[Tensor, int]]:
-        """Full batches of windows (N, L, 3, H, W) with nothing to skip; `frames` are (n, H, W, 3) uint8."""
+    def add(self, frames: np.ndarray) -> Iterator[tuple[Tensor, slice]]:
+        """Full batches of windows (N, L, 3, H, W), all new; `frames` are (n, H, W, 3) uint8."""
         self._held = np.concatenate([self._held, frames]) if len(self._held) else frames
         self._read += len(frames)
         while self._read - self._start >= self._batch * self._layout.frames:
             yield self._complete(self._batch)
 
-    def end(self) -> Iterator[tuple[Tensor, int]]:
-        """The windows that are left, and the embeddings to skip at the front of each."""
+    def end(self) -> Iterator[tuple[Tensor, slice]]:
+        """The windows that are left, and which of the embeddings of each are new."""
         if complete := (self._read - self._start) // self._layout.frames:
             yield self._complete(complete)
         if self._read > self._start:
-            numbers, skip = self._layout.window(self._start, self._read)
-            yield _as_tensor(self._held[numbers - self._first][None]), skip
+            numbers, new = self._layout.window(self._start, self._read)
+            yield _as_tensor(self._held[numbers - self._first][None]), new
 
-    def _complete(self, number: int) -> tuple[Tensor, int]:
+    def _complete(self, number: int) -> tuple[Tensor, slice]:
         begin, length = self._start - self._first, self._layout.frames
         windows = self._held[begin : begin + number * length]
         self._start += number * length
         # The last window may reach back by so much.
         drop = max(0, self._start - self._layout.least + 1 - self._first)
         self._held, self._first = self._held[drop:], self._first + drop
-        return _as_tensor(windows.reshape(number, length, *windows.shape[1:])), 0
+        return _as_tensor(windows.reshape(number, length, *windows.shape[1:])), slice(None)
 
 
 def _as_tensor(windows: np.ndarray) -> Tensor:

@@ -22,10 +22,9 @@ from torch import nn
 from features import networks
 from features.encoder import Encoder
 from features.windows import Windows
-from models import ConvLSTM
+from models import ConvLSTM, build_head
 from splits.datasets import DataSettings
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.classifier import Classifier
 from utils import process
 from video.frames import Resize
 from video.writer import write_video
@@ -71,7 +70,7 @@ def free_port() -> int:
 
 # A process of these has what takes seconds to import already.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["train", "test", "features.fill", "test_on_video"])
+_SERVER.set_forkserver_preload(["train", "test", "extract_features", "test_on_video"])
 
 
 def _run_as_script(script: Path, words: list[str], out: Path, file_limit: int | None) -> None:
@@ -108,6 +107,9 @@ class Script:
 
     def kill(self) -> None:
         self._process.kill()
+
+    def terminate(self) -> None:
+        self._process.terminate()
 
     def outcome(self) -> Outcome:
         """Wait for its end; the status is negative after a signal."""
@@ -191,13 +193,16 @@ def build_tiny_video(*, pretrained: bool, state: dict[str, torch.Tensor] | None 
     return network
 
 
+TINY = networks.EncoderSpec(build_tiny, 48)
+TINY_VIDEO = networks.EncoderSpec(
+    build_tiny_video, 27, input_size=24, cpu_batch=2, windows=Windows(16, 4, 8), live_frames=8, fps=25,
+    resize=Resize(24, 28, "bilinear"), flip=False, sequence_length=6, window_step=1,
+    categories=lambda: list(TINY_ACTIONS),
+)  # fmt: skip
+
+
 def add_tiny_encoder() -> None:
-    networks.ENCODERS["tiny"] = networks.EncoderSpec(build_tiny, 48)
-    networks.ENCODERS["tiny_video"] = networks.EncoderSpec(
-        build_tiny_video, 27, input_size=24, cpu_batch=2, windows=Windows(16, 4, 8), live_frames=8, fps=25,
-        resize=Resize(24, 28, "bilinear"), flip=False, sequence_length=6, window_step=1,
-        categories=lambda: list(TINY_ACTIONS),
-    )  # fmt: skip
+    networks.ENCODERS |= {"tiny": lambda: TINY, "tiny_video": lambda: TINY_VIDEO}
 
 
 def embed_frames(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
@@ -208,12 +213,20 @@ def embed_frames(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
 CLASSES = ["WalkLeft", "WalkRight"]
 
 
-def save_untrained(path: Path, streams: tuple[str, ...]) -> Path:
-    """A checkpoint of the tiny encoder and a small head that has learned nothing."""
-    add_tiny_encoder()
+def untrained_checkpoint(encoder: str = "tiny", model: str = "ConvLSTM", **sizes: int) -> Checkpoint:
+    """A small head that has learned nothing, over a tiny encoder for frames of 32 pixels."""
     torch.manual_seed(0)
-    model = Classifier("ConvLSTM", len(CLASSES), encoder="tiny", streams=streams, hidden_dim=16)
-    save_checkpoint(path, Checkpoint(model, CLASSES, 32, 8, None, 0))
+    made = Encoder(encoder, img_dim=32 if encoder == "tiny" else None)
+    if model == "ConvLSTM":
+        sizes = {"hidden_dim": 16} | sizes
+    head, sizes = build_head(model, made.width, len(CLASSES), latent_dim=16, sequence_length=8, **sizes)
+    return Checkpoint(made, head.eval(), model, sizes, CLASSES, 8)
+
+
+def save_untrained(path: Path, encoder: str = "tiny") -> Path:
+    """A file with such a checkpoint."""
+    add_tiny_encoder()
+    save_checkpoint(path, untrained_checkpoint(encoder))
     return path
 
 
@@ -223,6 +236,12 @@ def tiny_encoder() -> Iterator[str]:
     add_tiny_encoder()
     yield "tiny"
     del networks.ENCODERS["tiny"], networks.ENCODERS["tiny_video"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Quantized networks of tests are not those of the user."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -301,18 +320,7 @@ def gray_video(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-TRAIN_FLAGS = (
-    "--encoder",
-    "tiny",
-    "--img_dim",
-    32,
-    "--sequence_length",
-    8,
-    "--num_workers",
-    0,
-    "--precision",
-    "fp32",
-)
+TRAIN_FLAGS = ("--encoder", "tiny", "--img_dim", 32, "--sequence_length", 8, "--precision", "fp32")
 
 
 @pytest.fixture

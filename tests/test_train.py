@@ -1,19 +1,17 @@
 import csv
 import json
+import random
 import re
 import shutil
-import signal
+import time
 
+import filelock
 import pytest
 import torch
-from test_run import stop_after
-
 import test as test_script
 import train
-from conftest import embed_frames
-from features.encoder import Encoder
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.classifier import Classifier
+from conftest import Script, untrained_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def losses(outcome):
@@ -29,26 +27,27 @@ def test_train_saves_tests_and_keeps_what_the_checkpoint_needs(call, small, trai
     saved = [path.name for path in folder.iterdir() if path.name != ".lock"]
     assert sorted(saved) == ["ConvLSTM_2.pth", "ConvLSTM_3.pth", "last.pth"]
     assert len([line for line in losses(done) if ": train" in line]) == 3
-    tested = [line for line in losses(done) if ": test" in line and "of 2 clips" in line]
+    tested = [line for line in losses(done) if ": test" in line]
     assert [line.split(":")[0] for line in tested[:2]] == ["epoch 2 of 3", "epoch 3 of 3"]
     assert tested[2].startswith("epoch 3, ConvLSTM_3.pth: test")
-    assert tested[2].split("accuracy ")[1][:20] == tested[1].split("accuracy ")[1][:20]
+    assert tested[2].split("accuracy ")[1][:7] == tested[1].split("accuracy ")[1][:7]
     checkpoint = load_checkpoint(folder / "ConvLSTM_3.pth")
     assert checkpoint.classes == ["WalkLeft", "WalkRight"]
-    assert (checkpoint.img_dim, checkpoint.sequence_length, checkpoint.split_number) == (32, 8, 1)
-    assert checkpoint.model.config["latent_dim"] == 16
+    assert (checkpoint.encoder.img_dim, checkpoint.sequence_length, checkpoint.split_number) == (32, 8, 1)
+    assert checkpoint.sizes["latent_dim"] == 16
+    assert (tmp_path / "runs/ConvLSTM-tiny-32px-split1-default-seed0/curves.png").is_file()
 
 
 def test_the_same_seed_twice_gives_the_same_losses_and_tensors(call, small, train_flags, tmp_path):
     states, printed = [], []
-    for name, seed, workers in (("a", 5, 0), ("b", 5, 2), ("c", 6, 0)):
+    for name, seed, workers in (("a", 5, 1), ("b", 5, 2), ("c", 6, 1)):
         done = call(
             train, *train_flags(small), "--num_epochs", 2, "--batch_size", 3, "--seed", seed,
             "--num_workers", workers, "--output_path", tmp_path / name,
         )  # fmt: skip
         assert done.status == 0, done.err
         printed.append(losses(done))
-        states.append(torch.load(tmp_path / name / "ConvLSTM_2.pth", weights_only=True)["state"])
+        states.append(torch.load(tmp_path / name / "ConvLSTM_2.pth", weights_only=True)["head"])
     assert printed[0] == printed[1] != printed[2]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
     assert not all(torch.equal(tensor, states[2][name]) for name, tensor in states[0].items())
@@ -63,9 +62,9 @@ def test_training_goes_on_from_a_checkpoint_and_loses_no_earlier_one(call, small
     )
     assert again.status == 0, again.err
     assert (tmp_path / "model_checkpoints/earlier-1/ConvLSTM_1.pth").read_bytes() == first
-    old = torch.load(tmp_path / "model_checkpoints/earlier-1/ConvLSTM_1.pth", weights_only=True)["state"]
-    new = torch.load(tmp_path / "model_checkpoints/ConvLSTM_1.pth", weights_only=True)["state"]
-    assert torch.allclose(old["heads.rgb.lstm.weight_ih_l0"], new["heads.rgb.lstm.weight_ih_l0"], atol=1e-6)
+    old = torch.load(tmp_path / "model_checkpoints/earlier-1/ConvLSTM_1.pth", weights_only=True)["head"]
+    new = torch.load(tmp_path / "model_checkpoints/ConvLSTM_1.pth", weights_only=True)["head"]
+    assert torch.allclose(old["lstm.weight_ih_l0"], new["lstm.weight_ih_l0"], atol=1e-6)
 
 
 def test_it_learns_what_only_the_order_of_frames_tells(call, toy, train_flags, tmp_path):
@@ -151,23 +150,14 @@ def test_a_model_of_other_classes_is_refused(call, small, train_flags, toy):
     assert "2 classes" in done.one_line_error()
 
 
-def test_bf16_on_request_changes_the_embeddings_only_a_little(small, train_flags):
-    encoder = Encoder("tiny")
-    frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    exact = embed_frames(encoder, frames)
-    encoder.prepare(torch.bfloat16)
-    assert not torch.equal(embed_frames(encoder, frames), exact)
-    assert torch.allclose(embed_frames(encoder, frames), exact, rtol=0.03, atol=0.03)
-
-
 def test_all_splits_are_trained_from_one_cache_and_their_mean_is_a_row(call, toy, train_flags, tmp_path):
     flags = [*train_flags(toy), "--latent_dim", 8, "--num_epochs", 1, "--split_number", "all"]
     flags += ["--cache_path", tmp_path / "cache"]
     done = call(train, *flags)
     assert done.status == 0, done.err
-    assert done.out.count("encoding 64 clips") == 1
+    assert done.out.count("encoding 64 videos") == 1
     head, line, row = done.out.splitlines()[-3:]
-    assert head == "| model | frames | split 1 | split 2 | split 3 | mean | 95 % interval |"
+    assert head == "| model | embeddings | split 1 | split 2 | split 3 | mean | 95 % interval |"
     assert set(line) == {"|", "-", " "}
     accuracies = []
     for number in (1, 2, 3):
@@ -180,34 +170,35 @@ def test_all_splits_are_trained_from_one_cache_and_their_mean_is_a_row(call, toy
             == number
         )
     cells = row.strip("| ").split(" | ")
-    assert cells[:2] == ["ConvLSTM, tiny", "8 of 32 px"]
+    assert cells[:2] == ["ConvLSTM, tiny", "8 at 32 px"]
     assert cells[2:5] == [f"{accuracy:.2f} %" for accuracy in accuracies]
     assert cells[5] == f"**{sum(accuracies) / 3:.2f} %**"
     low, high = re.fullmatch(r"(\S+) to (\S+) %", cells[6]).groups()
     assert 0 <= float(low) < sum(accuracies) / 3 < float(high) <= 100
 
 
-def test_all_splits_go_on_where_they_stopped(call, toy, train_flags, tmp_path, monkeypatch):
+def test_all_splits_go_on_where_they_stopped(call, toy, train_flags, tmp_path):
     flags = [*train_flags(toy), "--latent_dim", 8, "--num_epochs", 2, "--split_number", "all"]
     whole = call(train, *flags, "--output_path", "whole")
     assert whole.status == 0, whole.err
-    with monkeypatch.context() as patch:
-        # 3 batches of training an epoch, one of testing, one of the report: in the second split.
-        stop_after(patch, 10, signal.SIGTERM)
-        done = call(train, *flags, "--output_path", "cut", "--run_path", "cut-run")
-    assert done.status == 128 + signal.SIGTERM
-    assert not (tmp_path / "cut/split3").exists()
-    done = call(train, "--resume", "--split_number", "all", "--output_path", "cut")
+    cut = call(train, *flags, "--output_path", "cut", "--run_path", "cut-run")
+    assert cut.status == 0, cut.err
+    # As if it had been killed in the second split, after an epoch.
+    shutil.rmtree(tmp_path / "cut/split3")
+    shutil.rmtree(tmp_path / "cut-run/split3")
+    one = call(train, *train_flags(toy), "--latent_dim", 8, "--num_epochs", 2, "--split_number", 2,
+               "--output_path", "other")  # fmt: skip
+    assert one.status == 0, one.err
+    done = call(train, "--resume", "--output_path", "cut")
     assert done.status == 0, done.err
     assert done.out.splitlines()[-1] == whole.out.splitlines()[-1]
     assert sorted(path.name for path in (tmp_path / "cut-run").iterdir()) == ["split1", "split2", "split3"]
-    assert (tmp_path / "cut-run/split3/test/report.json").is_file()
     done = call(train, "--resume", "--split_number", "all", "--output_path", "gone")
     assert (done.status, "no run to go on with" in done.one_line_error()) == (1, True)
 
 
 def test_the_model_of_a_checkpoint_holds_and_the_report_says_so(call, small, train_flags, tmp_path):
-    model = ["--model", "ActionBERT", "--latent_dim", 16, "--streams", "rgb,diff", "--frame_stride", 2]
+    model = ["--model", "ActionBERT", "--latent_dim", 16, "--frame_stride", 2]
     flags = [*train_flags(small), "--num_epochs", 1]
     assert call(train, *flags, *model, "--output_path", "first").status == 0
     start = ["--checkpoint_model", "first/ActionBERT_1.pth", "--num_epochs", 1, "--precision", "fp32"]
@@ -216,7 +207,7 @@ def test_the_model_of_a_checkpoint_holds_and_the_report_says_so(call, small, tra
     assert done.status == 0, done.err
     report = json.loads((tmp_path / "run/test/report.json").read_text())
     for name, value in {
-        "encoder": "tiny", "model": "ActionBERT", "streams": "rgb,diff", "latent_dim": 16, "img_dim": 32,
+        "encoder": "tiny", "model": "ActionBERT", "latent_dim": 16, "img_dim": 32,
         "sequence_length": 8, "frame_stride": 2,
     }.items():  # fmt: skip
         assert report["training"][name] == value, name
@@ -224,12 +215,12 @@ def test_the_model_of_a_checkpoint_holds_and_the_report_says_so(call, small, tra
     done = call(train, *data, *start, "--sequence_length", 5, "--output_path", "third", "--run_path", "run3")
     assert done.status == 0, done.err
     assert load_checkpoint(tmp_path / "third/ActionBERT_1.pth").sequence_length == 5
-    for flag, value in (("--model", "MeanPool"), ("--encoder", "resnet18"), ("--streams", "rgb")):
+    for flag, value in (("--model", "LinearProbe"), ("--encoder", "resnet18")):
         done = call(train, *data, *start, flag, value)
         assert done.status == 1
         assert f"{flag} {value} is not what this checkpoint was trained with" in done.one_line_error()
     done = call(train, "--resume", "--output_path", "second")
-    assert (done.status, "all 1 epochs are trained already" in done.out) == (0, True), done.err
+    assert (done.status, "going on after epoch 1 of 1" in done.out) == (0, True), done.err
     # All splits, with a size of their own; the second has not had its turn.
     every = ["--split_number", "all", "--output_path", "every"]
     done = call(train, *data, *start, *every, "--sequence_length", 4)
@@ -273,12 +264,11 @@ def test_a_checkpoint_with_sorted_classes_is_trained_and_tested_on_its_own_label
         path.write_text(
             "\n".join(f"{line.split()[0]} {labels[line.split('/')[0]]}" for line in lines if line)
         )
-    model = Classifier("MeanPool", 2, encoder="tiny")
-    save_checkpoint(tmp_path / "old.pth", Checkpoint(model, ["WalkLeft", "WalkRight"], 32, 8, None, 0))
+    save_checkpoint(tmp_path / "old.pth", untrained_checkpoint(model="LinearProbe"))
     done = call(train, *train_flags(small)[:4], "--checkpoint_model", "old.pth", "--num_epochs", 1,
                 "--learning_rate", 1e-2, "--run_path", "run", "--precision", "fp32")  # fmt: skip
     assert done.status == 0, done.err
-    assert load_checkpoint(tmp_path / "model_checkpoints/MeanPool_1.pth").classes == [
+    assert load_checkpoint(tmp_path / "model_checkpoints/LinearProbe_1.pth").classes == [
         "WalkLeft",
         "WalkRight",
     ]
@@ -287,3 +277,109 @@ def test_a_checkpoint_with_sorted_classes_is_trained_and_tested_on_its_own_label
     with (tmp_path / "tested/predictions.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             assert row["clip"].startswith(row["label"] + "/")
+
+
+def state_of(path):
+    contents = torch.load(path, weights_only=True)
+    return contents["head"], contents["training"]["history"]
+
+
+def assert_same(one, other):
+    assert all(torch.equal(tensor, other[0][name]) for name, tensor in one[0].items())
+    keys = ("train_loss", "train_accuracy", "val_loss", "learning_rate")
+    assert [[epoch[key] for key in keys] for epoch in one[1]] == [
+        [epoch[key] for key in keys] for epoch in other[1]
+    ]
+
+
+@pytest.mark.parametrize("model", ["ConvLSTM", "ActionBERT"])
+def test_killed_at_any_instant_and_resumed_it_ends_with_the_same_weights(small, tmp_path, model):
+    data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist"]
+    flags = [*data, "--encoder", "efficientnet_lite0", "--img_dim", 32, "--precision", "fp32", "--model", model,
+             "--latent_dim", 64, "--num_epochs", 12, "--batch_size", 2, "--val_fraction", 0.3,
+             "--cache_path", tmp_path / "cache"]  # fmt: skip
+    whole = Script("train.py", *flags, "--output_path", tmp_path / "whole", "--run_path", tmp_path / "run")
+    assert whole.outcome().status == 0
+    expected, rng = state_of(tmp_path / "whole/last.pth"), random.Random(1)
+    begin = ["train.py", *flags, "--output_path", tmp_path / "cut", "--run_path", tmp_path / "cut-run"]
+    resume = ["train.py", "--resume", "--output_path", tmp_path / "cut"]
+    for _ in range(4):
+        running = Script(*(resume if (tmp_path / "cut/last.pth").is_file() else begin))
+        time.sleep(rng.uniform(0.3, 2.5))
+        running.kill()
+        running.outcome()
+    done = Script(*(resume if (tmp_path / "cut/last.pth").is_file() else begin)).outcome()
+    assert done.status == 0, done.err
+    assert_same(expected, state_of(tmp_path / "cut/last.pth"))
+
+
+def test_signals_end_at_once_and_the_run_goes_on(small, train_flags, tmp_path):
+    data = train_flags(small)[:4]
+    running = Script("train.py", *data, "--encoder", "efficientnet_lite0", "--img_dim", 32, "--num_epochs", 300,
+                     "--output_path", tmp_path / "out", "--run_path", tmp_path / "run")  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out/last.pth").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started = time.monotonic()
+    running.terminate()
+    done = running.outcome()
+    assert time.monotonic() - started < 5
+    assert done.status == 128 + 15
+    assert "interrupted by SIGTERM" in done.err
+    assert load_checkpoint(tmp_path / "out/last.pth").training is not None
+
+
+def test_other_flags_and_other_clips_are_refused_when_a_run_goes_on(call, small, train_flags, tmp_path):
+    assert call(train, *train_flags(small), "--num_epochs", 2).status == 0
+    error = call(train, "--resume", "--num_epochs", 5, "--batch_size", 8).one_line_error()
+    assert "--num_epochs 5 (there 2), --batch_size 8 (there 16)" in error
+    assert call(train, "--resume", "--keep", 3, "--num_epochs", 2).status == 0
+    (small / "UCF-101/WalkLeft/v_WalkLeft_g02_c01.avi").unlink()
+    assert "not the clips that" in call(train, "--resume").one_line_error()
+
+
+def test_validation_chooses_the_best_epoch_stops_and_calibrates(call, toy, train_flags, tmp_path):
+    done = call(train, *train_flags(toy), "--model", "LinearProbe", "--val_fraction", 0.4, "--patience", 2,
+                "--num_epochs", 40, "--learning_rate", 3e-2, "--keep", 1, "--run_path", "run")  # fmt: skip
+    assert done.status == 0, done.err
+    assert "no better one in 2 epochs" in done.out
+    best, last = (load_checkpoint(tmp_path / f"model_checkpoints/{name}.pth") for name in ("best", "last"))
+    assert last.epoch == best.epoch + 2
+    with (tmp_path / "run/history.csv").open(newline="") as file:
+        rows = [(float(row["val_accuracy"]), -float(row["val_loss"])) for row in csv.DictReader(file)]
+    assert max(range(len(rows)), key=lambda place: (rows[place], -place)) == best.epoch - 1
+    assert best.head.temperature != 1
+    report = json.loads((tmp_path / "run/test/report.json").read_text())
+    assert report["temperature"] == best.head.temperature
+    assert "calibration_error_without_temperature_percent" in report["figures"]
+    assert len(list((tmp_path / "model_checkpoints").glob("LinearProbe_*.pth"))) <= 1
+
+
+def test_a_loss_that_is_no_number_names_the_clips(call, small, train_flags):
+    done = call(train, *train_flags(small), "--learning_rate", 1e30, "--num_epochs", 3)
+    assert (done.status, "the loss became" in done.err, "v_Walk" in done.err) == (1, True, True), done.err
+
+
+def test_two_trainings_do_not_share_a_folder(call, small, train_flags, tmp_path):
+    (tmp_path / "model_checkpoints").mkdir()
+    with filelock.FileLock(tmp_path / "model_checkpoints/.lock"):
+        done = call(train, *train_flags(small))
+    assert (done.status, "another training writes there" in done.one_line_error()) == (1, True)
+
+
+def test_the_original_recipe_is_adam_without_anything(call, small, train_flags, tmp_path):
+    done = call(train, *train_flags(small), "--recipe", "original", "--num_epochs", 2, "--run_path", "run")
+    assert done.status == 0, done.err
+    with (tmp_path / "run/history.csv").open(newline="") as file:
+        assert [float(row["learning_rate"]) for row in csv.DictReader(file)] == [1e-5, 1e-5]
+
+
+def test_at_most_32_flags():
+    flags = [action for action in train.get_args_parser()._actions if action.dest != "help"]
+    assert len(flags) <= 32
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_a_line(call, small, train_flags, tmp_path):
+    torch.save({"format": "action-recognition 2"}, tmp_path / "old.pth")
+    done = call(train, *train_flags(small), "--checkpoint_model", "old.pth")
+    assert (done.status, "of another version" in done.one_line_error()) == (1, True)

@@ -173,8 +173,8 @@ class Video:
     def timed_frames(self) -> Iterator[Frame]:
         """All frames with their times; as `frames` else. Images are taken to come 25 a second."""
         if self.path.is_dir():
-            for number, image in enumerate(self.frames()):
-                timed = Frame(image, Fraction(number, 25))
+            for number, still in enumerate(self.frames()):
+                timed = Frame(still, Fraction(number, 25))
                 self.watch(timed)
                 yield timed
             return
