@@ -155,8 +155,8 @@ def test_what_is_whole_is_not_fetched_again(server, download):
 
 def test_an_earlier_run_is_taken_up(server, download):
     folder, run = download
-    (folder / "UCF101.rar.part").write_bytes(server.files[RAR][:1234])
-    (folder / "ucfTrainTestlist.zip.part").write_bytes(server.files[ZIP])
+    (folder / "unfinished-UCF101.rar").write_bytes(server.files[RAR][:1234])
+    (folder / "unfinished-ucfTrainTestlist.zip").write_bytes(server.files[ZIP])
     done = run()
     assert done.returncode == 0, done.stderr
     assert [start for _, _, start in server.log] == [1234]
@@ -178,7 +178,7 @@ def test_it_gives_up_loudly_and_keeps_the_part(server, download):
     done = run(UCF101_TRIES="3")
     assert done.returncode != 0
     assert "gave up after 3" in done.stderr
-    assert (folder / "UCF101.rar.part").stat().st_size > 0
+    assert (folder / "unfinished-UCF101.rar").stat().st_size > 0
     assert not (folder / "UCF101.rar").exists()
     assert "Next" not in done.stdout
 
