@@ -19,6 +19,7 @@ from video.files import VideoError, frame_files, printable, stated_size
 from video.opencv import MAX_PIXELS, av, cv2
 
 MIN_FRAMES = 2  # a single frame shows no action
+NO_FRAMES = "not one frame decodes; copy or download it again"
 NO_FRAME: np.ndarray = np.empty((0, 0, 3), np.uint8)
 
 
@@ -58,8 +59,7 @@ class Video:
         lost: frames that did not decode the last time that all were read
         problems: what was wrong with it then, in sentences
         end: when its last frame ended then, in seconds from the first
-        begin: when the first frame is shown, in seconds of the clock of the file, on which its sound lies
-            too; None before one was read
+        begin: when the first frame that was read is shown, in seconds of the clock of the file and its sound
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,12 +71,9 @@ class Video:
         self._packets, self._length = 0, Fraction(0)
 
     def fps(self) -> Fraction:
-        """Frames per second of a video file; 30000/1001 is given exactly.
+        """Frames per second of a video file, exactly: as stated where the times of its frames agree.
 
-        By the times of the frames, in the median, and as the file states it where it agrees with these.
-
-        Raises: MissingFileError or VideoError as `frames` does; VideoError also for a folder or a rate that
-            makes no sense.
+        Raises: MissingFileError or VideoError as `frames` does, and for a folder or a rate without sense.
         """
         if self._fps is not None:
             return self._fps
@@ -101,10 +98,7 @@ class Video:
         return self._length + 1 / fps
 
     def count(self) -> int:
-        """Number of frames that decode, which the index of an AVI may overstate; found once, then kept.
-
-        Raises: MissingFileError or VideoError as `frames` does.
-        """
+        """Number of frames that decode, which an index may overstate; counted once. Raises: as `frames`."""
         if self._count is None:
             if self.path.is_dir():
                 self._count = len(frame_files(self.path))
@@ -113,7 +107,7 @@ class Video:
                     self._count = sum(1 for _ in decoder)
                     self._take_stock(decoder)
                 if self._count == 0:
-                    raise self._no_frame()
+                    raise VideoError(f"{self.name}: {NO_FRAMES}")
         return self._count
 
     def size(self) -> int:
@@ -121,12 +115,9 @@ class Video:
         return len(frame_files(self.path)) if self.path.is_dir() else self.path.stat().st_size
 
     def stated_count(self) -> int:
-        """Number of frames as the file states it, or of its packets once `fps` is known.
+        """Number of frames as the file states it, or of its packets once `fps` is known: quick, may be wrong.
 
-        Quick, and in some files wrong; see `count`.
-
-        Returns: 0 if it states nothing, or nonsense.
-        Raises: MissingFileError or VideoError as `frames` does.
+        Returns: 0 if it states nothing, or nonsense. Raises: as `frames`.
         """
         if self.path.is_dir():
             return self.count()
@@ -163,8 +154,7 @@ class Video:
                     previous, frame = index, _read_image(files[index])
                 yield frame
         elif indices is None:
-            for each in self.timed_frames():
-                yield each.image
+            yield from (frame.image for frame in self.timed_frames())
         else:
             yield from self._chosen_frames(indices)
 
@@ -183,7 +173,7 @@ class Video:
                     yield Frame(image, ticks * decoder.damage.tick)
             self._take_stock(decoder)
         if read == 0:
-            raise self._no_frame()
+            raise VideoError(f"{self.name}: {NO_FRAMES}")
 
     def _take_stock(self, decoder: Decoder) -> None:
         damage = decoder.damage
@@ -225,9 +215,6 @@ class Video:
         except VideoError as error:
             raise VideoError(f"{self.name}: {error}") from error
 
-    def _no_frame(self) -> VideoError:
-        return VideoError(f"{self.name}: not one frame decodes; copy or download it again")
-
     def _too_short(self, index: int, count: int) -> VideoError:
         return VideoError(
             f"{self.name}: frame {index} was asked for and only {count} decode; did the file change?"
@@ -243,11 +230,9 @@ def check_whole(path: Path) -> None:
     Raises: MissingFileError if there is no such file, VideoError if it is empty or was cut off.
     """
     stated, size = stated_size(path), path.stat().st_size
-    if stated <= size or _has_all_frames(path):
-        return
-    raise VideoError(
-        f"{printable(path)}: the file is truncated, {size:,} bytes of {stated:,}; copy or download it again"
-    )
+    if stated > size and not _has_all_frames(path):
+        of = f"{size:,} bytes of {stated:,}"
+        raise VideoError(f"{printable(path)}: the file is truncated, {of}; copy or download it again")
 
 
 def _has_all_frames(path: Path) -> bool:
@@ -269,9 +254,6 @@ def _has_all_frames(path: Path) -> bool:
 
 
 def check_length(path: Path, num_frames: int) -> None:
-    """Refuse a video that shows no action.
-
-    Raises: VideoError if it has a single frame.
-    """
+    """Refuse a video that shows no action. Raises: VideoError if it has a single frame."""
     if num_frames < MIN_FRAMES:
         raise VideoError(f"{path}: a single frame shows no action; remove the clip, or choose a longer one")

@@ -29,13 +29,8 @@ LONG = Fraction(1, 2)
 class Sound:
     """The sound of a video, packet by packet: copied where an mp4 may hold it, else encoded anew.
 
-    It keeps its times against the picture, gaps among them. What is damaged is left out. Where nothing can be
-    done with it there is none, and a warning.
-
-    Args:
-        source: the video
-        target: gets a stream for it
-        begin: second of the clock of `source` at which the picture begins
+    It keeps its times against the picture, which begins at the second `begin` of the clock of `source`. What
+    is damaged is left out. Where nothing can be done with it there is none, and a warning.
     """
 
     def __init__(self, source: Path, target: av.container.OutputContainer, begin: Fraction) -> None:
@@ -50,7 +45,7 @@ class Sound:
             return
         best = self._source.streams.best("audio")
         usable = [stream for stream in streams if stream.codec_context is not None]
-        stream = next((stream for stream in usable if stream is best), next(iter(usable), None))
+        stream = best if best in usable else next(iter(usable), None)
         if stream is not None and stream.duration and stream.time_base:
             self._ends = ((stream.start_time or 0) + stream.duration) * stream.time_base - begin
         elif stream is not None and self._source.duration:
@@ -145,18 +140,12 @@ class Sound:
         yield from encoder.encode(frame)
 
     def write(self, seconds: float | Fraction) -> None:
-        """Write on to a second of the picture, so that the two lie side by side in the file.
-
-        Raises: OSError if the disk is full.
-        """
+        """Write on to a second of the picture, beside which it lies in the file. Raises: OSError."""
         while self._done <= seconds and self._mux():
             pass
 
     def finish(self, seconds: Fraction) -> None:
-        """Write the last, where the picture ends at a second; errors as `write`.
-
-        A warning tells of sound that goes on behind it.
-        """
+        """Write the last, where the picture ends at a second; a warning tells of sound that goes on."""
         self.write(seconds)
         if self._ends is not None and self._ends - seconds >= LONG:
             left_out = float(self._ends - seconds)
