@@ -15,7 +15,8 @@ def checked(call, small):
         flags = ("--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist")
         done = call(dataset, "check", *flags)
         faults, remarks = (
-            [line for line in done.out.splitlines() if line.startswith(kind)] for kind in ("fault:", "remark:")
+            [line for line in done.out.splitlines() if line.startswith(kind)]
+            for kind in ("fault:", "remark:")
         )
         assert done.status == bool(faults), done.err
         return faults, remarks
@@ -34,7 +35,12 @@ def test_a_sound_data_set_has_no_faults(checked):
         (LEFT.format(2), LEFT.format(1), "on both sides of a split", None),
         (RIGHT.format(1), LEFT.format(1), "under two classes", None),
         (RIGHT.format(3), "UCF-101/WalkLeft/v_WalkRight_g09_c01.avi", "another class", None),
-        (RIGHT.format(3), "UCF-101/Flying/v_Flying_g01_c01.avi", "the class Flying is not in the lists", None),
+        (
+            RIGHT.format(3),
+            "UCF-101/Flying/v_Flying_g01_c01.avi",
+            "the class Flying is not in the lists",
+            None,
+        ),
         (RIGHT.format(3), RIGHT.format(8), None, "in no list"),
         (RIGHT.format(3), RIGHT.format(8), None, "the same bytes"),
     ],
