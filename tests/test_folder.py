@@ -16,8 +16,6 @@ from splits.folder import natural, source
 from splits.split import hold_out
 from training.checkpoint import load_checkpoint
 from utils.process import UserError
-from video.reader import Video
-from video.writer import write_video
 
 FLAGS = ("--encoder", "tiny", "--img_dim", 32, "--sequence_length", 8, "--num_workers", 0, "--latent_dim", 8)
 TWO = {"A": ["1.avi", "2.avi"], "B": ["3.avi", "4.avi"]}
@@ -299,33 +297,6 @@ def test_frames_of_own_clips_are_the_same_clips(mine):
     videos, images = (listed_at(path).split(1) for path in (mine, mine.with_name(f"{mine.name}-frames")))
     assert names(videos.test) == names(images.test)
     assert all(clip.video.path.is_dir() for clip in images.test)
-
-
-def test_copies_on_both_sides_of_a_split_or_under_another_class_are_named(call, toy, tmp_path):
-    folder = tmp_path / "clips"
-    for name in ("WalkLeft", "SitDown"):
-        (folder / name).mkdir(parents=True)
-        for group in range(1, 7):
-            shutil.copy(toy / f"UCF-101/{name}/v_{name}_g{group:02d}_c01.avi", folder / name / f"{group}.avi")
-    # Smaller, and compressed anew.
-    video = Video(folder / "SitDown/3.avi")
-    frames = [np.ascontiguousarray(frame[::2, ::2]) for frame in video.frames()]
-    write_video(folder / "SitDown/smaller.mp4", iter(frames), video.fps())
-    shutil.copy(folder / "WalkLeft/2.avi", folder / "SitDown/copy.avi")
-    named = []
-    for number in range(1, 6):
-        run = tmp_path / f"run{number}"
-        flags = ("--dataset_path", folder, *FLAGS, "--num_epochs", 1, "--split_number", number)
-        done = call(train, *flags, "--run_path", run)
-        assert done.status == 0, done.err
-        table = run / "near_copies.csv"
-        rows = [row.split(",")[:2] for row in table.read_text().splitlines()[1:]] if table.is_file() else []
-        across = any(one.split("/")[0] != other.split("/")[0] for one, other in rows)
-        assert ("under another class" in done.out) == across
-        named += map(sorted, rows)
-    assert ["SitDown/3.avi", "SitDown/smaller.mp4"] in named
-    assert ["SitDown/copy.avi", "WalkLeft/2.avi"] in named
-    assert ["SitDown/1.avi", "SitDown/2.avi"] not in named
 
 
 def test_clips_that_cannot_be_read_are_named(call, mine):
