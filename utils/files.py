@@ -23,10 +23,7 @@ def shortened(name: str, room: int = 20) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A hidden file beside `path` to write to; at the end it is synced to disk and takes the name.
-
-    If the end is not reached it is removed, and `path` stays as it was.
-    """
+    """A hidden file beside `path` to write to, which takes its name at the end, or else is removed."""
     partial = path.with_name(f".{shortened(path.stem, 40)}.{os.getpid()}.partial{path.suffix.lower()}")
 
     def sync(path: Path) -> None:

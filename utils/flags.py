@@ -1,12 +1,4 @@
-"""Flags of the commands, written once: each is a field of a settings dataclass, made with `setting`.
-
-@dataclass(frozen=True, kw_only=True)
-class LoopSettings:
-    num_epochs: int = setting(20, "passes over the training clips; 20 is enough", COUNT)
-
-add_flags(parser, LoopSettings)
-settings = read(LoopSettings, parser.parse_args())
-"""
+"""Flags of the commands, written once: each is a field of a settings dataclass, made with `setting`."""
 
 from __future__ import annotations
 
@@ -82,13 +74,9 @@ def setting(
     choices: Collection[Any] | None = None,
     flags: Sequence[str] = (),
 ) -> Any:
-    """A field of a settings dataclass that is a flag of its name.
+    """A field of a settings dataclass that is a flag of its name, or of the names in `flags`.
 
-    Args:
-        default: MISSING for a flag that is required; False makes a switch
-        help: what it is for, with the recommended value and why
-        type: makes the value out of the text
-        flags: its names where they are not --<field>
+    Its default is MISSING where it is required; False makes a switch. `type` makes the value out of the text.
     """
     return field(default=default, metadata={"help": help, "type": type, "choices": choices, "flags": flags})
 

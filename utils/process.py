@@ -43,11 +43,7 @@ def warn(text: str) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that asks the command to end; `signum` is which."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
+    """The signal, by its number, that asks the command to end."""
 
 
 class Deferred:
@@ -79,7 +75,7 @@ def _explain(error: Exception) -> str | None:
     if torch and isinstance(error, torch.OutOfMemoryError):
         reason = str(error).split(".", 1)[0]
         return f"the accelerator's memory is full ({reason}); lower --batch_size, or --img_dim while encoding"
-    # The system's own errors (a full disk, no permission) have a number.
+    # The system's errors (a full disk, no permission) have a number.
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
         # An error out of a data worker carries the worker's traceback; its last line is the message.
         text = str(error).strip() or type(error).__name__
@@ -116,7 +112,7 @@ def run(main: Callable[[], int]) -> None:
         print(f"error: {line}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt as error:
-        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        signum = error.args[0] if isinstance(error, Interrupted) else signal.SIGINT
         print(f"interrupted by {signal.Signals(signum).name}", file=sys.stderr)
         status = 128 + signum
     sys.exit(status)

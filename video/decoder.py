@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -101,14 +102,12 @@ def packet_times(container: av.container.InputContainer, stream: av.VideoStream)
     """When frames are shown, in seconds, sorted, by the packets that are whole: quick, without decoding."""
     shown: list[Fraction] = []
     decoded: list[Fraction] = []
-    try:
+    with contextlib.suppress(av.FFmpegError):  # what follows cannot be read
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard and not packet.is_corrupt:
                 for stamps, stamp in ((shown, packet.pts), (decoded, packet.dts)):
                     if stamp is not None:
                         stamps.append(stamp * packet.time_base)
-    except av.FFmpegError:  # what follows cannot be read
-        pass
     return sorted(shown if len(shown) >= len(decoded) // 2 else decoded)
 
 

@@ -1,7 +1,4 @@
-"""Frames out of a video file or a folder of images.
-
-Frames are uint8 arrays of shape (H, W, 3) in RGB order everywhere.
-"""
+"""Frames out of a video file or a folder of images: uint8 arrays of shape (H, W, 3) in RGB order."""
 
 from __future__ import annotations
 
@@ -14,7 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from video.decoder import Decoder, Frame, frame_rate, open_file, packet_times, stated_end, stated_frames
+from video.decoder import (
+    Damage,
+    Decoder,
+    Frame,
+    frame_rate,
+    open_file,
+    packet_times,
+    stated_end,
+    stated_frames,
+)  # fmt: skip
 from video.files import VideoError, frame_files, printable, stated_size
 from video.opencv import MAX_PIXELS, av, cv2
 
@@ -86,9 +92,8 @@ class Video:
             self._packets, rate = len(times), frame_rate(times, stream)
             self._length = times[-1] - times[0] if times else Fraction(0)
         if rate is None or not 0 < rate <= 1000:
-            raise VideoError(
-                f"{self.name}: frame rate {float(rate or 0):g} makes no sense; convert the file to mp4 first"
-            )
+            said = f"{float(rate or 0):g}"
+            raise VideoError(f"{self.name}: frame rate {said} makes no sense; convert the file to mp4 first")
         self._fps = rate.limit_denominator(1001)
         return self._fps
 
@@ -105,7 +110,7 @@ class Video:
             else:
                 with self._decode() as decoder:
                     self._count = sum(1 for _ in decoder)
-                    self._take_stock(decoder)
+                    self._take_stock(decoder.damage)
                 if self._count == 0:
                     raise VideoError(f"{self.name}: {NO_FRAMES}")
         return self._count
@@ -133,12 +138,9 @@ class Video:
             return max(0, round(seconds * (stream.average_rate or 0)))
 
     def frames(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """Frames in order, (H, W, 3) uint8 RGB: all, or those of `indices`.
+        """Frames in order, (H, W, 3) uint8 RGB: all, or those of the ascending `indices`, which may repeat.
 
-        A frame that does not decode is left out, and counted in `lost` at the end.
-
-        Args:
-            indices: ascending frame numbers from 0; a number that stands twice is given twice
+        Of all, a frame that does not decode is left out, and counted in `lost` at the end.
 
         Raises: MissingFileError if there is no such file; VideoError if it is truncated, is no video, has no
             frame, or ends before an index.
@@ -171,23 +173,17 @@ class Video:
                     self.begin = decoder.begin
                     read += 1
                     yield Frame(image, ticks * decoder.damage.tick)
-            self._take_stock(decoder)
+            self._take_stock(decoder.damage)
         if read == 0:
             raise VideoError(f"{self.name}: {NO_FRAMES}")
 
-    def _take_stock(self, decoder: Decoder) -> None:
-        damage = decoder.damage
+    def _take_stock(self, damage: Damage) -> None:
         self.lost, self.problems = damage.lost(), damage.problems()
         self.end = (damage.shown_until() - damage.first) * damage.tick
 
-    @contextlib.contextmanager
-    def _decode(self) -> Iterator[Decoder]:
+    def _decode(self) -> contextlib.closing[Decoder]:
         check_whole(self.path)
-        decoder = Decoder(self.path)
-        try:
-            yield decoder
-        finally:
-            decoder.close()
+        return contextlib.closing(Decoder(self.path))
 
     def _chosen_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         at, frame = -1, NO_FRAME
@@ -203,9 +199,7 @@ class Video:
                         coded, at = pair[0], at + 1
                     image = self._image(decoder, coded)
                     if image is None:
-                        raise VideoError(
-                            f"{self.name}: frame {index} does not decode; copy or download the file again"
-                        )
+                        raise VideoError(f"{self.name}: frame {index} does not decode; copy the file again")
                     frame = image
                 yield frame
 
@@ -216,16 +210,13 @@ class Video:
             raise VideoError(f"{self.name}: {error}") from error
 
     def _too_short(self, index: int, count: int) -> VideoError:
-        return VideoError(
-            f"{self.name}: frame {index} was asked for and only {count} decode; did the file change?"
-        )
+        return VideoError(f"{self.name}: frame {index} of only {count} was asked for; did the file change?")
 
 
 def check_whole(path: Path) -> None:
-    """Cheap look at a video file's size and header, without decoding.
+    """Cheap look at a video file's size and header, since decoders read up to a cut without complaint.
 
-    A file that was cut off is shorter than it states, and fewer frames come than its index and its duration
-    state. Decoders read such a file without complaint up to the cut.
+    A file that was cut off is shorter than it states, and so are its frames.
 
     Raises: MissingFileError if there is no such file, VideoError if it is empty or was cut off.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 from collections.abc import Iterator
@@ -68,10 +69,8 @@ class Sound:
         self._packets, self._encoder = iter(()), None
 
     def _demux(self, stream: av.AudioStream) -> Iterator[av.Packet]:
-        try:
+        with contextlib.suppress(av.FFmpegError):  # what follows cannot be read
             yield from self._source.demux(stream)
-        except av.FFmpegError:  # what follows cannot be read
-            return
 
     def _copy(self, stream: av.AudioStream, copy: av.AudioStream) -> Iterator[av.Packet]:
         base = stream.time_base or Fraction(1, stream.rate)
@@ -174,7 +173,7 @@ class Sound:
 
 
 def _can_copy(path: Path, index: int) -> bool:
-    """Whether an mp4 takes the packets of a stream as they are: tried in memory, before the work."""
+    """Whether an mp4 takes the packets of a stream as they are, tried in memory."""
     try:
         with open_container(path) as source, av.open(io.BytesIO(), "w", format="mp4") as target:
             stream = source.streams[index]
@@ -191,14 +190,9 @@ def _can_copy(path: Path, index: int) -> bool:
 
 def _can_decode(path: Path, index: int) -> bool:
     """Whether anything of a stream decodes."""
-    with open_container(path) as source:
-        try:
-            for packet in source.demux(source.streams[index]):
-                try:
-                    if packet.decode():
-                        return True
-                except av.FFmpegError:
-                    continue
-        except av.FFmpegError:
-            pass
+    with open_container(path) as source, contextlib.suppress(av.FFmpegError):
+        for packet in source.demux(source.streams[index]):
+            with contextlib.suppress(av.FFmpegError):
+                if packet.decode():
+                    return True
     return False

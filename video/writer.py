@@ -1,7 +1,4 @@
-"""Frames into an mp4, with the sound of their source, or into a gif.
-
-Frames are uint8 arrays of shape (H, W, 3) in RGB order.
-"""
+"""Frames, (H, W, 3) uint8 RGB, into an mp4, with the sound of their source, or into a gif."""
 
 from __future__ import annotations
 
@@ -143,10 +140,7 @@ def _write_mp4(
 
 
 def _write_gif(
-    path: Path,
-    frames: Iterator[tuple[np.ndarray, Fraction]],
-    fps: Fraction,
-    times: Sequence[Fraction] | None,
+    path: Path, frames: Iterator[tuple[np.ndarray, Fraction]], fps: Fraction, times: Sequence[Fraction] | None
 ) -> int:
     count = 0
 
