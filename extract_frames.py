@@ -40,10 +40,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def extract_clip(video_path: Path, folder: Path, quality: int) -> tuple[int, list[str]]:
-    """Write the frames of one video to `folder`/<n>.jpg, n from 0; the folder is whole or not there.
+    """Write the frames of a video to `folder`/<n>.jpg, n from 0; the folder is whole or not there.
 
     Returns: the number of frames, 0 if the folder was there already, and what is wrong with the video.
-    Raises: VideoError for a video that cannot be read, OSError if the frames cannot be written.
     """
     if folder.is_dir():
         return 0, []
@@ -68,8 +67,6 @@ def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, in
     """Extract every video below `dataset_path` into the folder <dataset_path>-frames beside it.
 
     Returns: numbers of clips done and of frames written, and a line for each clip that could not be done.
-    Raises: MissingFileError if there is no such folder, or no video in it; UserError if the frames' folder
-        cannot be written.
     """
     if not dataset_path.is_dir():
         raise MissingFileError(f"{dataset_path}: no such folder; name the data set with --dataset_path")

@@ -4,15 +4,10 @@
     python3 data/make_toy_actions.py --groups 10 --output_path toy
     python3 data/make_toy_actions.py --actions sequences --output_path sequences
 
-What it writes, named as UCF-101 names it:
-
-    <output_path>/UCF-101/<Class>/v_<Class>_gXX_cYY.avi      320 x 240, MPEG-4 in AVI
-    <output_path>/ucfTrainTestlist/{classInd,trainlist0N,testlist0N}.txt
-
 All clips of a group share figure, background, speed and camera shake, and a group is never on both sides of
-a split. WalkLeft is WalkRight run backwards, and StandUp is SitDown run backwards, frame by frame: only a
-model that uses the order of the frames can tell the two of a pair apart. The sequences are two actions, or
-two speeds, one after the other, and the same run backwards: what is seen within a second does not tell them.
+a split. WalkLeft is WalkRight run backwards, and StandUp is SitDown, frame by frame: only the order of the
+frames tells the two of a pair apart. The sequences are two actions, or two speeds, one after the other, and
+the same run backwards: what is seen within a second does not tell them.
 """
 
 from __future__ import annotations
@@ -128,8 +123,7 @@ def draw_figure(picture: np.ndarray, scene: Scene, pose: Pose, *, chair: bool) -
 def draw_clip(action: str, seed: int, group: int, number: int) -> list[np.ndarray]:
     """Frames of one clip, each (240, 320, 3) uint8 BGR; the same arguments draw the same frames.
 
-    The random numbers do not depend on `action`: that is what makes the pairs of `ORDER_PAIRS` exact mirrors
-    of each other in time.
+    The random numbers do not depend on `action`, so that `ORDER_PAIRS` mirror each other in time.
     """
     motion, backwards, chair = (ACTIONS | SEQUENCES)[action]
     scene = Scene(np.random.default_rng([seed, group]))
@@ -164,18 +158,15 @@ def write_clip(path: Path, action: str, seed: int, group: int, number: int) -> N
 
 
 def make_data_set(
-    output_path: Path, kind: str, *, groups: int, clips_per_group: int, seed: int, workers: int
+    output_path: Path, actions: str, *, groups: int, clips_per_group: int, seed: int, workers: int
 ) -> int:
-    """Draw the whole data set into the folder `output_path`; returns the number of clips.
-
-    Raises: FileExistsError if the folder holds anything already.
-    """
+    """Draw the whole data set into the folder `output_path`; returns the number of clips."""
     if output_path.exists() and any(output_path.iterdir()):
         raise FileExistsError(f"{output_path} is not empty: choose another --output_path, or move it away")
     # Drawn beside and renamed, so that a data set that is there is a whole one.
     partial = output_path.with_name(f".{output_path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    videos, lists, names = partial / "UCF-101", partial / "ucfTrainTestlist", list(KINDS[kind])
+    videos, lists, names = partial / "UCF-101", partial / "ucfTrainTestlist", list(KINDS[actions])
     clips = [
         (f"{name}/v_{name}_g{group:02d}_c{number:02d}.avi", name, group, number)
         for name, group, number in product(names, range(1, groups + 1), range(1, clips_per_group + 1))
@@ -223,8 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(args, name) < least:
             parser.error(f"--{name} {getattr(args, name)} is too small: it takes {least} or more")
     try:
-        flags = {name: value for name, value in vars(args).items() if name not in ("output_path", "actions")}
-        count = make_data_set(args.output_path, args.actions, **flags)
+        count = make_data_set(**vars(args))
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

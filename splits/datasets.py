@@ -109,13 +109,7 @@ def split_number(text: str) -> int | str:
 
 
 class Listed:
-    """A data set's splits, in official lists or drawn from its clips.
-
-    Attributes:
-        data: where it is, as typed
-        name: in `DATASETS`
-        path: folder of the lists; None where they are drawn from the clips
-        numbers: of the splits that there are
+    """A data set's splits: their `numbers`, and the `path` of their lists, or None if drawn from the clips.
 
     Raises: MissingFileError or UserError if the data set or its lists are not there or are wrong.
     """
@@ -147,8 +141,7 @@ class Listed:
     def split(self, number: int | str, *, seed: int = 0) -> Split:
         """The clips of a split that are there, as videos or as frames; `RANDOM` is drawn by the seed.
 
-        Raises: as `lists`; MissingFileError if none of the clips is there; UserError for a class folder that
-            the lists do not name; VideoError for a video that is empty or truncated.
+        Raises: as `lists`; MissingFileError if there is none; VideoError for one that is empty or truncated.
         """
         return random_split(self.split(1), seed) if number == RANDOM else self._split(self.lists(number))
 
@@ -207,8 +200,8 @@ class Listed:
                 f"{self._pattern or 'the form of their names'}; {self._folds.balance()}"
             ]
             for name, dataset in DATASETS.items():
-                for place in filter(dataset.is_lists, list_places(name, path)):
-                    lines.append(f"the lists in {place} are not used")
+                unused = filter(dataset.is_lists, list_places(name, path))
+                lines += [f"the lists in {place} are not used" for place in unused]
             files = [file for inner in folder.class_folders(path) for file in folder.visible(inner)]
             strays = [file for file in files if file.suffix.lower() not in VIDEO_SUFFIXES and file.is_file()]
             if strays:
@@ -246,10 +239,7 @@ def list_places(name: str, dataset_path: Path) -> list[Path]:
 
 
 def find_lists(data: DataSettings) -> tuple[str, Path | None]:
-    """The name of a data set, and the folder of its lists; None where they are to be drawn from the clips.
-
-    Raises: MissingFileError if there is no folder to tell it from, or no lists; UserError for wrong ones.
-    """
+    """The name of a data set, and the folder of its lists; None where they are to be drawn from the clips."""
     name, folder_of_lists, clips = data.dataset, data.split_path, data.dataset_path
     if folder_of_lists:
         if name == AUTO:

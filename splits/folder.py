@@ -38,14 +38,10 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def source(name: str) -> str:
-    """The group of a clip: by HMDB-51's or UCF-101's names, or what is before a number, or the clip itself.
-
-    v_Jump_g01_c02 is of v_Jump_g01, and holiday_2 of holiday; the class goes with it.
-    """
+    """The group of a clip: as in HMDB-51 or UCF-101, or what is before its number, as holiday of holiday_2."""
     path = PurePosixPath(name)
-    stem = re.fullmatch(r"(.+)_\d+", path.stem)
-    other = f"{path.parent.name}/{ucf101.source(name) or (stem[1] if stem else path.stem)}"
-    return hmdb51.source(name) or other
+    group = ucf101.source(name) or re.sub(r"(?<=.)_\d+$", "", path.stem)
+    return hmdb51.source(name) or f"{path.parent.name}/{group}"
 
 
 def group_of(name: str, pattern: str) -> str:
@@ -168,9 +164,7 @@ def draw_folds(dataset_path: Path, group_of_clip: Callable[[str], str | None] = 
     """Five folds over groups, or as many as a class has groups; the same for the same names.
 
     Groups are dealt out, those of several classes first and then those of each class, the largest first, to
-    the fold that has the fewest clips of their classes.
-
-    Raises: as `scan` and `group_of_clip`; UserError for a class whose groups all fall into one fold.
+    the fold that has the fewest clips of their classes. Raises: UserError if a class lies in one fold.
     """
     clips = scan(dataset_path)
     by_class: list[dict[str, list[str]]] = []

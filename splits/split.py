@@ -19,19 +19,12 @@ RANDOM_TEST = 0.2
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip that is there.
+    """A clip that is there."""
 
-    Attributes:
-        name: as the lists name it, `<Class>/<file>.avi`
-        label: from 0, by the order of the classes
-        video: its file or its folder of frames
-        source: the video that it is cut out of, shared by clips of one scene; None if the name does not tell
-    """
-
-    name: str
-    label: int
-    video: Video
-    source: str | None = None
+    name: str  # as the lists name it, `<Class>/<file>.avi`
+    label: int  # from 0, by the order of the classes
+    video: Video  # its file or its folder of frames
+    source: str | None = None  # the video that it is cut out of, if the name tells
 
     @property
     def group(self) -> str:
