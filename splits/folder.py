@@ -38,7 +38,7 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def source(name: str) -> str:
-    """The group of a clip: as in HMDB-51 or UCF-101, or what is before its number, as holiday of holiday_2."""
+    """The group of a clip: as in HMDB-51 or UCF-101, or what is before its number, as in holiday_2."""
     path = PurePosixPath(name)
     group = ucf101.source(name) or re.sub(r"(?<=.)_\d+$", "", path.stem)
     return hmdb51.source(name) or f"{path.parent.name}/{group}"
