@@ -12,7 +12,7 @@ import argparse
 import os
 import shutil
 import sys
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,34 +31,18 @@ DEFAULT_DATASET = Path(__file__).resolve().parent / "data" / "UCF-101"
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of extract_frames.py."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--dataset_path", type=Path, default=DEFAULT_DATASET, help="folder of videos (default: data/UCF-101)"
-    )
-    parser.add_argument(
-        "--quality",
-        type=number("[1, 100]", int),
-        default=90,
-        help="of the JPEG files, 1 to 100; 90 (default) takes 36 GB for UCF-101, 75 (the original's) 24 GB",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=COUNT,
-        default=available_cores(),
-        help="processes; one per core is fastest",
-    )
+    add = parser.add_argument
+    add("--dataset_path", type=Path, default=DEFAULT_DATASET, help="folder of videos; default: data/UCF-101")
+    jpeg = "of the JPEG files; 90 (default) takes 36 GB for UCF-101, 75 (the original's) 24 GB"
+    add("--quality", type=number("[1, 100]", int), default=90, help=jpeg)
+    add("--num_workers", type=COUNT, default=available_cores(), help="processes; one per core is fastest")
     return parser
 
 
-def frames_folder(dataset_path: Path) -> Path:
-    """<dataset_path>-frames, beside the data set."""
-    return beside(dataset_path, "-frames")
-
-
 def extract_clip(video_path: Path, folder: Path, quality: int) -> tuple[int, list[str]]:
-    """Write the frames of one video to `folder`/<n>.jpg, n from 0; the folder is whole or not there.
+    """Write the frames of a video to `folder`/<n>.jpg, n from 0; the folder is whole or not there.
 
     Returns: the number of frames, 0 if the folder was there already, and what is wrong with the video.
-    Raises: video.VideoError for a video that cannot be read, OSError if the frames cannot be written.
     """
     if folder.is_dir():
         return 0, []
@@ -80,41 +64,32 @@ def extract_clip(video_path: Path, folder: Path, quality: int) -> tuple[int, lis
 
 
 def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, int, list[str]]:
-    """Extract every video below `dataset_path` into the folder <dataset_path>-frames.
+    """Extract every video below `dataset_path` into the folder <dataset_path>-frames beside it.
 
     Returns: numbers of clips done and of frames written, and a line for each clip that could not be done.
-    Raises: MissingFileError if there is no such folder, or no video in it; UserError if the frames' folder
-        cannot be written.
     """
     if not dataset_path.is_dir():
         raise MissingFileError(f"{dataset_path}: no such folder; name the data set with --dataset_path")
-    frames_path, videos = frames_folder(dataset_path), find_videos([dataset_path])
-    make_writable_folder(frames_path)
     clips, frames, failures = 0, 0, []
+    videos: dict[Path, Path] = {}
+    frames_path = beside(dataset_path, "-frames")
+    for path in find_videos([dataset_path]):
+        folder = frames_path / path.relative_to(dataset_path).with_suffix("")
+        if (other := videos.setdefault(folder, path)) != path:
+            failures.append(f"{path}: {other.name} has the same frame folder; rename one of the two")
+    make_writable_folder(frames_path)
     pool = ProcessPoolExecutor(workers, mp_context=worker_context())
     try:
-        futures: dict[Future[tuple[int, list[str]]], Path] = {}
-        folders: dict[Path, Path] = {}
-        for path in videos:
-            folder = frames_path / path.relative_to(dataset_path).with_suffix("")
-            if folder in folders:
-                failures.append(
-                    f"{path}: {folders[folder].name} has the same frame folder; rename one of the two"
-                )
-                continue
-            folders[folder] = path
-            futures[pool.submit(extract_clip, path, folder, quality)] = path
-        bar = tqdm(
-            as_completed(futures), total=len(futures), desc="extracting", unit="clip", dynamic_ncols=True
-        )
-        for future in bar:
+        jobs = {pool.submit(extract_clip, path, folder, quality): path for folder, path in videos.items()}
+        bar = tqdm(as_completed(jobs), total=len(jobs), desc="extracting", unit="clip", dynamic_ncols=True)
+        for job in bar:
             try:
-                written, problems = future.result()
+                written, problems = job.result()
                 frames, clips = frames + written, clips + 1
                 for problem in problems:
-                    warn(f"{printable(futures[future])}: {problem}")
+                    warn(f"{printable(jobs[job])}: {problem}")
             except (UserError, OSError) as error:
-                failures.append(str(error) or f"{futures[future]}: {type(error).__name__}")
+                failures.append(str(error) or f"{jobs[job]}: {type(error).__name__}")
     finally:
         pool.shutdown(cancel_futures=True)
     return clips, frames, sorted(failures)
@@ -124,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     """Extract; returns the exit status: 1 if a clip could not be read."""
     args = get_args_parser().parse_args(argv)
     clips, frames, failures = extract_all(args.dataset_path, args.quality, args.num_workers)
-    print(f"{clips:,} clips, {frames:,} new frames in {frames_folder(args.dataset_path)}{os.sep}")
+    print(f"{clips:,} clips, {frames:,} new frames in {beside(args.dataset_path, '-frames')}{os.sep}")
     for failure in failures:
         print(f"not extracted: {printable(failure)}", file=sys.stderr)
     return 1 if failures else 0

@@ -3,8 +3,7 @@
 #
 #     bash data/download_hmdb51.sh
 #
-# The archive of the clips holds one archive for each class. Run it again after a broken connection: it goes on
-# where it was, and leaves alone what is whole already.
+# Run it again after a broken connection: it goes on where it was, and leaves alone what is whole already.
 #
 #     HMDB51_BASE_URL     where hmdb51_org.rar and test_train_splits.rar lie
 #     HMDB51_INSECURE=1   do not check the server's TLS certificate
@@ -20,29 +19,19 @@ base_url="$(setting BASE_URL https://serre-lab.clps.brown.edu/wp-content/uploads
 lists=testTrainMulti_7030_splits
 clips=hmdb51_org
 
-# unpack ARCHIVE FOLDER: the tools check every file by its checksum
-unpack() {
-    mkdir -p "$2"
-    if command -v unrar >/dev/null; then
-        unrar x -inul -o+ -y "$1" "$2/"
-    elif command -v 7z >/dev/null && 7z i 2>/dev/null | grep -qw 'Rar5\?'; then
-        7z x -y "-o$2" "$1" >/dev/null
-    else
-        fail "unpacking $1 needs unrar; install it, for example with: apt install unrar, and run this again"
-    fi || fail "$PWD/$1 cannot be unpacked: move it away and run this again; or is the disk full?"
-}
-
 # unpack_as ARCHIVE NAME: the folder NAME out of an archive, whole or not there
 unpack_as() {
     if [ -e "$2" ]; then return; fi
     rm -rf .unpacking
-    unpack "$1" .unpacking
+    mkdir .unpacking
+    # The tools check every file by its checksum.
+    case "$(rar_tool)" in
+    *unrar) unrar x -inul -o+ -y "$1" .unpacking/ ;;
+    *7z) 7z x -y -o.unpacking "$1" >/dev/null ;;
+    *) fail "unpacking $1 needs unrar; install it, for example with: apt install unrar, and run this again" ;;
+    esac || fail "$PWD/$1 cannot be unpacked: move it away and run this again; or is the disk full?"
     # With a folder of that name in it, or without.
-    if [ -d ".unpacking/$(basename "$2")" ]; then
-        mv ".unpacking/$(basename "$2")" "$2"
-    else
-        mv .unpacking "$2"
-    fi
+    mv ".unpacking/$(basename "$2")" "$2" 2>/dev/null || mv .unpacking "$2"
     rm -rf .unpacking
 }
 

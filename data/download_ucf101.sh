@@ -21,9 +21,6 @@ setting() {
     printf '%s' "${!variable:-$2}"
 }
 
-tries="$(setting TRIES 10)"
-wait_seconds="$(setting WAIT 5)"
-
 fail() {
     printf 'error: %s\n' "$1" >&2
     exit 1
@@ -42,41 +39,40 @@ fi
 
 file_size() { wc -c <"$1" | tr -d ' '; }
 
-# Prints the size that the server states for a URL, or nothing where it does not say.
+# The size that the server states for a URL, or nothing where it does not say.
 remote_size() {
     curl "${curl_flags[@]}" --silent --head "$1" 2>/dev/null | tr -d '\r' |
         awk 'tolower($1) == "content-length:" { size = $2 } END { if (size != "") print size }' || true
 }
 
-# check_archive FILE: is the archive whole? Prints how that was found out.
+rar_tool() {
+    if command -v unrar; then return; fi
+    if command -v 7z >/dev/null && 7z i 2>/dev/null | grep -qw 'Rar5\?'; then command -v 7z; fi
+}
+
+# check_archive FILE URL: is the archive whole? Prints how that was found out.
 check_archive() {
     local size
-    case "$1" in
-    *.zip)
-        if command -v unzip >/dev/null; then
-            unzip -tqq "$1" >/dev/null 2>&1 && echo "every file in it tested by unzip"
-        else
-            python3 -m zipfile -t "$1" >/dev/null 2>&1 && echo "every file in it tested by Python"
-        fi
+    case "$1:$(rar_tool)" in
+    *.zip:*)
+        python3 -c 'import sys, zipfile; sys.exit(bool(zipfile.ZipFile(sys.argv[1]).testzip()))' "$1" 2>/dev/null &&
+            echo "every file in it tested by Python"
         ;;
+    *:*unrar) unrar t -inul "$1" >/dev/null 2>&1 && echo "every file in it tested by unrar" ;;
+    *:*7z) 7z t "$1" >/dev/null 2>&1 && echo "every file in it tested by 7z" ;;
     *)
         [ "$(head -c 4 "$1")" = 'Rar!' ] || return 1
-        if command -v unrar >/dev/null; then
-            unrar t -inul "$1" >/dev/null 2>&1 && echo "every file in it tested by unrar"
-        elif command -v 7z >/dev/null && 7z i 2>/dev/null | grep -qw 'Rar5\?'; then
-            7z t "$1" >/dev/null 2>&1 && echo "every file in it tested by 7z"
-        else
-            size="$(remote_size "$2")"
-            [ -n "$size" ] || fail "$1: neither unrar nor the size that the server states is there to check it; install unrar"
-            [ "$(file_size "$1")" = "$size" ] && echo "its size is what the server states; unrar, which tests more, is not installed"
-        fi
+        size="$(remote_size "$2")"
+        [ -n "$size" ] || fail "$1: neither unrar nor the size that the server states is there to check it; install unrar"
+        [ "$(file_size "$1")" = "$size" ] && echo "its size is what the server states; unrar, which tests more, is not installed"
         ;;
     esac
 }
 
 # download URL FILE
 download() {
-    local url="$1" file="$2" part="$2.part" try status size how
+    # The tools go by the suffix, so the part has that of the file.
+    local url="$1" file="$2" part="unfinished-$2" try status size how
     if [ -e "$file" ]; then
         how="$(check_archive "$file" "$url")" || fail "$PWD/$file is damaged: move it away and run this again"
         echo "$file is here already and whole ($how)"
@@ -86,11 +82,7 @@ download() {
     for ((try = 1; ; try++)); do
         # A part as large as the file was finished before a kill: asking for more would be an error.
         if [ -s "$part" ] && [ "$(file_size "$part")" = "$size" ]; then break; fi
-        if [ -s "$part" ]; then
-            echo "going on with $file at $(file_size "$part") of ${size:-unknown} bytes"
-        else
-            echo "downloading $file (${size:-unknown} bytes) from $url"
-        fi
+        echo "downloading $file from $url, from byte $(file_size "$part" 2>/dev/null || echo 0) of ${size:-unknown}"
         status=0
         curl "${curl_flags[@]}" --continue-at - --output "$part" "$url" || status=$?
         case "$status" in
@@ -98,34 +90,20 @@ download() {
         6) fail "$url: no such host; check your network" ;;
         22) fail "$url: the server refused; the URL may have moved, see ${data_set}_BASE_URL in this script" ;;
         23) fail "$PWD/$part cannot be written: is the disk full?" ;;
-        33)
-            echo "the server cannot resume: starting $file again"
-            rm -f "$part"
-            ;;
+        33) rm -f "$part" ;; # the server cannot resume
         35 | 51 | 58 | 60 | 77 | 83)
             fail "$url: TLS failed (curl $status). This server has sent incomplete certificates before. If you accept that nobody vouches for the files, run: ${data_set}_INSECURE=1 bash $0"
             ;;
         esac
-        [ "$try" -lt "$tries" ] || fail "$url: gave up after $tries connections; run this again, it goes on where it was"
-        sleep "$wait_seconds"
+        [ "$try" -lt "$(setting TRIES 10)" ] || fail "$url: gave up after $try connections; run this again, it goes on where it was"
+        sleep "$(setting WAIT 5)"
     done
-    if ! how="$(check_part "$part" "$file" "$url")"; then
+    if ! how="$(check_archive "$part" "$url")"; then
         mv "$part" "$file.damaged"
         fail "$file arrived damaged and is kept as $PWD/$file.damaged; run this again to start anew"
     fi
     mv "$part" "$file"
     echo "$file is whole ($how)"
-}
-
-# The tools go by the suffix, so the part is tested under the name that it will have.
-check_part() {
-    local folder
-    folder="$(mktemp -d ./.check.XXXXXX)"
-    ln "$1" "$folder/$2" 2>/dev/null || cp "$1" "$folder/$2"
-    local status=0
-    check_archive "$folder/$2" "$3" || status=$?
-    rm -rf "$folder"
-    return "$status"
 }
 
 if [ "$data_set" != UCF101 ]; then return; fi

@@ -4,15 +4,10 @@
     python3 data/make_toy_actions.py --groups 10 --output_path toy
     python3 data/make_toy_actions.py --actions sequences --output_path sequences
 
-What it writes, named as UCF-101 names it:
-
-    <output_path>/UCF-101/<Class>/v_<Class>_gXX_cYY.avi      320 x 240, MPEG-4 in AVI
-    <output_path>/ucfTrainTestlist/{classInd,trainlist0N,testlist0N}.txt
-
 All clips of a group share figure, background, speed and camera shake, and a group is never on both sides of
-a split. WalkLeft is WalkRight run backwards, and StandUp is SitDown run backwards, frame by frame: only a
-model that uses the order of the frames can tell the two of a pair apart. The sequences are two actions, or
-two speeds, one after the other, and the same run backwards: what is seen within a second does not tell them.
+a split. WalkLeft is WalkRight run backwards, and StandUp is SitDown, frame by frame: only the order of the
+frames tells the two of a pair apart. The sequences are two actions, or two speeds, one after the other, and
+the same run backwards: what is seen within a second does not tell them.
 """
 
 from __future__ import annotations
@@ -23,6 +18,7 @@ import os
 import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -127,8 +123,7 @@ def draw_figure(picture: np.ndarray, scene: Scene, pose: Pose, *, chair: bool) -
 def draw_clip(action: str, seed: int, group: int, number: int) -> list[np.ndarray]:
     """Frames of one clip, each (240, 320, 3) uint8 BGR; the same arguments draw the same frames.
 
-    The random numbers do not depend on `action`: that is what makes the pairs of `ORDER_PAIRS` exact mirrors
-    of each other in time.
+    The random numbers do not depend on `action`, so that `ORDER_PAIRS` mirror each other in time.
     """
     motion, backwards, chair = (ACTIONS | SEQUENCES)[action]
     scene = Scene(np.random.default_rng([seed, group]))
@@ -152,9 +147,8 @@ def write_clip(path: Path, action: str, seed: int, group: int, number: int) -> N
     """Draw one clip and write it to `path` (AVI, MPEG-4 part 2, tagged XVID); whole or not at all."""
     cv2.setNumThreads(1)
     partial = path.with_name(f".{path.stem}.partial.avi")
-    writer = cv2.VideoWriter(
-        str(partial), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"XVID"), FPS, (WIDTH, HEIGHT)
-    )
+    codec = cv2.VideoWriter.fourcc(*"XVID")
+    writer = cv2.VideoWriter(str(partial), cv2.CAP_FFMPEG, codec, FPS, (WIDTH, HEIGHT))
     if not writer.isOpened():
         raise OSError(f"cannot write {partial}: this OpenCV has no MPEG-4 encoder; reinstall opencv-python")
     for frame in draw_clip(action, seed, group, number):
@@ -163,88 +157,52 @@ def write_clip(path: Path, action: str, seed: int, group: int, number: int) -> N
     partial.replace(path)
 
 
-def write_lists(folder: Path, names: list[str], groups: int, clips_per_group: int) -> None:
-    """Write classInd.txt and the three pairs of train and test lists, each split testing other groups."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
-    per_split = max(1, round(groups * TEST_SHARE))
-    for split in (1, 2, 3):
-        first = (split - 1) * per_split
-        held_out = {1 + (first + i) % groups for i in range(per_split)}
-        train, test = [], []
-        for label, name in enumerate(names, 1):
-            for group in range(1, groups + 1):
-                for number in range(1, clips_per_group + 1):
-                    clip = f"{name}/v_{name}_g{group:02d}_c{number:02d}.avi"
-                    (test.append(clip) if group in held_out else train.append(f"{clip} {label}"))
-        (folder / f"trainlist{split:02d}.txt").write_text("\n".join(train) + "\n")
-        (folder / f"testlist{split:02d}.txt").write_text("\n".join(test) + "\n")
-
-
 def make_data_set(
-    output_path: Path, kind: str, *, groups: int, clips_per_group: int, seed: int, workers: int
+    output_path: Path, actions: str, *, groups: int, clips_per_group: int, seed: int, workers: int
 ) -> int:
-    """Draw the whole data set into the folder `output_path`; returns the number of clips.
-
-    Raises: FileExistsError if the folder holds anything already.
-    """
+    """Draw the whole data set into the folder `output_path`; returns the number of clips."""
     if output_path.exists() and any(output_path.iterdir()):
-        raise FileExistsError(
-            f"{output_path} is not empty: choose another --output_path, or move it away first"
-        )
+        raise FileExistsError(f"{output_path} is not empty: choose another --output_path, or move it away")
     # Drawn beside and renamed, so that a data set that is there is a whole one.
     partial = output_path.with_name(f".{output_path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    jobs = []
-    for action in KINDS[kind]:
-        (partial / "UCF-101" / action).mkdir(parents=True)
-        for group in range(1, groups + 1):
-            for number in range(1, clips_per_group + 1):
-                path = partial / "UCF-101" / action / f"v_{action}_g{group:02d}_c{number:02d}.avi"
-                jobs.append((path, action, seed, group, number))
+    videos, lists, names = partial / "UCF-101", partial / "ucfTrainTestlist", list(KINDS[actions])
+    clips = [
+        (f"{name}/v_{name}_g{group:02d}_c{number:02d}.avi", name, group, number)
+        for name, group, number in product(names, range(1, groups + 1), range(1, clips_per_group + 1))
+    ]
+    for name in names:
+        (videos / name).mkdir(parents=True)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(write_clip, *job) for job in jobs]
-        for future in tqdm(futures, desc="drawing toy clips", unit="clip"):
-            future.result()
-    write_lists(partial / "ucfTrainTestlist", list(KINDS[kind]), groups, clips_per_group)
+        jobs = [pool.submit(write_clip, videos / clip, name, seed, *rest) for clip, name, *rest in clips]
+        for job in tqdm(jobs, desc="drawing toy clips", unit="clip"):
+            job.result()
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
+    per_split = max(1, round(groups * TEST_SHARE))
+    for split in (1, 2, 3):
+        tested = {1 + ((split - 1) * per_split + i) % groups for i in range(per_split)}
+        test = [clip for clip, _, group, _ in clips if group in tested]
+        train = [f"{clip} {names.index(name) + 1}" for clip, name, group, _ in clips if group not in tested]
+        (lists / f"trainlist{split:02d}.txt").write_text("\n".join(train) + "\n")
+        (lists / f"testlist{split:02d}.txt").write_text("\n".join(test) + "\n")
     if output_path.exists():
         output_path.rmdir()
     partial.replace(output_path)
-    return len(jobs)
+    return len(clips)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of make_toy_actions.py."""
-    here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--output_path",
-        type=Path,
-        default=here / "toy-actions",
-        help="folder to make (default: data/toy-actions)",
-    )
-    parser.add_argument(
-        "--actions",
-        choices=KINDS,
-        default="single",
-        help="single (default): eight actions; sequences: two one after the other, told by their order only",
-    )
-    parser.add_argument(
-        "--groups",
-        type=int,
-        default=50,
-        help="figures and backgrounds per class; 50 (default) is enough to learn for new ones, 4 at least",
-    )
-    parser.add_argument(
-        "--clips_per_group",
-        type=int,
-        default=1,
-        help="clips of a group; 1 keeps it small, UCF-101 has 4 to 7",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same files")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes; one per core is fastest"
-    )
+    add, path = parser.add_argument, Path(__file__).resolve().parent / "toy-actions"
+    add("--output_path", type=Path, default=path, help="folder to make (default: data/toy-actions)")
+    actions = "single (default): eight actions; sequences: two one after the other, told by their order only"
+    add("--actions", choices=KINDS, default="single", help=actions)
+    add("--groups", type=int, default=50, help="figures and backgrounds per class; 50 is enough, 4 at least")
+    add("--clips_per_group", type=int, default=1, help="1 keeps it small, UCF-101 has 4 to 7")
+    add("--seed", type=int, default=0, help="the same seed draws the same files")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes; one per core is fastest")
     return parser
 
 
@@ -256,14 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(args, name) < least:
             parser.error(f"--{name} {getattr(args, name)} is too small: it takes {least} or more")
     try:
-        count = make_data_set(
-            args.output_path,
-            args.actions,
-            groups=args.groups,
-            clips_per_group=args.clips_per_group,
-            seed=args.seed,
-            workers=args.workers,
-        )
+        count = make_data_set(**vars(args))
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -45,27 +45,22 @@ def squat(phase: float, cycles: float) -> Pose:
     """Down and up again, seen from the front, arms stretched out below."""
     bend = 0.5 - 0.5 * np.cos(2 * np.pi * cycles * phase)
     legs = [(-1.25 * bend - 0.1, 0.75 * bend), (1.25 * bend + 0.1, -0.75 * bend)]
-    return Pose(
-        arms=[(-1.5 * bend - 0.1, -1.5 * bend - 0.1), (1.5 * bend + 0.1, 1.5 * bend + 0.1)], legs=legs
-    )
+    return Pose(arms=[(-1.5 * bend - 0.1,) * 2, (1.5 * bend + 0.1,) * 2], legs=legs)
 
 
 def jumping_jack(phase: float, cycles: float) -> Pose:
     """Arms and legs apart and together, jumping."""
     spread = 0.5 - 0.5 * np.cos(2 * np.pi * 1.5 * cycles * phase)
     arm, leg = 0.15 + 2.6 * spread, 0.05 + 0.5 * spread
-    return Pose(
-        arms=[(-arm, -arm), (arm, arm)], legs=[(-leg, -leg), (leg, leg)], lift=0.1 * np.sin(np.pi * spread)
-    )
+    lift = 0.1 * np.sin(np.pi * spread)
+    return Pose(arms=[(-arm, -arm), (arm, arm)], legs=[(-leg, -leg), (leg, leg)], lift=lift)
 
 
 def bow(phase: float, cycles: float) -> Pose:
     """Down from the hip and up again, once, seen from the side."""
     bend = 1.35 * np.sin(np.pi * np.clip(1.3 * phase - 0.15, 0, 1)) ** 2
-    hang = 0.35 * bend
-    return Pose(
-        torso=bend, arms=[(hang, hang), (hang + 0.1, hang + 0.1)], legs=[(-0.03, -0.03), (0.03, 0.03)]
-    )
+    arms = [(0.35 * bend,) * 2, (0.35 * bend + 0.1,) * 2]
+    return Pose(torso=bend, arms=arms, legs=[(-0.03, -0.03), (0.03, 0.03)])
 
 
 def wave_then_squat(phase: float, cycles: float) -> Pose:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,7 @@ from video.reader import Video
 
 @dataclass
 class Report:
-    """The outcome of a check.
-
-    Attributes:
-        faults: lines about what would corrupt a result
-        remarks: lines about what is harmless
-        clips, frames: counted
-    """
+    """The outcome of a check: what would corrupt a result, what is harmless, and what was counted."""
 
     faults: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -34,43 +27,23 @@ class Report:
     frames: int = 0
 
 
-@dataclass(frozen=True)
-class _Looked:
-    frames: int
-    lost: int
-    problems: list[str]
-    stated: int
-    digest: str
-    error: str | None
-
-
-def _look(path: Path) -> _Looked:
-    """Decode all of a clip and hash its bytes."""
-    video = Video(path)
+def _decode(path: Path) -> tuple[Video, int, int, str] | str:
+    """Decode all of a clip and hash its bytes: frames, stated frames, SHA-256; or the error."""
+    video, digest = Video(path), hashlib.sha256()
     try:
         stated = video.stated_count()
         frames = sum(1 for _ in video.frames())
-        digest = hashlib.sha256()
         for file in frame_files(path) if path.is_dir() else [path]:
             with file.open("rb") as opened:
                 while block := opened.read(2**20):
                     digest.update(block)
     except (VideoError, OSError) as error:
-        return _Looked(0, 0, [], 0, "", str(error))
-    return _Looked(frames, video.lost, video.problems, stated, digest.hexdigest(), None)
-
-
-def _names_class(path: Path, name: str) -> bool:
-    """Whether a class is in a file's name, as UCF-101 writes it, in whatever case."""
-    return f"_{name}_".lower() in f"_{path.name.removeprefix('v_')}".lower()
+        return str(error)
+    return video, frames, stated, digest.hexdigest()
 
 
 def check(data: DataSettings, *, threads: int) -> Report:
-    """Decode everything and compare it with the lists of all splits.
-
-    Raises: MissingFileError if a folder or list is not there; UserError for a list that is wrong in itself,
-        a label that is not its class's among them.
-    """
+    """Decode everything and compare it with the lists of all splits. Raises: as `Listed.lists`."""
     report = Report()
     listed = Listed(data)
     classes: set[str] = set()
@@ -91,56 +64,47 @@ def check(data: DataSettings, *, threads: int) -> Report:
     report.clips = len(there)
     same: dict[str, list[str]] = defaultdict(list)
     with ThreadPoolExecutor(threads) as pool:
-        looks = pool.map(_look, there.values())
-        bar = tqdm(
-            zip(there, looks, strict=True), desc="checking", total=len(there), unit="clip", dynamic_ncols=True
-        )
-        for name, look in bar:
-            report.frames += look.frames
-            if look.error is not None:
-                report.faults.append(look.error)
+        decoded = pool.map(_decode, there.values())
+        bar = tqdm(decoded, desc="checking", total=len(there), unit="clip", dynamic_ncols=True)
+        for (name, path), found in zip(there.items(), bar, strict=True):
+            if isinstance(found, str):
+                report.faults.append(found)
                 continue
-            same[look.digest].append(name)
-            if look.problems:
-                many = look.lost > TOLERATED * (look.frames + look.lost)
+            video, frames, stated, digest = found
+            report.frames += frames
+            same[digest].append(name)
+            if video.problems:
+                many = video.lost > TOLERATED * (frames + video.lost)
                 lines = report.faults if many else report.remarks
-                lines += [f"{there[name]}: {problem}" for problem in look.problems]
-            elif look.frames < look.stated:
-                report.remarks.append(
-                    f"{there[name]}: {look.frames} frames decode, its index claims {look.stated}"
-                )
-            folder = name.split("/")[0]
-            if folder not in classes:
-                report.faults.append(f"{there[name]}: the class {folder} is not in the lists")
-            elif DATASETS[listed.name].names_class and not _names_class(there[name], folder):
+                lines += [f"{path}: {problem}" for problem in video.problems]
+            elif frames < stated:
+                report.remarks.append(f"{path}: {frames} frames decode, its index claims {stated}")
+            class_name = name.split("/")[0]
+            # As UCF-101 writes it, in whatever case.
+            in_name = f"_{class_name}_".lower() in f"_{path.name.removeprefix('v_')}".lower()
+            if class_name not in classes:
+                report.faults.append(f"{path}: the class {class_name} is not in the lists")
+            elif DATASETS[listed.name].names_class and not in_name:
                 report.faults.append(
-                    f"{there[name]}: lies in the folder {folder}, and its name tells another class"
+                    f"{path}: lies in the folder {class_name}, and its name tells another class"
                 )
             elif name not in sides:
-                report.remarks.append(f"{there[name]}: in no list")
+                report.remarks.append(f"{path}: in no list")
     for names in same.values():
-        if len(names) > 1:
-            _duplicates(names, sides, listed.numbers, report)
+        if len(names) == 1:
+            continue
+        where = [", ".join(f"{side} {number}" for number, side in sides[name].items()) for name in names]
+        both = [f"{name} ({lists or 'in no list'})" for name, lists in zip(names, where, strict=True)]
+        line = f"the same bytes: {'; '.join(both)}"
+        if any(len({sides[name].get(number) for name in names} - {None}) > 1 for number in listed.numbers):
+            report.faults.append(f"{line}: on both sides of a split")
+        elif len({name.split("/")[0] for name in names}) > 1:
+            report.faults.append(f"{line}: under two classes")
+        else:
+            report.remarks.append(line)
     gone = [name for name in sides if name not in there]
     if gone:
         report.remarks.append(
             f"{len(gone):,} of {len(sides):,} listed clips are not there, the first {gone[0]}"
         )
     return report
-
-
-def _duplicates(
-    names: list[str], sides: dict[str, dict[int, str]], numbers: Sequence[int], report: Report
-) -> None:
-    where = [
-        f"{name} ({', '.join(f'{side} {number}' for number, side in sides[name].items()) or 'in no list'})"
-        for name in names
-    ]
-    line = f"the same bytes: {'; '.join(where)}"
-    labels = {name.split("/")[0] for name in names}
-    leaks = any(len({sides[name].get(number) for name in names} - {None}) > 1 for number in numbers)
-    if leaks or len(labels) > 1:
-        why = "on both sides of a split" if leaks else "under two classes"
-        report.faults.append(f"{line}: {why}")
-    else:
-        report.remarks.append(line)

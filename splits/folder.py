@@ -1,11 +1,10 @@
-"""A folder of class folders as a data set of its own: its clips, their groups, and splits drawn from these.
+"""A folder of class folders as a data set: its clips, their groups, and splits drawn from these.
 
     my_clips/Jump/holiday_1.mp4         a video, in any container that can be decoded
     my_clips/Jump/garden/0.jpg          or a folder of frames
 
-Clips of a group are cut out of one video, so a group lies on one side of a split: its folds are drawn over
-groups. They are kept as lists in UCF-101's form, so that a test finds the very same when clips have come or
-gone.
+Clips of a group are cut out of one video, so a group lies on one side of a split. Splits are kept as lists in
+UCF-101's form, so that a test finds the very same when clips have come or gone.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -27,7 +26,7 @@ from utils.process import MissingFileError, UserError
 from video.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 FOLDS = (1, 2, 3, 4, 5)
-# In the folder of the lists: where they are from, and what tells them from UCF-101's.
+# In the folder of the lists: what tells them from UCF-101's.
 ABOUT = "dataset.json"
 LAYOUT = "clips lie in a folder for each class, as Jump/1.mp4 and Run/1.mp4"
 
@@ -39,32 +38,42 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def source(name: str) -> str:
-    """The group of a clip: by HMDB-51's or UCF-101's names, or what is before a number, or the clip itself.
-
-    v_Jump_g01_c02 is of v_Jump_g01, and holiday_2 of holiday; the class goes with it.
-    """
+    """The group of a clip: as in HMDB-51 or UCF-101, or what is before its number, as in holiday_2."""
     path = PurePosixPath(name)
-    stem = re.fullmatch(r"(.+)_\d+", path.stem)
-    other = f"{path.parent.name}/{ucf101.source(name) or (stem[1] if stem else path.stem)}"
-    return hmdb51.source(name) or other
+    group = ucf101.source(name) or re.sub(r"(?<=.)_\d+$", "", path.stem)
+    return hmdb51.source(name) or f"{path.parent.name}/{group}"
 
 
-def visible_folders(path: Path) -> list[Path]:
-    """The folders in a folder that are not hidden."""
-    return [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+def group_of(name: str, pattern: str) -> str:
+    """The group of a clip by --group_pattern, the same in all classes: a person may do several actions.
+
+    It is what the pattern's first brackets hold, or all that it finds, in the file's name without suffix.
+    """
+    stem = PurePosixPath(name).stem
+    match = re.search(pattern, stem)
+    group = match and match[1 if match.re.groups else 0]
+    if not group:
+        raise UserError(
+            f"--group_pattern {pattern!r}: not found in {stem!r}, the name of {name}; widen it, as in "
+            "'person[0-9]+|.+'; what its first brackets hold is the group, if it has any"
+        )
+    return group
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, in natural order."""
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return sorted(entries, key=lambda path: (natural(path.name), path.name))
 
 
 def class_folders(dataset_path: Path) -> list[Path]:
-    """The folders in a data set that are not hidden, in natural order.
-
-    Raises: MissingFileError if there is no such folder, or none in it.
-    """
+    """The class folders in natural order. Raises: MissingFileError if there is none."""
     if not dataset_path.is_dir():
         raise MissingFileError(f"{dataset_path}: no such folder; name the data set with --dataset_path")
-    folders = visible_folders(dataset_path)
+    folders = [path for path in visible(dataset_path) if path.is_dir()]
     if not folders:
         raise MissingFileError(f"{dataset_path}: no class folders there; {LAYOUT}")
-    return sorted(folders, key=lambda path: (natural(path.name), path.name))
+    return folders
 
 
 def clip_names(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -72,12 +81,10 @@ def clip_names(folder: Path) -> Iterator[tuple[str, Path]]:
 
     A folder of frames is named as a video would be, with .avi. Raises: MissingFileError for a broken link.
     """
-    for path in sorted(folder.iterdir(), key=lambda path: (natural(path.name), path.name)):
-        if path.name.startswith("."):
-            continue
+    for path in visible(folder):
         if path.is_symlink() and not path.exists():
             raise MissingFileError(
-                f"{path}: a link to {path.readlink()}, which is not there; delete or mend it"
+                f"{path}: a link to what is not there, {path.readlink()}; mend or delete it"
             )
         if path.is_dir():
             if any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir()):
@@ -90,111 +97,44 @@ def stems(dataset_path: Path) -> set[str]:
     """Names without their suffix, `<Class>/<file>`, of the videos and folders in the class folders."""
     return {
         f"{folder.name}/{path.name if path.is_dir() else path.stem}"
-        for folder in visible_folders(dataset_path)
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and (path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir())
+        for folder in visible(dataset_path)
+        if folder.is_dir()
+        for path in visible(folder)
+        if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir()
     }
 
 
-def strays(dataset_path: Path) -> list[str]:
-    """Names of the files in class folders that are not read, since they do not end as videos do."""
-    return [
-        f"{folder.name}/{path.name}"
-        for folder in class_folders(dataset_path)
-        for path in sorted(folder.iterdir())
-        if not path.name.startswith(".") and path.suffix.lower() not in VIDEO_SUFFIXES and path.is_file()
-    ]
-
-
-def scan(dataset_path: Path) -> tuple[list[str], list[list[str]]]:
-    """Class names, and the names of the clips of each.
-
-    Raises: MissingFileError if there is no such folder, or no class folder in it; UserError for a single
-        class, one in two spellings, one without clips, a clip as a video and as frames, or a name that no
-        list can hold.
-    """
+def scan(dataset_path: Path) -> dict[str, list[str]]:
+    """The names of the clips of each class. Raises: UserError for what cannot be trained on or listed."""
     folders = class_folders(dataset_path)
     if len(folders) < 2:
-        raise UserError(
-            f"{dataset_path}: {folders[0].name} is the only class folder, and it takes two classes at least; "
-            f"{LAYOUT}"
-        )
-    spellings: dict[str, Path] = {}
-    clips = []
+        raise UserError(f"{dataset_path}: {folders[0].name} is the only class folder; {LAYOUT}")
+    classes = {}
     for folder in folders:
-        # But 1_1 is not 11.
-        plain = re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFKC", folder.name).casefold())
-        plain = re.sub(r"(?<!\d)_|_(?!\d)", "", plain) or folder.name
-        if other := spellings.get(plain):
+        clips = dict(clip_names(folder))
+        if not clips:
             raise UserError(
-                f"{folder}: {folder.name} and {other.name} look like one class in two spellings; put the "
-                "clips into one folder, or give the classes other names"
+                f"{folder}: no clips in this class folder, of {', '.join(VIDEO_SUFFIXES)}; {LAYOUT}; name "
+                "the folder of the class folders with --dataset_path, or delete the empty one"
             )
-        spellings[plain] = folder
-        clips.append(_clips_of(folder))
-    return [folder.name for folder in folders], clips
-
-
-def _clips_of(folder: Path) -> list[str]:
-    found = dict(clip_names(folder))
-    if not found:
-        if any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.glob("*/*")):
-            raise UserError(
-                f"{folder}: no clips in this class folder, but videos in the folders in it; {LAYOUT}; name "
-                "the folder of the class folders with --dataset_path"
-            )
-        raise UserError(
-            f"{folder}: no clips in this class folder, of {', '.join(VIDEO_SUFFIXES)}; {LAYOUT}; put some "
-            "there, or delete the folder"
-        )
-    videos = {path.stem: path for path in found.values() if not path.is_dir()}
-    for name, path in found.items():
-        if path.is_dir() and path.name in videos:
-            raise UserError(
-                f"{path}: the frames of {videos[path.name].name}, which is there too; keep one of the two"
-            )
-        # Control characters, line breaks among them, and bytes that are no UTF-8.
-        control = any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
-        if control or "\\" in name or name.split("/")[0] != folder.name.strip():
-            raise UserError(
-                f"{str(path)!r}: a name with a line break or another control character, a backslash, or a "
-                "space around the class; rename it"
-            )
-    return list(found)
-
-
-def group_of(name: str, pattern: str) -> str:
-    """The group of a clip by --group_pattern, the same in all classes: a person may do several actions.
-
-    The pattern is looked for in the clip's file name without its suffix; the group is what its first
-    brackets hold, or all of it where it has none.
-
-    Raises: UserError where it is not in the name.
-    """
-    path = PurePosixPath(name)
-    match = re.search(pattern, path.stem)
-    group = match and match[1 if match.re.groups else 0]
-    if not group:
-        raise UserError(
-            f"--group_pattern {pattern!r}: not found in {path.stem!r}, the name of {name}; widen it, as in "
-            "'person[0-9]+|.+'; what its first brackets hold is the group, if it has any"
-        )
-    return group
+        videos = {path.stem for path in clips.values() if not path.is_dir()}
+        for name, path in clips.items():
+            if path.is_dir() and path.name in videos:
+                raise UserError(f"{path}: frames of a video that is there too; keep one of the two")
+            # Control characters, line breaks among them, and bytes that are no UTF-8.
+            control = any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+            if control or "\\" in name or name.split("/")[0] != folder.name.strip():
+                raise UserError(f"{str(path)!r}: a control character, backslash or outer space; rename it")
+        classes[folder.name] = list(clips)
+    return classes
 
 
 @dataclass(frozen=True)
 class Folds:
-    """Splits of a folder of class folders.
+    """Splits of a folder of class folders: the clips of each class, and the fold that tests each, from 1."""
 
-    Attributes:
-        classes: names in natural order
-        clips: names of the clips of each class
-        fold: of each clip, by its name: the split that tests it, from 1
-    """
-
-    classes: list[str]
-    clips: list[list[str]]
-    fold: Mapping[str, int]
+    clips: dict[str, list[str]]
+    fold: dict[str, int]
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -203,55 +143,40 @@ class Folds:
 
     def balance(self) -> str:
         """How many clips the folds test, and which classes are not in all of them, in words."""
-        sizes = Counter(self.fold.values())
-        text = f"they test {min(sizes.values()):,} to {max(sizes.values()):,} clips each"
-        absent = [
-            name
-            for name, names in zip(self.classes, self.clips, strict=True)
-            if len({self.fold[clip] for clip in names}) < len(self.numbers)
-        ]
-        if absent:
-            text += f", and not each of them has {len(absent):,} of the classes, the first {absent[0]}"
-        return text
+        sizes = Counter(self.fold.values()).values()
+        folds_of = {name: {self.fold[clip] for clip in clips} for name, clips in self.clips.items()}
+        absent = [name for name, folds in folds_of.items() if len(folds) < len(self.numbers)]
+        more = (
+            f", and {len(absent):,} of the classes, the first {absent[0]}, are not in all" if absent else ""
+        )
+        return f"they test {min(sizes):,} to {max(sizes):,} clips each{more}"
 
     def lists(self, number: int) -> Lists:
         """What is trained on and tested in a split."""
-        entries = [(name, label) for label, names in enumerate(self.clips) for name in names]
-        return Lists(
-            self.classes,
-            [entry for entry in entries if self.fold[entry[0]] != number],
-            [entry for entry in entries if self.fold[entry[0]] == number],
-        )
+        sides: tuple[list[tuple[str, int]], list[tuple[str, int]]] = [], []
+        for label, clips in enumerate(self.clips.values()):
+            for name in clips:
+                sides[self.fold[name] == number].append((name, label))
+        return Lists(list(self.clips), *sides)
 
 
 def draw_folds(dataset_path: Path, group_of_clip: Callable[[str], str | None] = source) -> Folds:
     """Five folds over groups, or as many as a class has groups; the same for the same names.
 
     Groups are dealt out, those of several classes first and then those of each class, the largest first, to
-    the fold that has the fewest clips of their classes.
-
-    Args:
-        group_of_clip: by its name
-
-    Raises: as `scan` and `group_of_clip`; UserError for a class with one group, or whose groups all fall
-        into one fold.
+    the fold that has the fewest clips of their classes. Raises: UserError if a class lies in one fold.
     """
-    classes, clips_by_class = scan(dataset_path)
+    clips = scan(dataset_path)
     by_class: list[dict[str, list[str]]] = []
-    for name, names in zip(classes, clips_by_class, strict=True):
+    for name, names in clips.items():
         groups: dict[str, list[str]] = defaultdict(list)
         for clip in names:
             groups[group_of_clip(clip) or clip].append(clip)
         if len(groups) < 2:
             group = next(iter(groups)).removeprefix(f"{name}/")
-            names_differ = len({PurePosixPath(clip).stem for clip in names}) > 1
-            further = (
-                ", or say which part of a name tells the video: --group_pattern '.+' takes each clip for one "
-                "of its own"
-            )
             raise UserError(
-                f"{dataset_path / name}: all its clips ({len(names)}) are of one group, {group!r}, and a "
-                "group lies on one side of a split; add clips out of another video" + further * names_differ
+                f"{dataset_path / name}: all its clips ({len(names)}) are of one group, {group!r}; add clips "
+                "out of another video, or say what tells it: --group_pattern '.+' takes each clip for its own"
             )
         by_class.append(groups)
     count = min(len(FOLDS), max(map(len, by_class)))
@@ -259,58 +184,46 @@ def draw_folds(dataset_path: Path, group_of_clip: Callable[[str], str | None] = 
     for label, groups in enumerate(by_class):
         for group, names in groups.items():
             clips_of[group][label] += len(names)
-    shared = sorted(group for group, of_label in clips_of.items() if len(of_label) > 1)
-    own = np.zeros((len(classes), count), int)
+    sizes = np.zeros((len(clips), count), int)  # clips of each class in each fold
     chosen: dict[str, int] = {}
 
     def cost(group: str, number: int) -> tuple[int, int, int]:
         of_label = clips_of[group]
         # A class must not be in one fold alone.
-        alone = sum(
-            all(chosen.get(other) == number for other in by_class[label] if other != group)
-            for label in of_label
-        )
-        same = sum(clips * int(own[label, number]) for label, clips in of_label.items())
-        return alone, same, int(own[:, number].sum())
+        rest = [[chosen.get(other) for other in by_class[label] if other != group] for label in of_label]
+        alone = sum(all(fold == number for fold in folds) for folds in rest)
+        same = sum(clips * int(sizes[label, number]) for label, clips in of_label.items())
+        return alone, same, int(sizes[:, number].sum())
 
-    parts = [(len(classes), shared), *((label, sorted(groups)) for label, groups in enumerate(by_class))]
+    shared = sorted(group for group, of_label in clips_of.items() if len(of_label) > 1)
+    parts = [(len(clips), shared), *((label, sorted(groups)) for label, groups in enumerate(by_class))]
     for seed, names in parts:
         order = np.random.default_rng([0, seed]).permutation(names).tolist()
         for group in sorted(order, key=lambda group: -clips_of[group].total()):
             if group not in chosen:
                 chosen[group] = min(range(count), key=lambda number: cost(group, number))
-                for label, clips in clips_of[group].items():
-                    own[label, chosen[group]] += clips
-    for name, of_fold in zip(classes, own, strict=True):
+                for label, number in clips_of[group].items():
+                    sizes[label, chosen[group]] += number
+    for name, of_fold in zip(clips, sizes, strict=True):
         if np.count_nonzero(of_fold) < 2:
             raise UserError(
-                f"{dataset_path / name}: its groups share clips with those of other classes so that all fall "
-                "into one fold; add clips of another group, or narrow --group_pattern"
+                f"{dataset_path / name}: all its groups fall into one fold, since they are of other classes "
+                "too; add clips of another group, or narrow --group_pattern"
             )
-    fold = {
-        clip: chosen[group] + 1 for groups in by_class for group, names in groups.items() for clip in names
-    }
-    return Folds(classes, clips_by_class, fold)
+    return Folds(clips, {clip: chosen[g] + 1 for groups in by_class for g in groups for clip in groups[g]})
 
 
 def write_lists(folder: Path, folds: Folds, group_pattern: str | None) -> None:
     """Keep the lists of all folds in a folder. Raises: OSError if they cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
-    classes = "".join(f"{label} {name}\n" for label, name in enumerate(folds.classes, 1))
-    write_whole(folder / "classInd.txt", classes.encode())
+    texts = {"classInd": "".join(f"{label} {name}\n" for label, name in enumerate(folds.clips, 1))}
     for number in folds.numbers:
         lists = folds.lists(number)
-        train = "".join(f"{name} {label + 1}\n" for name, label in lists.train)
-        write_whole(folder / f"trainlist{number:02d}.txt", train.encode())
-        write_whole(
-            folder / f"testlist{number:02d}.txt", "".join(f"{name}\n" for name, _ in lists.test).encode()
-        )
+        texts[f"trainlist{number:02d}"] = "".join(f"{name} {label + 1}\n" for name, label in lists.train)
+        texts[f"testlist{number:02d}"] = "".join(f"{name}\n" for name, _ in lists.test)
+    for name, text in texts.items():
+        write_whole(folder / f"{name}.txt", text.encode())
     write_whole(folder / ABOUT, json_bytes({"dataset": "folder", "group_pattern": group_pattern}))
-
-
-def is_lists(folder: Path) -> bool:
-    """Whether a folder holds what `write_lists` wrote."""
-    return (folder / ABOUT).is_file()
 
 
 def read_pattern(folder: Path) -> str | None:
@@ -320,21 +233,3 @@ def read_pattern(folder: Path) -> str | None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / ABOUT}: damaged; train anew, or name other lists") from error
     return None if pattern is None else str(pattern)
-
-
-def linked_outside(dataset_path: Path, folds: Folds) -> list[str]:
-    """Names of the clips that lie elsewhere, since they or their class folders are links."""
-    inside = dataset_path.resolve()
-    linked = {name for name in folds.classes if (dataset_path / name).is_symlink()}
-    return [
-        clip
-        for name, clips in zip(folds.classes, folds.clips, strict=True)
-        for clip in clips
-        if (name in linked or (dataset_path / clip).is_symlink())
-        and not (dataset_path / clip).resolve().is_relative_to(inside)
-    ]
-
-
-def list_numbers(folder: Path) -> tuple[int, ...]:
-    """Of the splits whose lists are kept in a folder."""
-    return tuple(number for number in FOLDS if (folder / f"testlist{number:02d}.txt").is_file())

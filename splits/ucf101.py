@@ -1,10 +1,8 @@
-"""UCF-101: its classes and its official splits.
+"""UCF-101: its classes and its official splits, as in ucfTrainTestlist.zip (Soomro, Zamir and Shah, 2012).
 
-The files read here are those of ucfTrainTestlist.zip (Soomro, Zamir and Shah, 2012):
-
-    classInd.txt        1 ApplyEyeMakeup                                    label and class folder
-    trainlist01.txt     ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1       clip and label
-    testlist01.txt      ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi         clip
+classInd.txt        1 ApplyEyeMakeup                                    label and class folder
+trainlist01.txt     ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1       clip and label
+testlist01.txt      ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi         clip
 """
 
 from __future__ import annotations
@@ -16,15 +14,11 @@ from pathlib import Path, PurePosixPath
 from splits.split import Lists
 from utils.process import MissingFileError, UserError
 
-SPLIT_NUMBERS = (1, 2, 3)
 GET_LISTS = "unzip ucfTrainTestlist.zip and name its folder with --split_path"
 
 
 def read_lines(path: Path, next_step: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a list file that are not blank.
-
-    Raises: MissingFileError or UserError, each with the next step, if there is none or it is no text.
-    """
+    """Numbered lines of a list that are not blank. Raises: MissingFileError; UserError if it is no text."""
     if not path.is_file():
         raise MissingFileError(f"{path}: no such list file; {next_step}")
     try:
@@ -32,17 +26,11 @@ def read_lines(path: Path, next_step: str) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file; {next_step}") from error
     # Not splitlines, which also parts lines at characters that names may hold.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line.strip()
+    return ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def read_classes(path: Path) -> list[str]:
-    """Class names of a classInd.txt, in the order of their labels.
-
-    Raises: MissingFileError if there is no such file; UserError for a line that is not `<label> <Class>`,
-        labels that do not count 1, 2, 3, ..., or a name that stands twice.
-    """
+    """Class names of a classInd.txt by label. Raises: MissingFileError; UserError for a wrong line."""
     classes: list[str] = []
     for number, line in read_lines(path, GET_LISTS):
         label, _, name = line.partition(" ")
@@ -62,35 +50,24 @@ def read_list(path: Path, classes: Sequence[str], *, labelled: bool) -> list[tup
 
     The label is that of the class folder: UCF-101 spells HandstandPushups another way in its file names.
 
-    Raises: MissingFileError if there is no such file; UserError with the line for a malformed one, a class
-        that classInd.txt does not name, a path that leaves its folder, or a label that is not the class's.
+    Raises: MissingFileError; UserError for a wrong line.
     """
-    labels = {name: label for label, name in enumerate(classes)}
     form = "'<Class>/<clip>.avi <label>'" if labelled else "'<Class>/<clip>.avi'"
     entries = []
     for number, line in read_lines(path, GET_LISTS):
         # Names may hold spaces.
-        name, stated = line, ""
-        if labelled:
-            name, _, stated = line.rpartition(" ")
-            name = name.rstrip()
-        parts = PurePosixPath(name).parts
-        where = f"{path}, line {number}"
-        suffix = re.search(r"\.\w+$", name)
-        if len(parts) != 2 or ".." in parts or "\\" in name or not suffix:
+        name, _, stated = line.rpartition(" ") if labelled else (line, "", "")
+        name = name.rstrip()
+        parts, where = PurePosixPath(name).parts, f"{path}, line {number}"
+        if len(parts) != 2 or ".." in parts or "\\" in name or not re.search(r"\.\w+$", name):
             raise UserError(f"{where}: {line!r} is not {form}")
-        if parts[0] not in labels:
+        if parts[0] not in classes:
             raise UserError(f"{where}: the class {parts[0]} is not in classInd.txt; add it there")
-        label = labels[parts[0]]
+        label = classes.index(parts[0])
         if labelled and stated != str(label + 1):
             raise UserError(f"{where}: label {stated} is not that of {parts[0]} in classInd.txt, {label + 1}")
         entries.append((name, label))
     return entries
-
-
-def is_lists(folder: Path) -> bool:
-    """Whether a folder holds lists of this form."""
-    return (folder / "classInd.txt").is_file()
 
 
 def read_lists(folder: Path, number: int) -> Lists:

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import pytest
@@ -12,6 +11,8 @@ import pytest
 import extract_frames
 from conftest import ROOT, run_script
 from video.reader import Video
+
+LEFT = "WalkLeft/v_WalkLeft_g01_c01"
 
 
 def count_frames(path):
@@ -21,8 +22,7 @@ def count_frames(path):
 def test_every_video_becomes_a_folder_of_numbered_frames(call, small):
     done = call(extract_frames, "--dataset_path", f"{small}/UCF-101/")
     assert done.status == 0, done.err
-    folder = small / "UCF-101-frames" / "WalkLeft" / "v_WalkLeft_g01_c01"
-    video = Video(small / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi")
+    folder, video = small / "UCF-101-frames" / LEFT, Video(small / f"UCF-101/{LEFT}.avi")
     assert {path.name for path in folder.iterdir()} == {f"{number}.jpg" for number in range(video.count())}
     for frame, number in zip(video.frames([0, 7]), (0, 7), strict=True):
         jpeg = cv2.imread(str(folder / f"{number}.jpg"), cv2.IMREAD_COLOR_RGB)
@@ -34,35 +34,33 @@ def test_every_video_becomes_a_folder_of_numbered_frames(call, small):
 def test_again_does_only_what_is_missing_and_quality_counts(call, small, monkeypatch):
     monkeypatch.chdir(small / "UCF-101")
     assert call(extract_frames, "--dataset_path", ".", "--quality", 30).status == 0
-    clip = small / "UCF-101-frames/WalkLeft/v_WalkLeft_g01_c01"
+    clip = small / "UCF-101-frames" / LEFT
     small_size = (clip / "0.jpg").stat().st_size
     kept = small / "UCF-101-frames/WalkRight/v_WalkRight_g01_c01/0.jpg"
     kept.write_bytes(b"mine")
     shutil.rmtree(clip)
     again = call(extract_frames, "--dataset_path", "../UCF-101", "--quality", 95)
     assert again.status == 0, again.err
-    assert "6 clips" in again.out
     assert (clip / "0.jpg").stat().st_size > 1.5 * small_size
     assert kept.read_bytes() == b"mine"
 
 
 def test_unreadable_clips_are_listed_and_the_others_done(call, small):
     (small / "UCF-101/WalkLeft/bad.avi").write_text("no video")
-    (small / "UCF-101/WalkLeft/empty.avi").touch()
-    (small / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.mp4").touch()
+    (small / f"UCF-101/{LEFT}.mp4").touch()
     (small / "UCF-101/WalkLeft/notes.txt").touch()
     done = call(extract_frames, "--dataset_path", small / "UCF-101")
     assert done.status == 1
     failed = [line for line in done.err.replace("\r", "\n").splitlines() if line.startswith("not extracted:")]
-    assert len(failed) == 3
-    for name in ("bad.avi", "empty.avi", "v_WalkLeft_g01_c01"):
-        assert sum(name in line for line in failed) == 1
+    assert len(failed) == 2
+    for text in ("bad.avi", "has the same frame folder"):
+        assert sum(text in line for line in failed) == 1
     assert len(count_frames(small / "UCF-101-frames")) == 6
     assert "Traceback" not in done.err
 
 
-def test_a_killed_run_leaves_no_half_clip_and_goes_on(small, tmp_path):
-    source = small / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
+def test_a_killed_run_leaves_no_half_clip_and_goes_on(small):
+    source = small / f"UCF-101/{LEFT}.avi"
     for number in range(200):
         os.link(source, source.with_name(f"v_copy_{number}.avi"))
     command = [sys.executable, ROOT / "extract_frames.py", "--dataset_path", small / "UCF-101"]
@@ -73,11 +71,9 @@ def test_a_killed_run_leaves_no_half_clip_and_goes_on(small, tmp_path):
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
-    done = len(list(frames.glob("*/[!.]*")))
-    assert 5 <= done < 206
+    assert 5 <= len(list(frames.glob("*/[!.]*"))) < 206
     expected = Video(source).count()
-    whole = [clip for clip in frames.glob("WalkLeft/[!.]*") if clip.name.startswith("v_copy")]
-    assert all(len(list(clip.iterdir())) == expected for clip in whole)
+    assert {len(list(clip.iterdir())) for clip in frames.glob("WalkLeft/v_copy*")} <= {expected}
     again = run_script("extract_frames.py", "--dataset_path", small / "UCF-101")
     assert again.status == 0, again.err
     assert len(list(frames.glob("*/[!.]*"))) == 206
@@ -91,38 +87,24 @@ def test_the_documented_command_works_inside_data_and_above(small, tmp_path):
         shutil.copy(ROOT / name, checkout / name)
     for room in ("utils", "video"):
         shutil.copytree(ROOT / room, checkout / room)
-    shutil.copytree(small / "UCF-101", checkout / "data/UCF-101")
-    inside = run_script("extract_frames.py", cwd=checkout / "data")
-    assert inside.status == 0, inside.err
-    made = count_frames(checkout / "data/UCF-101-frames")
-    assert len(made) == 6
-    shutil.rmtree(checkout / "data/UCF-101-frames")
-    above = run_script("extract_frames.py", cwd=checkout)
-    assert above.status == 0, above.err
-    assert count_frames(checkout / "data/UCF-101-frames") == made
+    # Frames come beside a link to the data set, not beside what it leads to.
+    (checkout / "data/UCF-101").symlink_to(small / "UCF-101")
+    for folder in (checkout / "data", checkout):
+        done = run_script("extract_frames.py", cwd=folder)
+        assert done.status == 0, done.err
+        assert len(count_frames(checkout / "data/UCF-101-frames")) == 6
+        shutil.rmtree(checkout / "data/UCF-101-frames")
 
 
-@pytest.mark.parametrize(("quality", "status"), [(0, 2), (101, 2), ("high", 2)])
-def test_wrong_flags(call, small, quality, status):
-    done = call(extract_frames, "--dataset_path", small, "--quality", quality)
-    assert done.status == status
-    assert "quality" in done.one_line_error()
-
-
-def test_wrong_data(call, tmp_path):
-    done = call(extract_frames, "--dataset_path", tmp_path / "gone")
-    assert (done.status, "gone" in done.one_line_error()) == (1, True)
-    (tmp_path / "nothing").mkdir()
-    done = call(extract_frames, "--dataset_path", tmp_path / "nothing")
-    assert (done.status, "no video" in done.one_line_error()) == (1, True)
-
-
-def test_a_link_to_the_data_set_keeps_frames_beside_the_link(tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "UCF-101").symlink_to(tmp_path / "disk")
-    assert extract_frames.frames_folder(tmp_path / "data" / "UCF-101") == tmp_path / "data" / "UCF-101-frames"
-    assert (
-        extract_frames.frames_folder(Path(f"{tmp_path}/data/UCF-101/"))
-        == tmp_path / "data" / "UCF-101-frames"
-    )
+@pytest.mark.parametrize(
+    ("path", "flags", "status", "message"),
+    [
+        (".", ["--quality", 0], 2, "quality"),
+        (".", ["--quality", "high"], 2, "quality"),
+        ("gone", [], 1, "gone"),
+        (".", [], 1, "no video"),
+    ],
+)
+def test_wrong_flags_and_data(call, tmp_path, path, flags, status, message):
+    done = call(extract_frames, "--dataset_path", tmp_path / path, *flags)
+    assert (done.status, message in done.one_line_error()) == (status, True)

@@ -9,13 +9,23 @@ from types import ModuleType
 import pytest
 import torch
 
-import train
 from conftest import run_script
-from models import MODELS, MeanPool
 from utils import device
 from utils.device import choose_dtype, has_bf16, seed_everything
 from utils.flags import COUNT, add_flags, number, read, setting, typed
 from utils.process import MissingFileError, UserError
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise IndexError("a bug in the data set")
+
+
+def in_worker():
+    list(torch.utils.data.DataLoader(Broken(), num_workers=1))
 
 
 def ending(call, error):
@@ -24,43 +34,37 @@ def ending(call, error):
     def main():
         raise error
 
-    module.main = main
+    module.main = main if isinstance(error, Exception) else error
     return call(module)
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "message"),
     [
-        UserError("x.avi: too short"),
-        MissingFileError("x.avi: no such file"),
-        OSError(errno.ENOSPC, "No space left"),
+        (UserError("x.avi: too short"), "x.avi: too short"),
+        (MissingFileError("x.avi: no such file"), "x.avi: no such file"),
+        (OSError(errno.ENOSPC, "No space left"), "No space left"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "--batch_size"),
     ],
 )
-def test_errors_of_the_user_and_of_the_system_are_one_line(call, error):
+def test_errors_of_the_user_and_of_the_system_are_one_line(call, error, message):
     done = ending(call, error)
     assert done.status == 1
-    assert str(error) in done.one_line_error()
+    assert message in done.one_line_error()
 
 
-@pytest.mark.parametrize("error", [ValueError("shapes"), KeyError("x"), AssertionError(), OSError("our own")])
-def test_bugs_keep_their_traceback(call, error):
-    with pytest.raises(type(error)):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("shapes"), ValueError),
+        (KeyError("x"), KeyError),
+        (OSError("our own"), OSError),
+        (in_worker, IndexError),
+    ],
+)
+def test_bugs_keep_their_traceback(call, error, kind):
+    with pytest.raises(kind):
         ending(call, error)
-
-
-def test_a_bug_in_a_new_head_keeps_its_traceback(call, small, train_flags, monkeypatch):
-    class Buggy(MeanPool):
-        def forward(self, embeddings, padding=None):
-            raise ValueError("a bug in the head")
-
-    monkeypatch.setitem(MODELS, "Buggy", Buggy)
-    with pytest.raises(ValueError, match="a bug in the head"):
-        call(train, *train_flags(small), "--model", "Buggy", "--num_epochs", 1)
-
-
-def test_memory_that_is_full_names_the_flag(call):
-    done = ending(call, torch.OutOfMemoryError("CUDA out of memory. Tried"))
-    assert "--batch_size" in done.one_line_error()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,6 @@ def test_memory_that_is_full_names_the_flag(call):
         ("[0, 1)", float, ["0", "0.999"], ["1", "-0.1", "nan", "inf"]),
         ("(0, 1]", float, ["1", "0.001"], ["0", "1.1"]),
         ("(0, inf)", float, ["1e-9", "1e9"], ["0", "inf", "nan"]),
-        ("[0, inf)", float, ["0"], ["-1e-9", "inf"]),
     ],
 )
 def test_numbers_of_flags(interval, kind, good, bad):
@@ -92,7 +95,6 @@ class SomeSettings:
 def test_settings_make_flags_and_flags_make_settings():
     parser = argparse.ArgumentParser()
     add_flags(parser, SomeSettings, size=5)
-    assert "some:\n" in parser.format_help()
     args = parser.parse_args(["--fast"])
     assert read(SomeSettings, args) == SomeSettings(size=5, fast=True)
     assert typed(parser, ["--fast"], args) == {"fast": True}
@@ -102,24 +104,27 @@ def test_settings_make_flags_and_flags_make_settings():
     assert read(SomeSettings, parser.parse_args([])) == SomeSettings()
 
 
-def test_bf16_is_taken_where_the_processor_has_instructions_for_it(monkeypatch):
+@pytest.mark.parametrize(
+    ("cpuinfo", "has"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx512f avx512bw avx512_vnni\n", False),
+        ("processor : 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags : amx_bf16 amx_tile", True),
+        ("Features : fp asimd bf16\n", True),
+        ("", False),
+    ],
+)
+def test_bf16_is_taken_where_the_processor_has_instructions_for_it(monkeypatch, cpuinfo, has):
     """oneDNN says yes on any AVX-512, where it is emulated."""
-    assert not has_bf16("processor : 0\nflags\t\t: fpu avx512f avx512bw avx512_vnni\n")
-    assert has_bf16("flags\t\t: fpu avx512f avx512_bf16\n")
-    assert has_bf16("flags : amx_bf16 amx_tile")
-    assert has_bf16("Features : fp asimd bf16\n")
-    assert not has_bf16("")
-    monkeypatch.setattr(device, "has_bf16", lambda text: False)
-    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
-    monkeypatch.setattr(device, "has_bf16", lambda text: True)
-    assert choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
+    assert has_bf16(cpuinfo) is has
+    monkeypatch.setattr(device, "has_bf16", lambda _: has)
+    assert choose_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if has else torch.float32)
 
 
 def test_what_is_not_deterministic_is_said_once(capsys, monkeypatch):
     shown = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *rest: shown.append(str(message)))
     seed_everything(0)
-    assert not torch.utils.deterministic.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         for _ in range(3):
@@ -135,18 +140,3 @@ def test_seeding_does_not_wait_for_the_compiler():
         "print(torch.are_deterministic_algorithms_enabled(), 'torch._inductor' in sys.modules)"
     )
     assert run_script("-c", program).out.split() == ["True", "False"]
-
-
-class Broken(torch.utils.data.Dataset):
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        raise IndexError("a bug in the data set")
-
-
-def test_a_bug_in_a_data_worker_keeps_its_traceback(call):
-    module = ModuleType("command")
-    module.main = lambda: list(torch.utils.data.DataLoader(Broken(), num_workers=1))
-    with pytest.raises(IndexError, match="a bug in the data set"):
-        call(module)

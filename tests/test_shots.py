@@ -1,19 +1,12 @@
-"""A video is labelled shot by shot."""
-
-import itertools
+"""Cuts in a video are found, and nothing else."""
 
 import numpy as np
-import torch
-from PIL import Image
 
-from annotation.labels import ClipLayout, label_frames, read_windows
-from annotation.pretrained import untrained
-from video.reader import Video
 from video.shots import SHORTEST, Shots
 
 
 def scene(seed, count, height=48, width=64):
-    """Frames with colours of their own, in which something moves and the light changes a little."""
+    """Frames with colors of their own, in which something moves and the light changes a little."""
     random = np.random.default_rng(seed)
     ground = random.integers(0, 200, 3)
     y, x = np.mgrid[:height, :width]
@@ -39,34 +32,6 @@ def test_a_slow_change_of_light_is_no_cut():
 
 
 def test_a_shot_is_no_shorter_than_so_many_frames():
-    flicker = [frame for seed in range(60) for frame in scene(seed, 1)]
-    cuts = first_frames(flicker)
+    cuts = first_frames(frame for seed in range(60) for frame in scene(seed, 1))
     assert cuts
     assert all(length >= SHORTEST for length in np.diff([0, *cuts]))
-
-
-def labelled(path, *, shots=True, stride=1):
-    model = untrained("tiny_video").model
-    streams = model.open_streams(24)
-    batches = read_windows(Video(path), streams, stride, shots=shots)
-    parts = list(label_frames(model, streams, batches, ClipLayout(6, stride=stride)))
-    return [frame.image for part in parts for frame in part.frames], torch.cat(
-        [part.probabilities for part in parts]
-    )
-
-
-def test_each_shot_is_labelled_as_if_it_were_a_video(tmp_path):
-    parts = [list(scene(1, 150)), list(scene(2, 25)), list(scene(3, 61))]
-    all_of_them = list(itertools.chain(*parts))
-    for number, frames in enumerate([*parts, all_of_them]):
-        (tmp_path / str(number)).mkdir()
-        for place, frame in enumerate(frames):
-            Image.fromarray(frame).save(tmp_path / str(number) / f"{place}.png")
-    for stride in (1, 2):
-        alone = [labelled(tmp_path / str(number), stride=stride) for number in range(3)]
-        frames, joined = labelled(tmp_path / "3", stride=stride)
-        assert all(np.array_equal(*pair) for pair in zip(frames, all_of_them, strict=True))
-        assert torch.allclose(joined, torch.cat([rows for _, rows in alone]), atol=1e-6)
-        _, across = labelled(tmp_path / "3", shots=False, stride=stride)
-        assert len(across) == 236
-        assert (across - joined).abs().max() > 1e-3

@@ -8,6 +8,7 @@ import time
 import filelock
 import pytest
 import torch
+
 import test as test_script
 import train
 from conftest import Script, untrained_checkpoint

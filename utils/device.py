@@ -26,13 +26,10 @@ def choose_device(name: str) -> torch.device:
     here = ["cpu"] + ([accelerator.type] if accelerator else [])
     try:
         device = (accelerator or torch.device("cpu")) if name == "auto" else torch.device(name)
+        there = device.type in here and (device.index or 0) < max(1, torch.accelerator.device_count())
     except RuntimeError:
-        device = None
-    if (
-        device is None
-        or device.type not in here
-        or (device.index or 0) >= max(1, torch.accelerator.device_count())
-    ):
+        there = False
+    if not there:
         raise UserError(f"device {name!r} is not available; choose one of auto, {', '.join(here)}")
     if device.type != "cpu" and "LOCAL_RANK" in os.environ:
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
@@ -45,23 +42,19 @@ def has_bf16(cpuinfo: str) -> bool:
 
     Without them PyTorch emulates it, which is slower than float32 (oneDNN does so on any AVX-512).
     """
-    for line in cpuinfo.splitlines():
-        name, _, words = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words.split())
-    return False
+    lines = [line for line in cpuinfo.splitlines() if line.startswith(("flags", "Features"))]
+    return any(not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(line.split()) for line in lines[:1])
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What the frozen encoder computes in: bfloat16 if asked for, or if not and the hardware has it."""
-    if precision in ("auto", "int8"):
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            info = Path("/proc/cpuinfo")
-            fast = device.type == "cpu" and info.exists() and has_bf16(info.read_text())
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    fast = precision == "bf16"
+    if precision in ("auto", "int8") and device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif precision in ("auto", "int8"):
+        info = Path("/proc/cpuinfo")
+        fast = device.type == "cpu" and info.exists() and has_bf16(info.read_text())
+    return torch.bfloat16 if fast else torch.float32
 
 
 def seed_everything(seed: int) -> None:
@@ -76,12 +69,9 @@ def seed_everything(seed: int) -> None:
     torch.set_deterministic_debug_mode("warn")
     # Nothing here reads memory before it is written; filling it first costs a pass over every new tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    _say_what_is_not_deterministic()
-
-
-def _say_what_is_not_deterministic() -> None:
-    """Turn PyTorch's warnings about kernels without a deterministic form into one line of our own."""
     show, told = warnings.showwarning, False
+    if getattr(show, "of_seeds", False):
+        return
 
     def showwarning(message: Warning | str, *rest: Any, **more: Any) -> None:
         nonlocal told
@@ -94,6 +84,5 @@ def _say_what_is_not_deterministic() -> None:
                 "same command twice, or --resume, ends with nearly the same weights, not bit for bit"
             )
 
-    if not getattr(show, "of_seeds", False):
-        showwarning.of_seeds = True  # type: ignore[attr-defined]
-        warnings.showwarning = showwarning
+    showwarning.of_seeds = True  # type: ignore[attr-defined]
+    warnings.showwarning = showwarning

@@ -14,53 +14,44 @@ from pathlib import Path
 
 from utils.process import UserError
 
-# Bytes of a file's name on the file systems that people have.
-NAME_BYTES = 255
-
 
 def shortened(name: str, room: int = 20) -> str:
-    """A file's name, cut where needed so that `room` more bytes fit behind it."""
-    while len(os.fsencode(name)) > NAME_BYTES - room:
+    """A file's name, cut where needed so that `room` more bytes fit behind it, of the 255 that may be."""
+    while len(os.fsencode(name)) > 255 - room:
         name = name[:-1]
     return name
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """A hidden file beside `path` to write to; at the end it is synced to disk and takes the name.
+    """A hidden file beside `path` to write to, which takes its name at the end, or else is removed.
 
     Args:
-        sync: False for what can be made again, where waiting for the disk costs more
-
-    If the end is not reached it is removed, and `path` stays as it was.
+        sync: wait for the disk; False for what can be made again
     """
-    stem = shortened(path.stem, 40)
     unique = f"{os.getpid()}-{threading.get_ident()}"
-    partial = path.with_name(f".{stem}.{unique}.partial{path.suffix.lower()}")
+    partial = path.with_name(f".{shortened(path.stem, 60)}.{unique}.partial{path.suffix.lower()}")
+
+    def wait_for_disk(written: Path) -> None:
+        descriptor = os.open(written, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     try:
         yield partial
         if sync:
-            _sync(partial)
+            wait_for_disk(partial)
         partial.replace(path)
         if sync:
-            _sync(path.parent)
+            wait_for_disk(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_whole(path: Path, contents: bytes | memoryview, *, sync: bool = True) -> None:
-    """Write a file through `replacing`.
-
-    Raises: UserError that names the path and the bytes needed if the disk is full or the file too large.
-    """
+    """Write a file through `replacing`. Raises: UserError if the disk is full or the file too large."""
     try:
         with replacing(path, sync=sync) as partial:
             partial.write_bytes(contents)
@@ -91,11 +82,7 @@ def beside(path: Path, suffix: str) -> Path:
 
 
 def unused(path: Path, suffix: str = "", *, first: str = "") -> Path:
-    """<path><suffix> if nothing is there, else <path>-2<suffix>, <path>-3<suffix>, ...
-
-    Args:
-        first: what the first one's name ends in, before the suffix
-    """
+    """<path><first><suffix> if nothing is there, else <path>-2<suffix>, <path>-3<suffix>, ..."""
     number, free = 1, path.with_name(path.name + first + suffix)
     while free.exists():
         number += 1
@@ -104,17 +91,10 @@ def unused(path: Path, suffix: str = "", *, first: str = "") -> Path:
 
 
 def make_writable_folder(folder: Path, *, advice: str = "choose another one") -> None:
-    """Make an output folder, and see that a file can be written there, before the work starts.
-
-    Args:
-        advice: what to do if not
-
-    Raises: UserError naming the folder if not.
-    """
+    """Make an output folder, and see that a file can be written there. Raises: UserError with `advice`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{folder}: cannot write into this folder ({reason}); {advice}") from error
+        raise UserError(f"{folder}: cannot write here ({error.strerror or error}); {advice}") from error

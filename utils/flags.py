@@ -1,16 +1,9 @@
-"""Flags of the commands, written once: each is a field of a settings dataclass, made with `setting`.
-
-@dataclass(frozen=True, kw_only=True)
-class LoopSettings:
-    num_epochs: int = setting(20, "passes over the training clips; 20 is enough", COUNT)
-
-add_flags(parser, LoopSettings)
-settings = read(LoopSettings, parser.parse_args())
-"""
+"""Flags of the commands, written once: each is a field of a settings dataclass, made with `setting`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, field, fields
@@ -23,25 +16,22 @@ T = TypeVar("T")
 
 
 def number(interval: str, kind: type[int] | type[float] = float) -> Callable[[str], Any]:
-    """A flag's type: a number within an interval, such as "[0, 1)"; inf stands for any size.
-
-    A round bracket leaves its end out, a square one does not.
-    """
+    """A flag's type: a number within an interval, such as "[0, 1)", which leaves 1 out; inf is any size."""
     match = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", interval)
     assert match is not None
     low, high = float(match[2]), float(match[3])
 
     def parse(text: str) -> int | float:
-        try:
+        with contextlib.suppress(ValueError):
             value = kind(text)
-            above = value > low if match[1] == "(" else value >= low
-            below = value < high if match[4] == ")" else value <= high
-        except ValueError:
-            above = below = False
-        if not (above and below):
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text} does not fit: it takes {what} in {interval}")
-        return value
+            if (
+                low < value < high
+                or (value == low and match[1] == "[")
+                or (value == high and match[4] == "]")
+            ):
+                return value
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text} does not fit: it takes {what} in {interval}")
 
     return parse
 
@@ -70,10 +60,10 @@ def accepted_by(check: Callable[[str], object]) -> Callable[[str], str]:
     """A flag's type out of a function that raises UserError for a bad value; the text stays as it is."""
 
     def value(text: str) -> str:
-        checked(check)(text)
+        check(text)
         return text
 
-    return value
+    return checked(value)
 
 
 def setting(
@@ -84,25 +74,19 @@ def setting(
     choices: Collection[Any] | None = None,
     flags: Sequence[str] = (),
 ) -> Any:
-    """A field of a settings dataclass that is a flag of its name.
+    """A field of a settings dataclass that is a flag of its name, or of the names in `flags`.
 
-    Args:
-        default: MISSING for a flag that must be given; False makes a switch
-        help: what it is for, with the recommended value and why
-        type: of the text; the default, a string
-        flags: its names where they are not --<field>
+    Its default is MISSING where it is required; False makes a switch. `type` makes the value out of the text.
     """
-    metadata = {"help": help, "type": type, "choices": choices, "flags": flags}
-    return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
+    return field(default=default, metadata={"help": help, "type": type, "choices": choices, "flags": flags})
 
 
 def add_flags(
     parser: argparse.ArgumentParser, settings: type, *, without: Sequence[str] = (), **defaults: Any
 ) -> None:
-    """Add a flag for each field of a settings dataclass, in a group of its name.
+    """Add a flag for each field of a settings dataclass, but those `without` one, in a group of its name.
 
     Args:
-        without: fields that this command has no flag for; `read` gives them their default
         defaults: of flags, by name, where this command has others
     """
     title = re.sub(r"(?<!^)([A-Z])", r" \1", settings.__name__.removesuffix("Settings")).lower()
@@ -112,18 +96,13 @@ def add_flags(
             continue
         default = defaults.get(entry.name, entry.default)
         names = entry.metadata["flags"] or (f"--{entry.name}",)
+        options = {key: value for key, value in entry.metadata.items() if key != "flags"}
         if default is False:
-            group.add_argument(*names, action="store_true", help=entry.metadata["help"])
-            continue
-        group.add_argument(
-            *names,
-            dest=entry.name,
-            default=None if default is MISSING else default,
-            required=default is MISSING,
-            type=entry.metadata["type"],
-            choices=entry.metadata["choices"],
-            help=entry.metadata["help"],
-        )
+            group.add_argument(*names, action="store_true", help=options["help"])
+        elif default is MISSING:
+            group.add_argument(*names, dest=entry.name, required=True, **options)
+        else:
+            group.add_argument(*names, dest=entry.name, default=default, **options)
 
 
 def read(settings: type[S], args: argparse.Namespace) -> S:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from functools import cache
@@ -26,10 +27,8 @@ def _fonts() -> tuple[tuple[Path, frozenset[int]], ...]:
     system.sort(key=lambda path: ("Regular" not in path.stem, "Italic" in path.stem or "Bold" in path.stem))
     found = []
     for path in [usual, *system]:
-        try:
+        with contextlib.suppress(RuntimeError, OSError):  # not one that FreeType reads
             found.append((path, frozenset(FT2Font(path).get_charmap())))
-        except (RuntimeError, OSError):  # not one that FreeType reads
-            continue
     return tuple(found)
 
 
@@ -45,10 +44,7 @@ def _font_of(word: str) -> Path:
 
 @cache
 def _warn_of(letter: str) -> None:
-    warn(
-        f"no font here has the letter {letter!r}; install one, for example Debian's packages fonts-noto-core "
-        "and fonts-noto-cjk"
-    )
+    warn(f"no font here has the letter {letter!r}; install Debian's fonts-noto-core and fonts-noto-cjk")
 
 
 def font_runs(text: str) -> list[tuple[Path, str]]:

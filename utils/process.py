@@ -14,10 +14,7 @@ from tqdm import tqdm
 
 
 class UserError(ValueError):
-    """Input that is wrong; all that is shown is the message, one line with the bad value and the next step.
-
-    Every other error is a bug, and keeps its traceback.
-    """
+    """Wrong input: one line with the bad value and the next step is shown; other errors keep a traceback."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
@@ -46,29 +43,19 @@ def warn(text: str) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that asks the command to end; `signum` is which."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
+    """The signal, by its number, that asks the command to end."""
 
 
 class Deferred:
-    """Takes SIGINT and SIGTERM and only notes the first, so that a loop can come to a good end by itself.
+    """Notes the first SIGINT or SIGTERM as `signum`, so that a loop can come to a good end by itself.
 
     The second one stops at once, as it would outside of the `with`.
-
-    Attributes:
-        signum: the signal that came, None if none did
     """
 
-    def __init__(self) -> None:
-        self.signum: int | None = None
+    signum: int | None = None
 
     def __enter__(self) -> Self:
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._before = {one: signal.signal(one, self._note) for one in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,10 +68,6 @@ class Deferred:
         self.signum = signum
 
 
-def _interrupt(signum: int, _: FrameType | None) -> None:
-    raise Interrupted(signum)
-
-
 def _explain(error: Exception) -> str | None:
     """An error in one line that says what to do; None for a bug."""
     # Loading it takes seconds; where it is not loaded, this is not its error.
@@ -92,7 +75,7 @@ def _explain(error: Exception) -> str | None:
     if torch and isinstance(error, torch.OutOfMemoryError):
         reason = str(error).split(".", 1)[0]
         return f"the accelerator's memory is full ({reason}); lower --batch_size, or --img_dim while encoding"
-    # The system's own errors (a full disk, no permission) have a number.
+    # The system's errors (a full disk, no permission) have a number.
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
         # An error out of a data worker carries the worker's traceback; its last line is the message.
         text = str(error).strip() or type(error).__name__
@@ -102,20 +85,21 @@ def _explain(error: Exception) -> str | None:
         return rest if is_type else line
     # Of a worker that was killed; an error in one says "in DataLoader worker process".
     if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
-        return (
-            "a process that decodes video died, perhaps for lack of memory; lower --num_workers, or encode "
-            "once with --cache disk"
-        )
+        return "a process that decodes video died, perhaps for lack of memory; lower --num_workers"
     return None
 
 
 def run(main: Callable[[], int]) -> None:
     """Run a command's `main` and exit with its status.
 
-    A `UserError`, or an error of the operating system, ends in one line and status 1; a bug ends in its
-    traceback. SIGTERM ends as SIGINT does, with what was begun cleared away and status 128 + its number.
+    An error of the user or of the operating system ends in one line and status 1, a bug in its traceback.
+    SIGTERM ends as SIGINT does, with what was begun cleared away and status 128 + its number.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+
+    def interrupt(signum: int, _: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    signal.signal(signal.SIGTERM, interrupt)
     # A file's name may hold bytes that are no text.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -128,7 +112,7 @@ def run(main: Callable[[], int]) -> None:
         print(f"error: {line}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt as error:
-        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        signum = error.args[0] if isinstance(error, Interrupted) else signal.SIGINT
         print(f"interrupted by {signal.Signals(signum).name}", file=sys.stderr)
         status = 128 + signum
     sys.exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,21 +33,17 @@ WIDEST_PIXEL = 8
 UNCODED = 20
 # Seconds without a frame that are told.
 LONG_GAP = Fraction(1, 2)
+NO_VIDEO = "no video in this file that can be decoded; is it a video?"
 # Share of frames that may be lost before a file is called damaged.
 TOLERATED = Fraction(1, 50)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of a video.
+    """A frame of a video."""
 
-    Attributes:
-        image: (H, W, 3) uint8 RGB
-        second: when it is shown, from the first frame
-    """
-
-    image: np.ndarray
-    second: Fraction
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    second: Fraction  # when it is shown, from the first frame
 
 
 def open_container(path: Path) -> av.container.InputContainer:
@@ -58,11 +55,7 @@ def open_container(path: Path) -> av.container.InputContainer:
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, PermissionError):
             raise VideoError(f"{printable(path)}: cannot be read ({error.strerror})") from error
-        raise _no_video(path) from error
-
-
-def _no_video(path: Path) -> VideoError:
-    return VideoError(f"{printable(path)}: no video in this file that can be decoded; is it a video?")
+        raise VideoError(f"{printable(path)}: {NO_VIDEO}") from error
 
 
 def open_file(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
@@ -71,28 +64,26 @@ def open_file(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
     Raises: VideoError if there is none that can be decoded, or its frames are too large.
     """
     container = open_container(path)
-    streams = [
-        stream
-        for stream in container.streams.video
-        if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic
-    ]
-    moving = [stream for stream in streams if stream.frames != 1] or streams
+    cover = av.stream.Disposition.attached_pic
+    streams = [one for one in container.streams.video if one.codec_context and not one.disposition & cover]
+    moving = [one for one in streams if one.frames != 1] or streams
     best = container.streams.best("video")
-    stream = next((stream for stream in moving if stream is best), next(iter(moving), None))
+    stream = best if best in moving else next(iter(moving), None)
     if stream is None:
         container.close()
-        raise _no_video(path)
+        raise VideoError(f"{printable(path)}: {NO_VIDEO}")
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > MAX_PIXELS:
         container.close()
-        raise VideoError(
-            f"{printable(path)}: frames of {width} x {height} pixels are too large; "
-            f"{MAX_PIXELS:,} are allowed"
-        )
+        raise VideoError(f"{printable(path)}: {_too_large(width, height)}")
     # Several threads are no faster on small frames, and whoever reads many videos fills the cores.
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return container, stream
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"frames of {width} x {height} pixels are too large; {MAX_PIXELS:,} are allowed"
 
 
 def stated_frames(stream: av.VideoStream, path: Path) -> int:
@@ -111,25 +102,17 @@ def packet_times(container: av.container.InputContainer, stream: av.VideoStream)
     """When frames are shown, in seconds, sorted, by the packets that are whole: quick, without decoding."""
     shown: list[Fraction] = []
     decoded: list[Fraction] = []
-    try:
+    with contextlib.suppress(av.FFmpegError):  # what follows cannot be read
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard and not packet.is_corrupt:
                 for stamps, stamp in ((shown, packet.pts), (decoded, packet.dts)):
                     if stamp is not None:
                         stamps.append(stamp * packet.time_base)
-    except av.FFmpegError:  # what follows cannot be read
-        pass
     return sorted(shown if len(shown) >= len(decoded) // 2 else decoded)
 
 
 def frame_rate(times: Sequence[Fraction], stream: av.VideoStream) -> Fraction | None:
-    """Frames per second: the stated rate where the times agree with it, otherwise what they say.
-
-    Args:
-        times: sorted, in seconds
-
-    Returns: None if neither says anything.
-    """
+    """Frames per second: the stated rate where the sorted times agree with it, else what they say, if any."""
     stated = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
     gaps = sorted(after - before for before, after in pairwise(times) if after > before)
     if not gaps:
@@ -146,34 +129,20 @@ def frame_rate(times: Sequence[Fraction], stream: av.VideoStream) -> Fraction | 
 
 @dataclass
 class Damage:
-    """What is missing of a video or wrong with it, found while it is decoded; times are in ticks.
+    """What is missing of a video or wrong with it, found while it is decoded; times are in ticks."""
 
-    Attributes:
-        tick: seconds of a unit
-        index: frames that its index states, without those that an edit list cuts away; None if there is none
-        end: stated end of the video, by the clock of its frames; None if there is none
-        frames: that came
-        errors: packets that did not decode
-        uncoded: packets that say that the frame before stays
-        corrupt: frames that the decoder patched up
-        first, last: times of the first and of the last frame
-        lasts: how long the last frame is shown, as it states; 0 if it does not
-        gaps: times between frames, and how often each
-        longest: of the gaps, and when it begins
-    """
-
-    tick: Fraction
-    index: int | None
-    end: Fraction | None
-    frames: int = 0
-    errors: int = 0
-    uncoded: int = 0
-    corrupt: int = 0
-    first: int = 0
+    tick: Fraction  # seconds of a unit
+    index: int | None  # frames that the index states, without those that an edit list cuts away
+    end: Fraction | None  # stated end of the video, by the clock of its frames
+    frames: int = 0  # that came
+    errors: int = 0  # packets that did not decode
+    uncoded: int = 0  # packets that say that the frame before stays
+    corrupt: int = 0  # frames that the decoder patched up
+    first: int = 0  # times of the first and of the last frame
     last: int = 0
-    lasts: int = 0
-    gaps: Counter[int] = field(default_factory=Counter)
-    longest: tuple[int, int] = (0, 0)
+    lasts: int = 0  # how long the last frame is shown, as it states; 0 if it does not
+    gaps: Counter[int] = field(default_factory=Counter)  # times between frames, and how often each
+    longest: tuple[int, int] = (0, 0)  # of the gaps, and when it begins
 
     def usual(self) -> int:
         """The gap in the middle of all."""
@@ -218,7 +187,7 @@ class Damage:
 
 
 def stated_end(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> Fraction | None:
-    """Second of the clock of the frames at which a file states the end of its pictures; None if it does not.
+    """Second of the clock of the frames at which a file states the end of its pictures, if it does.
 
     Estimates by the rate of bytes, and the length of sound that is longer, do not count.
     """
@@ -238,17 +207,11 @@ def stated_end(container: av.container.InputContainer, stream: av.VideoStream, p
 
 
 class Decoder:
-    """Decodes a file once, from its start.
-
-    Args:
-        path: the file
+    """Decodes a file once, from its start. Raises: as `open_file`.
 
     Attributes:
         damage: so far
-        begin: when the first frame is shown, in seconds of the file's own clock, on which its sound lies too;
-            None before it came
-
-    Raises: as `open_file`.
+        begin: when the first frame is shown, in seconds of the clock of the file, on which its sound lies too
     """
 
     def __init__(self, path: Path) -> None:
@@ -262,7 +225,7 @@ class Decoder:
         self.begin: Fraction | None = None
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._size: tuple[int, int] | None = None
-        self._turn = _Turn()
+        self._turn: tuple[bool, int | None] = False, None
 
     def close(self) -> None:
         """Close the file."""
@@ -276,7 +239,8 @@ class Decoder:
         second, shift, back = round(1 / tick), 0, None
         # Whole numbers: fractions would take as long as a small frame takes to decode.
         for frame in self._frames():
-            stamp = self._stamp(frame)
+            # AVI says when frames are decoded; when they are shown is guessed, wrongly for B-frames in pairs.
+            stamp = frame.dts if self._is_avi or frame.pts is None else frame.pts
             time = damage.last + usual if stamp is None else stamp + shift
             if damage.frames == 0:
                 damage.first = time = stamp or 0
@@ -301,10 +265,6 @@ class Decoder:
             damage.corrupt += frame.is_corrupt
             yield frame, time - damage.first
 
-    def _stamp(self, frame: av.VideoFrame) -> int | None:
-        # AVI says when frames are decoded; when they are shown is guessed, and wrong for B-frames in pairs.
-        return frame.dts if self._is_avi or frame.pts is None else frame.pts
-
     def _frames(self) -> Iterator[av.VideoFrame]:
         try:
             for packet in self._container.demux(self._stream):
@@ -320,13 +280,10 @@ class Decoder:
         except av.FFmpegError:
             # What follows cannot be read; the decoder may still hold frames.
             self.damage.errors += 1
-            yield from self._flush()
-
-    def _flush(self) -> Iterator[av.VideoFrame]:
-        try:
-            yield from self._stream.decode(None)
-        except av.FFmpegError:
-            self.damage.errors += 1
+            try:
+                yield from self._stream.decode(None)
+            except av.FFmpegError:
+                self.damage.errors += 1
 
     def image(self, frame: av.VideoFrame) -> np.ndarray | None:
         """A frame as it is to be seen, (H, W, 3) uint8 RGB, all of one size; None if it cannot be converted.
@@ -336,7 +293,7 @@ class Decoder:
         Raises: VideoError if square pixels make the frames too large.
         """
         if self._size is None:
-            self._turn = _Turn.of(frame)
+            self._turn = _turn_of(frame)
             self._size = _square_size(frame, self._stream)
         width, height = self._size
         key = frame.format.name, frame.colorspace, frame.height >= HD_ROWS
@@ -346,19 +303,14 @@ class Decoder:
             usual = BT709 if frame.height >= HD_ROWS else BT601
             self._matrices[key] = MATRICES.get(frame.colorspace, usual) if has_one else None
         try:
-            rgb = self._reformatter.reformat(
-                frame,
-                width,
-                height,
-                "rgb24",
-                src_colorspace=self._matrices[key],
-                interpolation=BICUBIC,
-                threads=1,
-            )
+            options = {"src_colorspace": self._matrices[key], "interpolation": BICUBIC, "threads": 1}
+            rgb = self._reformatter.reformat(frame, width, height, "rgb24", **options)
         except (av.FFmpegError, ValueError):
             self.damage.errors += 1
             return None
-        return self._turn.apply(rgb.to_ndarray())
+        transpose, flip = self._turn
+        image: np.ndarray = cv2.transpose(rgb.to_ndarray()) if transpose else rgb.to_ndarray()
+        return image if flip is None else cv2.flip(image, flip)
 
 
 def _square_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
@@ -368,36 +320,21 @@ def _square_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int
         ratio = Fraction(1)
     width = max(1, round(frame.width * ratio))
     if width * frame.height > MAX_PIXELS:
-        raise VideoError(
-            f"frames of {width} x {frame.height} pixels are too large; {MAX_PIXELS:,} are allowed"
-        )
+        raise VideoError(_too_large(width, frame.height))
     return width, frame.height
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """How a coded picture is turned and mirrored, by quarters: transposed, then flipped."""
+def _turn_of(frame: av.VideoFrame) -> tuple[bool, int | None]:
+    """Whether a frame is to be transposed, and then how OpenCV flips it: by its display matrix.
 
-    transpose: bool = False
-    flip_rows: bool = False
-    flip_columns: bool = False
-
-    @classmethod
-    def of(cls, frame: av.VideoFrame) -> _Turn:
-        """By the display matrix of a frame (libavutil/display.h), to the nearest quarter."""
-        try:
-            matrix = frame.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]
-        except (KeyError, ValueError):  # ValueError: of a kind that PyAV does not know
-            return cls()
-        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-        # A pixel (x, y) is shown at (a x + c y, b x + d y).
-        if abs(b) + abs(c) > abs(a) + abs(d):
-            return cls(True, flip_rows=b < 0, flip_columns=c < 0)
-        return cls(False, flip_rows=d < 0, flip_columns=a < 0)
-
-    def apply(self, image: np.ndarray) -> np.ndarray:
-        if self.transpose:
-            image = cv2.transpose(image)
-        if self.flip_rows or self.flip_columns:
-            image = cv2.flip(image, -1 if self.flip_rows and self.flip_columns else int(self.flip_columns))
-        return image
+    See libavutil/display.h; other angles go to the nearest quarter.
+    """
+    try:
+        matrix = frame.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]
+    except (KeyError, ValueError):  # ValueError: of a kind that PyAV does not know
+        return False, None
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    # A pixel (x, y) is shown at (a x + c y, b x + d y).
+    transpose = abs(b) + abs(c) > abs(a) + abs(d)
+    flip_rows, flip_columns = (b < 0, c < 0) if transpose else (d < 0, a < 0)
+    return transpose, {(0, 0): None, (1, 0): 0, (0, 1): 1, (1, 1): -1}[flip_rows, flip_columns]

@@ -27,26 +27,18 @@ def printable(name: str | Path) -> str:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The images of a folder in the order of the numbers they are named by (`0.jpg`, `1.jpg`, ...).
-
-    Raises: VideoError if the folder holds no image, or an image whose name is not a number.
-    """
+    """The images of a folder in the order of the numbers that are their names. Raises: VideoError."""
     files = [entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
     strays = [file.name for file in files if not file.stem.isdecimal()]
     if strays:
-        raise VideoError(
-            f"{folder / strays[0]}: frames must be named by their number, as 0.jpg; extract them again"
-        )
+        raise VideoError(f"{folder / strays[0]}: frames must be named by their number, as 0.jpg")
     if not files:
         raise VideoError(f"{folder}: no frames in this folder; run extract_frames.py again")
     return sorted(files, key=lambda file: int(file.stem))
 
 
 def video_files(folder: Path) -> list[Path]:
-    """The video files in a folder and in those below it, sorted; hidden ones are left out.
-
-    Returns: an empty list where there is none, or no such folder.
-    """
+    """The video files in a folder and in those below it, sorted; hidden ones are left out."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -78,10 +70,8 @@ def find_videos(names: Iterable[str | Path]) -> list[Path]:
 def stated_size(path: Path) -> int:
     """Bytes that a file states in its header, without decoding; its size where it states nothing.
 
-    AVI states the size of its one RIFF chunk, and MP4 that of each of its boxes. It may be wrong: whoever
-    writes into a pipe does not know it, and some programs write something behind the last box.
-
-    Raises: MissingFileError if there is no such file, VideoError if it is empty or cannot be read.
+    AVI states the size of its one RIFF chunk, and MP4 that of each of its boxes. It may be wrong, as where it
+    was written into a pipe. Raises: MissingFileError; VideoError if it is empty or cannot be read.
     """
     if not path.is_file():
         raise MissingFileError(f"{printable(path)}: no such video file; check the path")
@@ -111,9 +101,7 @@ def _mp4_size(file: BinaryIO, size: int) -> int:
         length = struct.unpack(">I", header[:4])[0]
         if length == 1 and len(header) == 16:
             length = struct.unpack(">Q", header[8:])[0]
-        if length == 0:  # to the end of the file
-            return size
-        if length < 8:  # not a box: the decoder shall judge
+        if length < 8:  # 0 means to the end of the file; others are no box, and the decoder shall judge
             return size
         position += length
     return position

@@ -13,20 +13,12 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Resize:
-    """How a frame of any size becomes a square of pixels.
+    """How a frame of any size becomes a square of pixels, cut out of the middle."""
 
-    Attributes:
-        crop: side in pixels of the square that `size` is meant for; for others it is scaled
-        size: height and width in pixels that a frame is resized to, or of its shorter side, where the
-            aspect ratio is kept; the square is cut out of the middle
-        mode: of PyTorch's interpolation
-        antialias: frames that become smaller are blurred first, so that no pixel is lost
-    """
-
-    crop: int = 1
-    size: tuple[int, int] | int = (1, 1)
-    mode: str = "bicubic"
-    antialias: bool = True
+    crop: int = 1  # side in pixels of the square that `size` is meant for; for others it is scaled
+    size: tuple[int, int] | int = (1, 1)  # of the resized frame; or its shorter side, which keeps the ratio
+    mode: str = "bicubic"  # of PyTorch's interpolation
+    antialias: bool = True  # frames that become smaller are blurred first
 
     def shape(self, height: int, width: int, side: int) -> tuple[int, int]:
         """Height and width that a frame is resized to before a square of `side` pixels is cut out."""

@@ -1,7 +1,4 @@
-"""Frames out of a video file or a folder of images.
-
-Frames are uint8 arrays of shape (H, W, 3) in RGB order everywhere.
-"""
+"""Frames out of a video file or a folder of images: uint8 arrays of shape (H, W, 3) in RGB order."""
 
 from __future__ import annotations
 
@@ -14,11 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from video.decoder import Decoder, Frame, frame_rate, open_file, packet_times, stated_end, stated_frames
+from video.decoder import (
+    Damage,
+    Decoder,
+    Frame,
+    frame_rate,
+    open_file,
+    packet_times,
+    stated_end,
+    stated_frames,
+)  # fmt: skip
 from video.files import VideoError, frame_files, printable, stated_size
 from video.opencv import MAX_PIXELS, av, cv2
 
 MIN_FRAMES = 2  # a single frame shows no action
+NO_FRAMES = "not one frame decodes; copy or download it again"
 NO_FRAME: np.ndarray = np.empty((0, 0, 3), np.uint8)
 
 
@@ -58,8 +65,7 @@ class Video:
         lost: frames that did not decode the last time that all were read
         problems: what was wrong with it then, in sentences
         end: when its last frame ended then, in seconds from the first
-        begin: when the first frame is shown, in seconds of the clock of the file, on which its sound lies
-            too; None before one was read
+        begin: when the first frame that was read is shown, in seconds of the clock of the file and its sound
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,12 +79,9 @@ class Video:
         self._packets, self._length = 0, Fraction(0)
 
     def fps(self) -> Fraction:
-        """Frames per second of a video file; 30000/1001 is given exactly.
+        """Frames per second of a video file, exactly: as stated where the times of its frames agree.
 
-        By the times of the frames, in the median, and as the file states it where it agrees with these.
-
-        Raises: MissingFileError or VideoError as `frames` does; VideoError also for a folder or a rate that
-            makes no sense.
+        Raises: MissingFileError or VideoError as `frames` does, and for a folder or a rate without sense.
         """
         if self._fps is not None:
             return self._fps
@@ -91,9 +94,8 @@ class Video:
             self._packets, rate = len(times), frame_rate(times, stream)
             self._length = times[-1] - times[0] if times else Fraction(0)
         if rate is None or not 0 < rate <= 1000:
-            raise VideoError(
-                f"{self.name}: frame rate {float(rate or 0):g} makes no sense; convert the file to mp4 first"
-            )
+            said = f"{float(rate or 0):g}"
+            raise VideoError(f"{self.name}: frame rate {said} makes no sense; convert the file to mp4 first")
         self._fps = rate.limit_denominator(1001)
         return self._fps
 
@@ -103,19 +105,16 @@ class Video:
         return self._length + 1 / fps
 
     def count(self) -> int:
-        """Number of frames that decode, which the index of an AVI may overstate; found once, then kept.
-
-        Raises: MissingFileError or VideoError as `frames` does.
-        """
+        """Number of frames that decode, which an index may overstate; counted once. Raises: as `frames`."""
         if self._count is None:
             if self.path.is_dir():
                 self._count = len(frame_files(self.path))
             else:
                 with self._decode() as decoder:
                     self._count = sum(1 for _ in decoder)
-                    self._take_stock(decoder)
+                    self._take_stock(decoder.damage)
                 if self._count == 0:
-                    raise self._no_frame()
+                    raise VideoError(f"{self.name}: {NO_FRAMES}")
         return self._count
 
     def size(self) -> int:
@@ -123,12 +122,9 @@ class Video:
         return len(frame_files(self.path)) if self.path.is_dir() else self.path.stat().st_size
 
     def stated_count(self) -> int:
-        """Number of frames as the file states it, or of its packets once `fps` is known.
+        """Number of frames as the file states it, or of its packets once `fps` is known: quick, may be wrong.
 
-        Quick, and in some files wrong; see `count`.
-
-        Returns: 0 if it states nothing, or nonsense.
-        Raises: MissingFileError or VideoError as `frames` does.
+        Returns: 0 if it states nothing, or nonsense. Raises: as `frames`.
         """
         if self.path.is_dir():
             return self.count()
@@ -144,12 +140,9 @@ class Video:
             return max(0, round(seconds * (stream.average_rate or 0)))
 
     def frames(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """Frames in order, (H, W, 3) uint8 RGB: all, or those of `indices`.
+        """Frames in order, (H, W, 3) uint8 RGB: all, or those of the ascending `indices`, which may repeat.
 
-        A frame that does not decode is left out, and counted in `lost` at the end.
-
-        Args:
-            indices: ascending frame numbers from 0; a number that stands twice is given twice
+        Of all, a frame that does not decode is left out, and counted in `lost` at the end.
 
         Raises: MissingFileError if there is no such file; VideoError if it is truncated, is no video, has no
             frame, or ends before an index.
@@ -165,8 +158,7 @@ class Video:
                     previous, frame = index, _read_image(files[index])
                 yield frame
         elif indices is None:
-            for each in self.timed_frames():
-                yield each.image
+            yield from (frame.image for frame in self.timed_frames())
         else:
             yield from self._chosen_frames(indices)
 
@@ -188,23 +180,17 @@ class Video:
                     frame = Frame(image, ticks * decoder.damage.tick)
                     self.watch(frame)
                     yield frame
-            self._take_stock(decoder)
+            self._take_stock(decoder.damage)
         if read == 0:
-            raise self._no_frame()
+            raise VideoError(f"{self.name}: {NO_FRAMES}")
 
-    def _take_stock(self, decoder: Decoder) -> None:
-        damage = decoder.damage
+    def _take_stock(self, damage: Damage) -> None:
         self.lost, self.problems = damage.lost(), damage.problems()
         self.end = (damage.shown_until() - damage.first) * damage.tick
 
-    @contextlib.contextmanager
-    def _decode(self) -> Iterator[Decoder]:
+    def _decode(self) -> contextlib.closing[Decoder]:
         check_whole(self.path)
-        decoder = Decoder(self.path)
-        try:
-            yield decoder
-        finally:
-            decoder.close()
+        return contextlib.closing(Decoder(self.path))
 
     def _chosen_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         at, frame = -1, NO_FRAME
@@ -220,9 +206,7 @@ class Video:
                         coded, at = pair[0], at + 1
                     image = self._image(decoder, coded)
                     if image is None:
-                        raise VideoError(
-                            f"{self.name}: frame {index} does not decode; copy or download the file again"
-                        )
+                        raise VideoError(f"{self.name}: frame {index} does not decode; copy the file again")
                     frame = image
                 yield frame
 
@@ -232,29 +216,21 @@ class Video:
         except VideoError as error:
             raise VideoError(f"{self.name}: {error}") from error
 
-    def _no_frame(self) -> VideoError:
-        return VideoError(f"{self.name}: not one frame decodes; copy or download it again")
-
     def _too_short(self, index: int, count: int) -> VideoError:
-        return VideoError(
-            f"{self.name}: frame {index} was asked for and only {count} decode; did the file change?"
-        )
+        return VideoError(f"{self.name}: frame {index} of only {count} was asked for; did the file change?")
 
 
 def check_whole(path: Path) -> None:
-    """Cheap look at a video file's size and header, without decoding.
+    """Cheap look at a video file's size and header, since decoders read up to a cut without complaint.
 
-    A file that was cut off is shorter than it states, and fewer frames come than its index and its duration
-    state. Decoders read such a file without complaint up to the cut.
+    A file that was cut off is shorter than it states, and so are its frames.
 
     Raises: MissingFileError if there is no such file, VideoError if it is empty or was cut off.
     """
     stated, size = stated_size(path), path.stat().st_size
-    if stated <= size or _has_all_frames(path):
-        return
-    raise VideoError(
-        f"{printable(path)}: the file is truncated, {size:,} bytes of {stated:,}; copy or download it again"
-    )
+    if stated > size and not _has_all_frames(path):
+        of = f"{size:,} bytes of {stated:,}"
+        raise VideoError(f"{printable(path)}: the file is truncated, {of}; copy or download it again")
 
 
 def _has_all_frames(path: Path) -> bool:
@@ -276,9 +252,6 @@ def _has_all_frames(path: Path) -> bool:
 
 
 def check_length(path: Path, num_frames: int) -> None:
-    """Refuse a video that shows no action.
-
-    Raises: VideoError if it has a single frame.
-    """
+    """Refuse a video that shows no action. Raises: VideoError if it has a single frame."""
     if num_frames < MIN_FRAMES:
         raise VideoError(f"{path}: a single frame shows no action; remove the clip, or choose a longer one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 from collections.abc import Iterator
@@ -29,13 +30,8 @@ LONG = Fraction(1, 2)
 class Sound:
     """The sound of a video, packet by packet: copied where an mp4 may hold it, else encoded anew.
 
-    It keeps its times against the picture, gaps among them. What is damaged is left out. Where nothing can be
-    done with it there is none, and a warning.
-
-    Args:
-        source: the video
-        target: gets a stream for it
-        begin: second of the clock of `source` at which the picture begins
+    It keeps its times against the picture, which begins at the second `begin` of the clock of `source`. What
+    is damaged is left out. Where nothing can be done with it there is none, and a warning.
     """
 
     def __init__(self, source: Path, target: av.container.OutputContainer, begin: Fraction) -> None:
@@ -50,7 +46,7 @@ class Sound:
             return
         best = self._source.streams.best("audio")
         usable = [stream for stream in streams if stream.codec_context is not None]
-        stream = next((stream for stream in usable if stream is best), next(iter(usable), None))
+        stream = best if best in usable else next(iter(usable), None)
         if stream is not None and stream.duration and stream.time_base:
             self._ends = ((stream.start_time or 0) + stream.duration) * stream.time_base - begin
         elif stream is not None and self._source.duration:
@@ -73,10 +69,8 @@ class Sound:
         self._packets, self._encoder = iter(()), None
 
     def _demux(self, stream: av.AudioStream) -> Iterator[av.Packet]:
-        try:
+        with contextlib.suppress(av.FFmpegError):  # what follows cannot be read
             yield from self._source.demux(stream)
-        except av.FFmpegError:  # what follows cannot be read
-            return
 
     def _copy(self, stream: av.AudioStream, copy: av.AudioStream) -> Iterator[av.Packet]:
         base = stream.time_base or Fraction(1, stream.rate)
@@ -145,18 +139,12 @@ class Sound:
         yield from encoder.encode(frame)
 
     def write(self, seconds: float | Fraction) -> None:
-        """Write on to a second of the picture, so that the two lie side by side in the file.
-
-        Raises: OSError if the disk is full.
-        """
+        """Write on to a second of the picture, beside which it lies in the file. Raises: OSError."""
         while self._done <= seconds and self._mux():
             pass
 
     def finish(self, seconds: Fraction) -> None:
-        """Write the last, where the picture ends at a second; errors as `write`.
-
-        A warning tells of sound that goes on behind it.
-        """
+        """Write the last, where the picture ends at a second; a warning tells of sound that goes on."""
         self.write(seconds)
         if self._ends is not None and self._ends - seconds >= LONG:
             left_out = float(self._ends - seconds)
@@ -185,7 +173,7 @@ class Sound:
 
 
 def _can_copy(path: Path, index: int) -> bool:
-    """Whether an mp4 takes the packets of a stream as they are: tried in memory, before the work."""
+    """Whether an mp4 takes the packets of a stream as they are, tried in memory."""
     try:
         with open_container(path) as source, av.open(io.BytesIO(), "w", format="mp4") as target:
             stream = source.streams[index]
@@ -202,14 +190,9 @@ def _can_copy(path: Path, index: int) -> bool:
 
 def _can_decode(path: Path, index: int) -> bool:
     """Whether anything of a stream decodes."""
-    with open_container(path) as source:
-        try:
-            for packet in source.demux(source.streams[index]):
-                try:
-                    if packet.decode():
-                        return True
-                except av.FFmpegError:
-                    continue
-        except av.FFmpegError:
-            pass
+    with open_container(path) as source, contextlib.suppress(av.FFmpegError):
+        for packet in source.demux(source.streams[index]):
+            with contextlib.suppress(av.FFmpegError):
+                if packet.decode():
+                    return True
     return False

@@ -1,7 +1,4 @@
-"""Frames into an mp4, with the sound of their source, or into a gif.
-
-Frames are uint8 arrays of shape (H, W, 3) in RGB order.
-"""
+"""Frames, (H, W, 3) uint8 RGB, into an mp4, with the sound of their source, or into a gif."""
 
 from __future__ import annotations
 
@@ -43,14 +40,13 @@ def write_video(
 
     The file is written beside and renamed at the end, so `path` is a whole video or as it was before.
     H.264 in yuv420p takes even sizes only: an odd last row or column is repeated. The frame times of a gif
-    are multiples of 1/100 s, rounded without drift; frames that would be shown for less than 1/50 s, which
-    browsers slow down, are left out.
+    are multiples of 1/100 s, rounded without drift; frames of less than 1/50 s, which browsers slow down, are
+    left out.
 
     Args:
         frames: (H, W, 3) uint8 RGB, all of one size
-        fps: frames per second, exactly
-        times: when each frame is shown, in seconds, in place of a steady `fps`, and when the last one ends,
-            where that is known; may grow as frames come
+        times: seconds at which each frame is shown, in place of a steady `fps`, and at which the last one
+            ends, where that is known; may grow as frames come
         sound: a video whose sound an mp4 gets, as long as the picture is
         begin: second of the clock of `sound` at which the picture begins; 0 by default
 
@@ -100,10 +96,9 @@ def _write_mp4(
     count, last, shown = 0, -1, Fraction(0)
     # The last packet waits until it is known how long it is shown.
     waiting: list[av.Packet] = []
+    options = {"movflags": "+faststart"}
     with (
-        av.open(
-            f"file:{path.absolute()}", "w", format="mp4", options={"movflags": "+faststart"}
-        ) as container,
+        av.open(f"file:{path.absolute()}", "w", format="mp4", options=options) as container,
         contextlib.ExitStack() as opened,
     ):
         stream = container.add_stream("libx264", rate=fps, options=H264)
@@ -145,10 +140,7 @@ def _write_mp4(
 
 
 def _write_gif(
-    path: Path,
-    frames: Iterator[tuple[np.ndarray, Fraction]],
-    fps: Fraction,
-    times: Sequence[Fraction] | None,
+    path: Path, frames: Iterator[tuple[np.ndarray, Fraction]], fps: Fraction, times: Sequence[Fraction] | None
 ) -> int:
     count = 0
 

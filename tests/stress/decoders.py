@@ -55,76 +55,74 @@ class Kind:
     begin: float = 0.0
 
 
-def kinds() -> list[Kind]:
-    """Every container and codec that PyAV writes here, and what files state about their pictures."""
-    b, hd, quiet = {"bf": "2"}, (1280, 720), {"x265-params": "log-level=none"}
-    found = [
-        *(Kind(f"h264.{end}", options=b) for end in ("mp4", "mov", "mkv", "avi", "ts", "flv", "3gp", "m4v")),
-        Kind("closed_b.mp4", options={"bf": "3", "g": "12"}),
-        *(Kind(f"hevc.{end}", "libx265", options=quiet) for end in ("mp4", "mkv")),
-        *(Kind(f"mpeg4.{end}", "mpeg4") for end in ("avi", "mp4", "mkv")),
-        Kind("mpeg4_b.avi", "mpeg4", options=b),
-        Kind("mpeg4_b.mp4", "mpeg4", options=b),
-        *(Kind(f"mpeg2.{end}", "mpeg2video", options=b) for end in ("mpg", "ts", "vob", "mkv")),
-        Kind("interlaced.mpg", "mpeg2video", size=(720, 576), options={"flags": "+ildct+ilme"}),
-        Kind("mpeg1.mpg", "mpeg1video"),
-        *(Kind(f"mjpeg.{end}", "mjpeg", "yuvj420p") for end in ("avi", "mov", "mkv")),
-        Kind("mjpeg422.avi", "mjpeg", "yuvj422p"),
-        Kind("vp8.webm", "libvpx", options={"deadline": "realtime"}),
-        Kind("vp8_hidden.webm", "libvpx", options={"auto-alt-ref": "1", "lag-in-frames": "16"}),
-        *(Kind(f"vp9.{end}", "libvpx-vp9", options={"cpu-used": "8"}) for end in ("webm", "mp4")),
-        Kind("av1.mp4", "libsvtav1", options={"preset": "12"}),
-        Kind("wmv2.wmv", "wmv2"),
-        Kind("msmpeg4.asf", "msmpeg4"),
-        Kind("flv1.flv", "flv"),
-        Kind("h263.3gp", "h263"),
-        Kind("ffv1.mkv", "ffv1"),
-        Kind("huffyuv.avi", "huffyuv", "yuv422p"),
-        Kind("prores.mov", "prores_ks", "yuv422p10le"),
-        Kind("alpha.mov", "prores_ks", "yuva444p10le"),
-        Kind("rgb.avi", "rawvideo", "bgr24"),
-        Kind("rgb.mov", "qtrle", "rgb24"),
-        Kind("gray.mkv", "ffv1", "gray"),
-        Kind("png.mov", "png", "rgba"),
-        Kind("ten_bit.mp4", "libx264", "yuv420p10le"),
-        Kind("ten_bit.mkv", "libx265", "yuv420p10le", options=quiet),
-        Kind("444.mp4", "libx264", "yuv444p"),
-        Kind("422.mp4", "libx264", "yuv422p"),
-        Kind("full_range.mp4", "libx264", "yuvj420p"),
-        Kind("hd_709.mp4", size=hd, frames=12, set={"colorspace": 1, "color_range": 1}),
-        Kind("hd_601.mp4", size=hd, frames=12, set={"colorspace": 6, "color_range": 1}),
-        Kind("hd.mp4", size=hd, frames=12),
-        Kind("sd_709.mp4", set={"colorspace": 1, "color_range": 1}),
-        Kind("odd.mkv", "ffv1", "yuv444p", (175, 143)),
-        Kind("odd.avi", "mjpeg", "yuvj420p", (175, 143)),
-        *(Kind(f"uneven.{end}", uneven=True, options=b) for end in ("mp4", "mkv", "mov", "ts")),
-        Kind("uneven.webm", "libvpx", uneven=True, options={"deadline": "realtime"}),
-        *(Kind(f"turned_{turn}.mp4", turn=(turn, False, False)) for turn in (90, 180, 270)),
-        Kind("mirrored.mov", turn=(0, True, False)),
-        Kind("upside_down.mp4", turn=(0, False, True)),
-        Kind("turned_mirrored.mp4", turn=(90, True, False)),
-        Kind("wide_pixels.mp4", ratio=Fraction(16, 11)),
-        Kind("tall_pixels.mkv", ratio=Fraction(8, 9)),
-        Kind("ntsc.mp4", rate=Fraction(30000, 1001)),
-        Kind("film.mkv", rate=Fraction(24000, 1001)),
-        Kind("fast.mp4", rate=Fraction(120)),
-        Kind("sizes.ts", "mpeg2video", sizes=(88, 72)),
-        Kind("late_start.ts", begin=7.5),
-        Kind("late_start.mkv", begin=3.2),
-        Kind("aac.mp4", sound="aac", frames=60),
-        Kind("aac.ts", sound="aac", frames=60),
-        Kind("late_aac.mkv", sound="aac", late=0.7, frames=60),
-        Kind("mp3.avi", sound="libmp3lame", frames=60),
-        Kind("pcm.avi", sound="pcm_s16le", frames=60),
-        Kind("late_pcm.mov", sound="pcm_s16le", late=0.9, frames=60),
-        Kind("slow_pcm.avi", sound="pcm_u8", sound_rate=6000, frames=60),
-        Kind("fast_pcm.mov", sound="pcm_s16le", sound_rate=96000, frames=60),
-        Kind("opus.webm", "libvpx", sound="libopus", sound_rate=48000, frames=60),
-        Kind("flac.mkv", sound="flac", frames=60, late=0.3),
-        Kind("ac3.ts", sound="ac3", frames=60),
-        Kind("mp2.mpg", "mpeg2video", sound="mp2", frames=60),
-    ]  # fmt: skip
-    return found
+B, HD, QUIET, FAST = {"bf": "2"}, (1280, 720), {"x265-params": "log-level=none"}, {"deadline": "realtime"}
+# Every container and codec that PyAV writes here, and what files state about their pictures.
+KINDS = [
+    *(Kind(f"h264.{end}", options=B) for end in ("mp4", "mov", "mkv", "avi", "ts", "flv", "3gp", "m4v")),
+    Kind("closed_b.mp4", options={"bf": "3", "g": "12"}),
+    *(Kind(f"hevc.{end}", "libx265", options=QUIET) for end in ("mp4", "mkv")),
+    *(Kind(f"mpeg4.{end}", "mpeg4") for end in ("avi", "mp4", "mkv")),
+    Kind("mpeg4_b.avi", "mpeg4", options=B),
+    Kind("mpeg4_b.mp4", "mpeg4", options=B),
+    *(Kind(f"mpeg2.{end}", "mpeg2video", options=B) for end in ("mpg", "ts", "vob", "mkv")),
+    Kind("interlaced.mpg", "mpeg2video", size=(720, 576), options={"flags": "+ildct+ilme"}),
+    Kind("mpeg1.mpg", "mpeg1video"),
+    *(Kind(f"mjpeg.{end}", "mjpeg", "yuvj420p") for end in ("avi", "mov", "mkv")),
+    Kind("mjpeg422.avi", "mjpeg", "yuvj422p"),
+    Kind("vp8.webm", "libvpx", options=FAST),
+    Kind("vp8_hidden.webm", "libvpx", options={"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    *(Kind(f"vp9.{end}", "libvpx-vp9", options={"cpu-used": "8"}) for end in ("webm", "mp4")),
+    Kind("av1.mp4", "libsvtav1", options={"preset": "12"}),
+    Kind("wmv2.wmv", "wmv2"),
+    Kind("msmpeg4.asf", "msmpeg4"),
+    Kind("flv1.flv", "flv"),
+    Kind("h263.3gp", "h263"),
+    Kind("ffv1.mkv", "ffv1"),
+    Kind("huffyuv.avi", "huffyuv", "yuv422p"),
+    Kind("prores.mov", "prores_ks", "yuv422p10le"),
+    Kind("alpha.mov", "prores_ks", "yuva444p10le"),
+    Kind("rgb.avi", "rawvideo", "bgr24"),
+    Kind("rgb.mov", "qtrle", "rgb24"),
+    Kind("gray.mkv", "ffv1", "gray"),
+    Kind("png.mov", "png", "rgba"),
+    Kind("ten_bit.mp4", "libx264", "yuv420p10le"),
+    Kind("ten_bit.mkv", "libx265", "yuv420p10le", options=QUIET),
+    Kind("444.mp4", "libx264", "yuv444p"),
+    Kind("422.mp4", "libx264", "yuv422p"),
+    Kind("full_range.mp4", "libx264", "yuvj420p"),
+    Kind("hd_709.mp4", size=HD, frames=12, set={"colorspace": 1, "color_range": 1}),
+    Kind("hd_601.mp4", size=HD, frames=12, set={"colorspace": 6, "color_range": 1}),
+    Kind("hd.mp4", size=HD, frames=12),
+    Kind("sd_709.mp4", set={"colorspace": 1, "color_range": 1}),
+    Kind("odd.mkv", "ffv1", "yuv444p", (175, 143)),
+    Kind("odd.avi", "mjpeg", "yuvj420p", (175, 143)),
+    *(Kind(f"uneven.{end}", uneven=True, options=B) for end in ("mp4", "mkv", "mov", "ts")),
+    Kind("uneven.webm", "libvpx", uneven=True, options=FAST),
+    *(Kind(f"turned_{turn}.mp4", turn=(turn, False, False)) for turn in (90, 180, 270)),
+    Kind("mirrored.mov", turn=(0, True, False)),
+    Kind("upside_down.mp4", turn=(0, False, True)),
+    Kind("turned_mirrored.mp4", turn=(90, True, False)),
+    Kind("wide_pixels.mp4", ratio=Fraction(16, 11)),
+    Kind("tall_pixels.mkv", ratio=Fraction(8, 9)),
+    Kind("ntsc.mp4", rate=Fraction(30000, 1001)),
+    Kind("film.mkv", rate=Fraction(24000, 1001)),
+    Kind("fast.mp4", rate=Fraction(120)),
+    Kind("sizes.ts", "mpeg2video", sizes=(88, 72)),
+    Kind("late_start.ts", begin=7.5),
+    Kind("late_start.mkv", begin=3.2),
+    Kind("aac.mp4", sound="aac", frames=60),
+    Kind("aac.ts", sound="aac", frames=60),
+    Kind("late_aac.mkv", sound="aac", late=0.7, frames=60),
+    Kind("mp3.avi", sound="libmp3lame", frames=60),
+    Kind("pcm.avi", sound="pcm_s16le", frames=60),
+    Kind("late_pcm.mov", sound="pcm_s16le", late=0.9, frames=60),
+    Kind("slow_pcm.avi", sound="pcm_u8", sound_rate=6000, frames=60),
+    Kind("fast_pcm.mov", sound="pcm_s16le", sound_rate=96000, frames=60),
+    Kind("opus.webm", "libvpx", sound="libopus", sound_rate=48000, frames=60),
+    Kind("flac.mkv", sound="flac", frames=60, late=0.3),
+    Kind("ac3.ts", sound="ac3", frames=60),
+    Kind("mp2.mpg", "mpeg2video", sound="mp2", frames=60),
+]  # fmt: skip
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:
@@ -148,37 +146,22 @@ def draw(kind: Kind, path: Path) -> None:
             stream.set_display_rotation(kind.turn[0], hflip=kind.turn[1], vflip=kind.turn[2])
         base = Fraction(1, 1000) if kind.uneven else 1 / kind.rate
         stream.codec_context.time_base = base
-        sound = None
-        if kind.sound:
-            sound = container.add_stream(kind.sound, rate=kind.sound_rate, layout="mono")
-        period = len(UNEVEN) * 60
-        for number in range(kind.frames):
-            size = kind.sizes if kind.sizes and number >= kind.frames // 2 else kind.size
-            if kind.sizes and number == kind.frames // 2:
-                break
-            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
-            frame.pts = (
-                UNEVEN[number % len(UNEVEN)] + number // len(UNEVEN) * period if kind.uneven else number
-            )
-            frame.pts += round(kind.begin / base)
-            frame.time_base = base
+        sound = container.add_stream(kind.sound, rate=kind.sound_rate, layout="mono") if kind.sound else None
+        for number in range(kind.frames // 2 if kind.sizes else kind.frames):
+            frame = av.VideoFrame.from_ndarray(picture(number, *kind.size), format="rgb24")
+            time = UNEVEN[number % len(UNEVEN)] + 600 * (number // len(UNEVEN)) if kind.uneven else number
+            frame.pts, frame.time_base = time + round(kind.begin / base), base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
             _add_sound(kind, container, sound)
     if kind.sizes:
-        _append_other_size(kind, path)
-
-
-def _append_other_size(kind: Kind, path: Path) -> None:
-    """Behind a stream a second one of another size, as broadcasts have it: bytes behind bytes."""
-    assert kind.sizes
-    with tempfile.TemporaryDirectory() as folder:
-        rest = Path(folder) / f"rest{path.suffix}"
-        seconds = kind.frames / 2 / float(kind.rate)
-        draw(Kind(kind.name, kind.codec, size=kind.sizes, frames=kind.frames // 2, begin=seconds), rest)
-        with path.open("ab") as file:
-            file.write(rest.read_bytes())
+        # Behind it a second stream of another size, as broadcasts have it: bytes behind bytes.
+        half = kind.frames // 2
+        rest = path.with_name(f"rest_{path.name}")
+        draw(Kind(rest.name, kind.codec, size=kind.sizes, frames=half, begin=half / float(kind.rate)), rest)
+        path.write_bytes(path.read_bytes() + rest.read_bytes())
+        rest.unlink()
 
 
 def _add_sound(kind: Kind, container: av.container.OutputContainer, stream: av.AudioStream) -> None:
@@ -311,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files, unwritten = [], []
-        for kind in [] if args.files else kinds():
+        for kind in [] if args.files else KINDS:
             try:
                 draw(kind, folder / kind.name)
                 files.append(folder / kind.name)
