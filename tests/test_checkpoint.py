@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import pytest
@@ -7,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import export
-from conftest import build_tiny
-from features.networks import ENCODERS
-from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from training.classifier import Classifier
+from conftest import build_tiny, embed_frames, untrained_checkpoint
+from features import networks
+from features.networks import EncoderSpec
+from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 LATENT, HIDDEN, LAYERS, CLASSES = 6, 5, 2, 101
 
@@ -94,85 +95,103 @@ def test_checkpoints_of_the_original_give_the_original_probabilities(layout, res
     swapped = layout == "a"
     assert checkpoint.classes[34:36] == ["HammerThrow", "Hammering"][:: 1 if swapped else -1]
     assert checkpoint.classes[46:48] == ["JumpRope", "JumpingJack"][:: 1 if swapped else -1]
-    assert checkpoint.img_dim == 112
+    # As the original's test_on_video.py reads a video.
+    assert (checkpoint.encoder.img_dim, checkpoint.sequence_length, checkpoint.frame_stride) == (112, 40, 1)
+    assert (checkpoint.split_number, checkpoint.epoch, checkpoint.training) == (None, 0, None)
     expected = original(clips)
-    actual = checkpoint.model(clips).softmax(dim=-1)
-    assert torch.allclose(actual, expected, atol=1e-5)
+    with torch.no_grad():
+        features = checkpoint.encoder.feature_extractor(clips.flatten(0, 1)).unflatten(0, (3, 4))
+        actual = checkpoint.head.classify(features).softmax(dim=-1)
+    assert torch.allclose(actual, expected, atol=1e-6)
     assert (expected[0] - expected[1]).abs().max() > 1e-4, "the test must be able to tell clips apart"
+
+
+def test_an_original_checkpoint_of_other_classes_needs_their_names(resnet, tmp_path):
+    state = Original("c", resnet).state_dict()
+    state["output_layers.3.bias"], state["output_layers.3.weight"] = torch.zeros(7), torch.zeros(7, HIDDEN)
+    torch.save(state, tmp_path / "old.pth")
+    with pytest.raises(ValueError, match=r"old.pth: 7 classes, and ucf101_classes.txt names 101"):
+        load_checkpoint(tmp_path / "old.pth")
+
+
+FRAMES = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def logits(checkpoint):
+    with torch.no_grad():
+        return checkpoint.head.classify(embed_frames(checkpoint.encoder, FRAMES).unflatten(0, (2, 3)))
 
 
 @pytest.fixture
 def saved(tmp_path):
-    torch.manual_seed(1)
-    model = Classifier("ConvLSTM", 2, encoder="tiny", latent_dim=4, hidden_dim=3, pooling="average").eval()
-    path = tmp_path / "ConvLSTM_3.pth"
-    save_checkpoint(path, Checkpoint(model, ["Left", "Right"], 32, 8, 2, 3))
-    return path, model
+    checkpoint = untrained_checkpoint(pooling="average")
+    checkpoint.split_number, checkpoint.epoch, checkpoint.settings = 2, 3, {"seed": 1}
+    checkpoint.training, checkpoint.head.temperature = {"average": torch.arange(3.0)}, 1.5
+    save_checkpoint(tmp_path / "ConvLSTM_3.pth", checkpoint)
+    return tmp_path / "ConvLSTM_3.pth", checkpoint
 
 
 def test_a_checkpoint_comes_back_as_it_was(saved):
-    path, model = saved
-    checkpoint = load_checkpoint(path)
-    clips = torch.randint(0, 256, (2, 8, 3, 32, 32), dtype=torch.uint8)
-    assert torch.equal(checkpoint.model(clips), model(clips))
-    assert checkpoint.classes == ["Left", "Right"]
-    assert (checkpoint.img_dim, checkpoint.sequence_length, checkpoint.split_number, checkpoint.epoch) == (
-        32,
-        8,
-        2,
-        3,
-    )
+    path, checkpoint = saved
+    found = load_checkpoint(path)
+    assert torch.equal(logits(found), logits(checkpoint))
+    for name in ("model", "sizes", "classes", "sequence_length", "split_number", "epoch", "settings", "fps"):
+        assert getattr(found, name) == getattr(checkpoint, name), name
+    assert (found.encoder.img_dim, found.head.temperature, found.head.training) == (32, 1.5, False)
+    assert torch.equal(found.training["average"], torch.arange(3.0))
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-
-
-def test_frozen_weights_are_saved_by_name_alone(saved):
-    contents = torch.load(saved[0], weights_only=True)
-    assert not any("feature_extractor" in name for name in contents["state"])
+    contents = torch.load(path, weights_only=True)
+    assert contents["encoder_state"] is None, "by name alone"
     assert len(contents["encoder_sha256"]) == 64
 
 
-def test_an_encoder_that_is_not_in_the_table_travels_with_the_file(saved):
-    path, model = saved
-    model.encoder.pretrained = False
-    state = model.state_dict()
-    state["encoder.feature_extractor.mix.weight"] += 1
-    model.load_state_dict(state)
-    save_checkpoint(path, Checkpoint(model, ["Left", "Right"], 32, 8, None, 3))
-    loaded = load_checkpoint(path).model
-    clips = torch.randint(0, 256, (2, 8, 3, 32, 32), dtype=torch.uint8)
-    assert torch.equal(loaded(clips), model(clips))
-    assert not loaded.encoder.pretrained
+def test_an_encoder_with_other_weights_travels_with_the_file(saved):
+    path, checkpoint = saved
+    state = {name: tensor + 1 for name, tensor in build_tiny(pretrained=True).state_dict().items()}
+    checkpoint.encoder = type(checkpoint.encoder)("tiny", state=state, img_dim=32)
+    save_checkpoint(path, checkpoint)
+    found = load_checkpoint(path)
+    assert torch.equal(logits(found), logits(checkpoint))
+    assert not found.encoder.pretrained
+
+
+def other_tiny(monkeypatch, build):
+    monkeypatch.setitem(networks.ENCODERS, "tiny", lambda: EncoderSpec(build, 48))
 
 
 def test_an_exported_checkpoint_needs_no_weights_from_elsewhere(call, saved, tmp_path, monkeypatch):
-    path, model = saved
-    target = tmp_path / "out/exported.pth"
-    done = call(export, "--checkpoint_model", path, "--pth", "--output", target)
+    path, checkpoint = saved
+    flags = ("--checkpoint_model", path, "--pth", "--output", tmp_path / "out/whole.pth")
+    done = call(export, *flags)
     assert done.status == 0, done.err
-    assert call(export, "--checkpoint_model", path, "--pth", "--output", target).status == 2, (
-        "nothing is overwritten"
-    )
+    assert call(export, *flags).status == 2, "nothing is written over"
 
-    def gone(*, pretrained, state):
+    def gone(*, pretrained, state=None):
         assert not pretrained
         return build_tiny(pretrained=False)
 
-    monkeypatch.setitem(ENCODERS, "tiny", type(ENCODERS["tiny"])(gone, 48))
-    clips = torch.randint(0, 256, (2, 8, 3, 32, 32), dtype=torch.uint8)
-    assert torch.equal(load_checkpoint(target).model(clips), model(clips))
+    other_tiny(monkeypatch, gone)
+    found = load_checkpoint(tmp_path / "out/whole.pth")
+    assert torch.equal(logits(found), logits(checkpoint))
+    assert (found.training, found.settings, found.epoch) == (None, {"seed": 1}, 3)
 
 
 def test_other_encoder_weights_are_refused(saved, monkeypatch):
-    build = ENCODERS["tiny"].build
-
-    def other(*, pretrained, state):
-        network = build(pretrained=pretrained)
+    def other(*, pretrained, state=None):
+        network = build_tiny(pretrained=pretrained)
         network.mix.weight.data += 0.5
         return network
 
-    monkeypatch.setitem(ENCODERS, "tiny", type(ENCODERS["tiny"])(other, 48))
+    other_tiny(monkeypatch, other)
     with pytest.raises(CheckpointError, match="other weights of tiny"):
         load_checkpoint(saved[0])
+
+
+def test_an_exported_folder_is_told_apart_from_a_checkpoint(tmp_path):
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported/model.json").write_text(json.dumps({}))
+    with pytest.raises(CheckpointError, match="--backend onnxruntime"):
+        load_checkpoint(tmp_path / "exported")
 
 
 class Bomb:
@@ -188,9 +207,9 @@ def bad_files(folder, good):
         torch.save({**contents, **changes}, folder / name)
         return folder / name
 
-    shorter = {name: tensor for name, tensor in contents["state"].items() if ".lstm." not in name}
+    shorter = {name: tensor for name, tensor in contents["head"].items() if "lstm." not in name}
     (folder / "bomb.pth").write_bytes(pickle.dumps(Bomb(), protocol=2))
-    torch.save({"state": Bomb()}, folder / "zipped-bomb.pth")
+    torch.save({"head": Bomb()}, folder / "zipped-bomb.pth")
     (folder / "half.pth").write_bytes(data[: len(data) // 2])
     (folder / "empty.pth").write_bytes(b"")
     (folder / "text.pth").write_text("not a checkpoint\n" * 20)
@@ -200,19 +219,21 @@ def bad_files(folder, good):
     return [
         *(folder / name for name in ("bomb.pth", "zipped-bomb.pth", "half.pth", "empty.pth", "text.pth")),
         *(folder / name for name in ("tensor.pth", "other-network.pth", "part-of-original.pth")),
-        variant("shapes.pth", config={**contents["config"], "hidden_dim": 4}),
-        variant("missing.pth", state=shorter),
+        variant("shapes.pth", sizes={**contents["sizes"], "hidden_dim": 4}),
+        variant("missing.pth", head=shorter),
         variant("model.pth", model="Sequential"),
-        variant("flag.pth", config={**contents["config"], "surprise": 1}),
+        variant("flag.pth", sizes={**contents["sizes"], "surprise": 1}),
         variant("names.pth", classes=["one"]),
-        variant("none.pth", state=None),
+        variant("none.pth", head=None),
+        variant("old.pth", format="action-recognition 2"),
+        variant("temperature.pth", temperature=float("nan")),
     ]
 
 
 def test_bad_checkpoints_end_in_one_line_and_run_no_code(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = bad_files(tmp_path, saved[0])
-    assert len(files) == 14
+    assert len(files) == 16
     for path in files:
         with pytest.raises(CheckpointError) as caught:
             load_checkpoint(path)
