@@ -5,6 +5,7 @@ Shapes: N windows, L frames of each, H x W pixels, K embeddings of each, D embed
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import threading
@@ -179,9 +180,8 @@ class Encoder(nn.Module):
         """
         if self._quantized:
             return self._quantized(windows.permute(0, 1, 3, 4, 2))
-        if self.device.type == "cpu":
-            return self._embed_batch(windows)
-        with self._one_at_a_time:
+        on_cpu = self.device.type == "cpu"
+        with contextlib.nullcontext() if on_cpu else self._one_at_a_time:
             parts, done = list[Tensor](), 0
             while done < len(windows):
                 batch = windows[done : done + self.batch_size]
@@ -197,7 +197,8 @@ class Encoder(nn.Module):
                         ) from error
                 # Outside of `except`, where the error's traceback would hold on to the memory.
                 self._batch_limit = len(batch) // 2
-                torch.accelerator.empty_cache()
+                if not on_cpu:
+                    torch.accelerator.empty_cache()
             return torch.cat(parts)
 
     def _embed_batch(self, batch: Tensor) -> Tensor:

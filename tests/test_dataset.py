@@ -1,3 +1,5 @@
+"""Which embeddings make a clip, batches of clips, and the lists that name them."""
+
 import shutil
 from dataclasses import replace
 
@@ -6,37 +8,35 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from conftest import ROOT, ucf101_at
-from dataset import FrameClips, Sampling, clip_indices, window_indices
+from dataset import (
+    EmbeddingClips,
+    FrameClips,
+    Sampling,
+    batch_items,
+    clip_indices,
+    fill_store,
+    padding_of,
+    store_name,
+    window_indices,
+)
 from extract_frames import extract_all
-from features.encoder import difference_images
-from features.streams import View, parse_streams
-from features.windows import PHOTOGRAPHS
+from features.encoder import Encoder
+from features.store import Store
 from splits.datasets import DataSettings, load_split
 from splits.ucf101 import read_classes
-from training.batches import ClipBatches, frame_loader
-from video.frames import SQUEEZE, resize_frames
+from video.frames import resize_frames
 
 lengths = st.integers(1, 60)
-
-
-def views(img_dim):
-    return [View(PHOTOGRAPHS, SQUEEZE, img_dim)]
-
-
-def frames_of(item):
-    """The frames (T, 3, H, W) of an item that photographs are encoded of."""
-    ((groups, places),) = item[0]
-    return torch.cat(groups)[places, 0]
 
 
 @given(num_frames=st.integers(1, 400), length=lengths, seed=st.integers(0, 2**32))
 def test_training_clips_are_evenly_stepped_and_inside(num_frames, length, seed):
     indices = clip_indices(num_frames, length, rng=np.random.default_rng(seed))
     assert indices.shape == (length,)
-    assert indices.min() >= 0
-    assert indices.max() < num_frames
+    assert 0 <= indices.min() <= indices.max() < num_frames
     steps = set(np.diff(indices).tolist())
     if num_frames >= length > 1:
         assert len(steps) == 1
@@ -57,54 +57,144 @@ def test_test_clips_reach_from_the_first_frame_to_the_last(num_frames, length):
         assert gaps.max() - gaps.min() <= 1
 
 
-def test_training_reaches_every_step_and_both_ends():
+def test_training_draws_every_step_and_start_alike():
     rng = np.random.default_rng(0)
-    drawn = [clip_indices(50, 16, rng=rng) for _ in range(500)]
-    assert {int(indices[1] - indices[0]) for indices in drawn} == {1, 2, 3}
-    assert min(indices[0] for indices in drawn) == 0
-    assert max(indices[-1] for indices in drawn) == 49
+    drawn = [tuple(clip_indices(12, 4, rng=rng)) for _ in range(3000)]
+    seen = {clip: drawn.count(clip) for clip in set(drawn)}
+    assert set(seen) == {
+        tuple(range(start, start + 4 * step, step)) for step in (1, 2, 3) for start in range(12 - 3 * step)
+    }
+    for step, starts in ((1, 9), (2, 6), (3, 3)):
+        counts = [count for clip, count in seen.items() if clip[1] - clip[0] == step]
+        assert 0.5 * 1000 / starts < min(counts) <= max(counts) < 1.5 * 1000 / starts
 
 
-def test_short_clips_repeat_the_first_frame_in_front():
+def test_short_clips_repeat_the_first_frame_in_front_which_is_padding():
     assert clip_indices(3, 5).tolist() == [0, 0, 0, 1, 2]
     assert clip_indices(3, 5, rng=np.random.default_rng(0)).tolist() == [0, 0, 0, 1, 2]
-    for wrong in ((0, 4), (4, 0)):
-        with pytest.raises(ValueError, match="positive"):
+    assert padding_of(np.array([[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]])).tolist() == [
+        [True, True, False, False, False],
+        [False] * 5,
+    ]
+    for wrong in ((0, 4), (4, 0), (-1, 4)):
+        with pytest.raises(ValueError, match="both must be positive"):
             clip_indices(*wrong)
 
 
-@given(num_frames=st.integers(1, 300), length=lengths, step=st.integers(1, 6))
-def test_windows_hold_their_frame_and_stay_inside(num_frames, length, step):
-    windows = window_indices(num_frames, length, step=step)
-    assert windows.shape == (num_frames, length)
-    assert windows.min() >= 0
-    assert windows.max() < num_frames
-    assert (np.diff(windows, axis=1) >= 0).all()
-    frames = np.arange(num_frames)
-    if length > step:
-        reach = step // 2 + 1  # a frame between two of the window counts as held
-        assert (windows[:, 0] - reach <= frames).all()
-        middle = frames[(windows[:, 0] > 0) & (windows[:, -1] < num_frames - 1)]
-        assert (abs(windows[middle].mean(axis=1) - middle) <= step).all()
+@given(count=st.integers(1, 80), length=st.integers(1, 12), step=st.integers(1, 5), start=st.integers(0, 79))
+def test_windows_frame_by_frame(count, length, step, start):
+    start = min(start, count - 1)
+    found = window_indices(count, length, step=step, start=start)
+    assert found.shape == (count - start, length)
+    for frame, window in enumerate(found.tolist(), start):
+        if count < length:
+            assert window == [max(place - (length - count), 0) for place in range(length)]
+        else:
+            stride = min(step, count // length)
+            span = stride * (length - 1)
+            first = min(max(frame - span // 2, 0), count - 1 - span)
+            assert window == [first + stride * place for place in range(length)]
 
 
-def test_split_of_videos_and_of_extracted_frames_agree(small):
-    extract_all(small / "UCF-101", quality=95, workers=2)
-    videos = load_split(ucf101_at(small), 1)
-    frames = load_split(
-        DataSettings(dataset_path=small / "UCF-101-frames", split_path=small / "ucfTrainTestlist"), 1
+@given(frames=st.integers(1, 60), length=lengths, training=st.booleans(), shuffle=st.booleans())
+def test_padding_and_shuffling_keep_what_a_clip_consists_of(frames, length, training, shuffle):
+    plain = Sampling(length, training=training)
+    indices, padding, mirrored = replace(plain, shuffle=shuffle).draw((0, 3), frames)
+    straight, same_padding, same_mirrored = plain.draw((0, 3), frames)
+    assert mirrored == same_mirrored
+    assert (padding == same_padding).all()
+    assert padding.sum() == max(0, length - frames)
+    assert sorted(indices[~padding]) == sorted(straight[~padding])
+    if shuffle and min(length, frames) > 8:
+        assert (indices != straight).any()
+
+
+def test_only_training_mirrors_and_draws_by_seed_epoch_and_index():
+    trained = Sampling(4, training=True)
+    items = [(epoch, 0) for epoch in range(200)]
+    assert 70 <= sum(trained.draw(item, 30)[2] for item in items) <= 130
+    for sampling in (replace(trained, flip=False), Sampling(4)):
+        assert not any(sampling.draw(item, 30)[2] for item in items)
+    drawn = [
+        [replace(trained, seed=seed).draw((epoch, index), 30)[0].tolist() for index in range(5)]
+        for seed, epoch in ((0, 1), (0, 1), (1, 1), (0, 2))
+    ]
+    assert drawn[0] == drawn[1]
+    assert len({str(each) for each in drawn}) == 3
+
+
+@given(num_clips=st.integers(2, 50), batch_size=st.integers(2, 20), epoch=st.integers(0, 5))
+def test_batches_hold_every_clip_once(num_clips, batch_size, epoch):
+    tests = [index for batch in batch_items(num_clips, batch_size) for _, index in batch]
+    assert tests == list(range(num_clips))
+    drawn = batch_items(num_clips, batch_size, epoch=epoch, seed=0)
+    assert all(len(batch) > 1 for batch in drawn), "BatchNorm cannot train on one"
+    seen = [index for batch in drawn for _, index in batch]
+    assert {number for batch in drawn for number, _ in batch} <= {epoch}
+    assert len(set(seen)) == len(seen) == num_clips - (num_clips % batch_size == 1)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_video"])
+def test_batches_are_rows_of_the_store_and_frames_encode_to_the_same(small, tmp_path, name):
+    split = load_split(ucf101_at(small), 1)
+    encoder = Encoder(name, img_dim=24).prepare("fp32")
+    store = Store(tmp_path, encoder, stride=2, flip=True)
+    fill_store(store, split.train, 2)
+    sampling = Sampling(5, training=True, seed=3)
+    clips, frames = (
+        EmbeddingClips(store, split.train, sampling),
+        FrameClips(split.train, sampling, encoder, stride=2),
     )
-    assert videos.missing() is frames.missing() is None
-    assert [clip.name for clip in videos.train] == [clip.name for clip in frames.train]
-    assert len(videos.train) == 4
-    assert len(videos.test) == 2
-    for index in (0, 3):
-        items = [FrameClips(split.train, Sampling(6), views(32))[0, index] for split in (videos, frames)]
-        first, second = map(frames_of, items)
-        assert items[0][2] == items[1][2] == index // 2
-        assert first.shape == (6, 3, 32, 32)
-        # The one came through JPEG.
-        assert (first.float() - second.float()).abs().mean() < 2
+    items = [(epoch, index) for epoch in range(4) for index in range(4)]
+    embeddings, padding, labels = clips.batch(items)
+    assert (embeddings.shape, embeddings.dtype) == ((16, 5, encoder.width), torch.float32)
+    assert labels.tolist() == [split.train[index].label for _, index in items]
+    mirrored = 0
+    for row, item in enumerate(items):
+        kept = np.load(tmp_path / f"{store_name(split.train[item[1]])}.npy")
+        indices, hidden, flipped = sampling.draw(item, kept.shape[1])
+        mirrored += flipped
+        assert np.array_equal(embeddings[row].numpy(), kept[int(flipped), indices].astype(np.float32))
+        assert padding[row].tolist() == hidden.tolist()
+        windows, places, same_padding, label = frames[item]
+        encoded = torch.cat([encoder.embed(window[None])[0] for window in windows])[places]
+        assert torch.allclose(encoded, embeddings[row], atol=2e-3)
+        assert (same_padding.tolist(), label) == (hidden.tolist(), labels[row])
+    assert 2 < mirrored < 14
+
+
+def test_two_clips_of_one_name_are_refused(small, tmp_path):
+    split = load_split(ucf101_at(small), 1)
+    clip = split.train[0]
+    other = replace(clip, name=clip.name.replace(".avi", ".mp4"), video=split.train[1].video)
+    with pytest.raises(ValueError, match="another clip has this name with another ending"):
+        fill_store(Store(tmp_path, Encoder("tiny").prepare("fp32")), [clip, other], 1)
+
+
+@pytest.mark.parametrize("size", [(61, 47), (20, 90), (32, 32)])
+def test_frames_are_resized_as_by_pillow(size):
+    """Bicubic with antialiasing, without which fine patterns turn into others."""
+    frame = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    frame[::2] //= 4
+    found = resize_frames([frame, frame[::-1].copy()], 16)
+    for one, source in zip(found, (frame, frame[::-1]), strict=True):
+        expected = np.asarray(Image.fromarray(source).resize((16, 16), Image.Resampling.BICUBIC))
+        assert np.abs(one.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+
+
+def test_split_of_videos_and_of_extracted_frames_agree(small, tmp_path):
+    extract_all(small / "UCF-101", quality=95, workers=2)
+    frames = DataSettings(dataset_path=small / "UCF-101-frames", split_path=small / "ucfTrainTestlist")
+    splits = [load_split(ucf101_at(small), 1), load_split(frames, 1)]
+    assert [clip.name for clip in splits[0].train] == [clip.name for clip in splits[1].train]
+    arrays = []
+    for number, split in enumerate(splits):
+        store = Store(tmp_path / str(number), Encoder("tiny", img_dim=32).prepare("fp32"))
+        fill_store(store, split.train, 2)
+        arrays.append(store.array(store_name(split.train[0])))
+    assert arrays[0].shape == arrays[1].shape
+    # The one came through JPEG.
+    assert np.abs(arrays[0] - arrays[1]).mean() < 0.02
 
 
 def test_missing_clips_are_counted_in_one_line(small):
@@ -151,59 +241,6 @@ def test_a_class_folder_that_no_list_knows(small):
         load_split(ucf101_at(small), 4)
 
 
-def test_clips_depend_on_seed_epoch_and_index_alone(small):
-    clips = load_split(ucf101_at(small), 1).train
-    sampling = Sampling(5, training=True, seed=3)
-    here, there = (FrameClips(clips, sampling, views(16)) for _ in range(2))
-    there[9, 1]
-    assert (frames_of(here[7, 1]) == frames_of(there[7, 1])).all()
-    assert (frames_of(here[7, 1]) != frames_of(here[8, 1])).any()
-    batches = ClipBatches(len(clips), 2, shuffle=True, seed=3)
-    batches.epoch = 7
-    for workers in (0, 2):
-        loader = frame_loader(here, batches, workers=workers)
-        for items, keys in zip(loader, batches, strict=True):
-            for item, key in zip(items, keys, strict=True):
-                assert (frames_of(item) == frames_of(there[key])).all()
-                assert item[2] == clips[key[1]].label
-
-
-def test_flips_mirror_half_of_the_clips_whole(small):
-    clips = load_split(ucf101_at(small), 1).train
-    sampling = Sampling(4, training=True)
-    plain, flipped = (
-        FrameClips(clips, each, views(16)) for each in (replace(sampling, flip=False), sampling)
-    )
-    mirrored = 0
-    for epoch in range(40):
-        straight, maybe = frames_of(plain[epoch, 0]), frames_of(flipped[epoch, 0])
-        if (straight == maybe).all():
-            continue
-        assert (straight.flip(-1) == maybe).all()
-        mirrored += 1
-    assert 8 <= mirrored <= 32
-
-
-@given(num_clips=st.integers(2, 50), batch_size=st.integers(2, 20), epoch=st.integers(0, 5))
-def test_batches_hold_every_clip_once(num_clips, batch_size, epoch):
-    tests = [index for batch in ClipBatches(num_clips, batch_size, shuffle=False) for _, index in batch]
-    assert tests == list(range(num_clips))
-    batches = ClipBatches(num_clips, batch_size, shuffle=True)
-    batches.epoch = epoch
-    drawn = list(batches)
-    assert len(drawn) == len(batches)
-    assert all(len(batch) > 1 for batch in drawn)
-    seen = [index for batch in drawn for _, index in batch]
-    assert len(set(seen)) == len(seen) == num_clips - (num_clips % batch_size == 1)
-
-
-def test_resize_squeezes_to_a_square_and_keeps_uint8():
-    frames = [np.full((24, 32, 3), value, np.uint8) for value in (0, 128, 255)]
-    resized = resize_frames(frames, 10)
-    assert resized.shape == (3, 3, 10, 10)
-    assert [int(frame.float().mean()) for frame in resized] == [0, 128, 255]
-
-
 def test_the_official_lists(subset):
     classes = read_classes(subset / "ucfTrainTestlist/classInd.txt")
     assert classes == read_classes(ROOT / "data/ucf101_classes.txt")
@@ -214,49 +251,3 @@ def test_the_official_lists(subset):
     assert split.missing() == "391 of 13,320 listed clips found, 10 of 101 classes; going on with those"
     assert (len(split.train), len(split.test)) == (283, 108)
     assert all(classes[clip.label] == clip.name.split("/")[0] for clip in split.train + split.test)
-
-
-@given(num_frames=st.integers(1, 400), length=st.integers(1, 60), views=st.integers(2, 6))
-def test_several_clips_of_a_video_lie_between_each_other(num_frames, length, views):
-    clips = np.stack([clip_indices(num_frames, length, view=view, views=views) for view in range(views)])
-    assert clips.shape == (views, length)
-    assert 0 <= clips.min() <= clips.max() < num_frames
-    assert (np.diff(clips) >= 0).all()
-    if num_frames >= length:
-        # Frame by frame, the first clip's comes first, the next clip's after it.
-        assert (np.diff(clips.T.ravel()) >= 0).all()
-    if num_frames >= views * length:
-        assert len(np.unique(clips)) == views * length
-
-
-@given(frames=st.integers(1, 60), length=st.integers(1, 60), training=st.booleans(), shuffle=st.booleans())
-def test_padding_and_shuffling_keep_what_a_clip_consists_of(frames, length, training, shuffle):
-    plain = Sampling(length, training=training)
-    indices, padding, mirrored = replace(plain, shuffle=shuffle).draw((0, 3), frames)
-    straight, same_padding, same_mirrored = plain.draw((0, 3), frames)
-    assert mirrored == same_mirrored
-    assert (padding == same_padding).all()
-    assert padding.sum() == max(0, length - frames)
-    assert not padding[padding.sum() :].any(), "padding stands in front"
-    assert sorted(indices[~padding]) == sorted(straight[~padding])
-    assert len(set(indices[~padding].tolist())) == min(length, frames)
-    if shuffle and min(length, frames) > 8:
-        assert (indices != straight).any()
-
-
-def test_a_difference_shows_what_has_changed():
-    before = torch.full((1, 3, 4, 4), 100, dtype=torch.uint8)
-    frames = before.clone()
-    frames[..., 0, 0], frames[..., 1, 1], frames[..., 2, 2] = 110, 80, 255
-    images = difference_images(torch.stack([before, frames], dim=1))[:, 0]
-    assert images.dtype == torch.uint8
-    assert images[0, 0, 3, 3] == 128, "nothing has"
-    assert images[0, 0, 0, 0] == 128 + 2 * 10
-    assert images[0, 0, 1, 1] == 128 - 2 * 20
-    assert images[0, 0, 2, 2] == 255, "as far as it goes"
-
-
-@pytest.mark.parametrize("text", ["flow", "rgb,", "", "rgb,rgb", "rgb, diff"])
-def test_wrong_streams_are_told(text):
-    with pytest.raises(ValueError, match="stream"):
-        parse_streams(text)

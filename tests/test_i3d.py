@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from annotation.pretrained import LastLayer
+from annotation.recognizer import LastLayer
 from conftest import ROOT
 from features import i3d
 from features.i3d import InceptionI3d, Shrink, Spread, Unit, i3d_weights, same_padding

@@ -1,132 +1,75 @@
-"""The recipe's parts: schedule, augmentation, averaging, and that each flag does what it says."""
+"""Optimizer and schedule of a training."""
+
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-import train
-from training.checkpoint import load_checkpoint
-from training.classifier import Classifier
-from training.learner import Learner, learning_rate_factor
-from training.recipe import RECIPES, Recipe
-
-PLAIN = RECIPES["original"]
+from models import build_head
+from training.recipe import RECIPES, Optimization, Recipe, read_recipe
 
 
-def small_model(seed=0):
-    torch.manual_seed(seed)
-    return Classifier("ConvLSTM", 3, encoder="tiny", latent_dim=4, hidden_dim=5)
+@given(steps=st.integers(1, 200), warmup=st.floats(0, 0.5), cosine=st.booleans())
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine(steps, warmup, cosine):
+    recipe = Recipe(learning_rate=1.0, warmup=warmup, cosine=cosine, clip_norm=0)
+    optimization = Optimization(nn.Linear(2, 2), recipe, steps)
+    rising = round(warmup * steps)
+    for step in range(steps):
+        if step < rising:
+            expected = (step + 1) / rising
+        else:
+            expected = 0.5 + 0.5 * math.cos(math.pi * (step - rising) / (steps - rising)) if cosine else 1
+        assert optimization.learning_rate == pytest.approx(expected)
+        optimization.optimizer.step()
+        optimization.scheduler.step()
 
 
-def learner_of(steps=10, seed=0, **changes):
-    return Learner(small_model(), Recipe(**{**vars(PLAIN), **changes}), steps, seed)
+def test_matrices_decay_and_dropout_and_batchnorm_are_the_recipes():
+    head = build_head("ConvLSTM", 6, 3, latent_dim=4, hidden_dim=3)[0]
+    optimization = Optimization(head, RECIPES["default"], 10)
+    decaying, others = optimization.optimizer.param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.01, 0)
+    assert all(parameter.ndim > 1 for parameter in decaying["params"])
+    assert len(decaying["params"]) + len(others["params"]) == len(list(head.parameters()))
+    assert head.dropout.p == 0.5
+    assert {module.momentum for module in head.modules() if isinstance(module, nn.BatchNorm1d)} == {0.1}
+    Optimization(head, RECIPES["original"], 10)
+    assert head.dropout.p == 0
+    assert {module.momentum for module in head.modules() if isinstance(module, nn.BatchNorm1d)} == {0.01}
 
 
-@given(steps=st.integers(1, 500), warmup=st.floats(0, 0.9), cosine=st.booleans())
-def test_the_learning_rate_rises_in_a_line_and_falls_as_a_cosine(steps, warmup, cosine):
-    factors = [learning_rate_factor(step, steps, warmup, cosine=cosine) for step in range(steps)]
-    top = round(warmup * steps)
-    assert all(0 <= factor <= 1 for factor in factors)
-    assert factors[:top] == sorted(factors[:top])
-    assert factors[top:] == sorted(factors[top:], reverse=True)
-    if top < steps:
-        assert factors[top] == 1
-        end = learning_rate_factor(steps, steps, warmup, cosine=cosine)
-        assert end == pytest.approx(0 if cosine else 1)
+def test_labels_are_smoothed_and_long_gradients_cut():
+    logits, labels = torch.tensor([[2.0, 0.0], [1.0, 3.0]]), torch.tensor([0, 1])
+    network = nn.Linear(2, 2)
+    optimization = Optimization(network, Recipe(label_smoothing=0.2, clip_norm=1.0), 5)
+    targets = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    assert optimization.loss(logits, labels).item() == pytest.approx(
+        -(targets * logits.log_softmax(1)).sum().item()
+    )
+    optimization.step(1e6 * network(torch.ones(1, 2)).sum())
+    total = sum(parameter.grad.square().sum() for parameter in network.parameters())
+    assert total.sqrt().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_only_the_head_is_trained_and_only_matrices_decay():
-    learner = learner_of(optimizer="adamw", weight_decay=0.3)
-    frozen = set(map(id, learner.model.encoder.feature_extractor.parameters()))
-    matrices, others = learner.optimizer.param_groups
-    for group, decay, dims in ((matrices, 0.3, {2}), (others, 0.0, {1})):
-        assert group["weight_decay"] == decay
-        assert {parameter.ndim for parameter in group["params"]} == dims
-        assert not frozen & set(map(id, group["params"]))
-    trained = [one for one in learner.model.parameters() if id(one) not in frozen]
-    assert len(matrices["params"]) + len(others["params"]) == len(trained)
+def test_it_goes_on_from_its_state():
+    def stepped(count, state=None):
+        torch.manual_seed(0)
+        network = nn.Linear(3, 2)
+        optimization = Optimization(network, RECIPES["default"], 20)
+        if state:
+            network.load_state_dict(state[0])
+            optimization.load_state_dict(state[1])
+        for _ in range(count):
+            optimization.step(network(torch.ones(1, 3)).square().sum())
+        return network.state_dict(), optimization.state_dict()
+
+    whole, halves = stepped(8), stepped(5, stepped(3))
+    assert all(torch.equal(whole[0][name], halves[0][name]) for name in whole[0])
 
 
-def test_a_batch_draws_by_its_place_alone():
-    embeddings, labels = torch.randn(4, 6, 8), torch.tensor([0, 1, 2, 0])
-    learner = learner_of(mixup=0.4, seed=3)
-
-    def drawn(*place):
-        learner.begin_batch(*place)
-        return learner.augment(embeddings, labels)[0]
-
-    first = drawn(2, 5, 0)
-    torch.rand(100)
-    assert torch.equal(drawn(2, 5, 0), first)
-    for other in ((3, 5, 0), (2, 6, 0), (2, 5, 1)):
-        assert not torch.equal(drawn(*other), first)
-
-
-@given(alpha=st.floats(0.1, 2), clips=st.integers(2, 6))
-def test_mixup_blends_clips_and_labels_alike(alpha, clips):
-    learner = learner_of(mixup=alpha)
-    labels = torch.arange(clips) % 3
-    # The embedding is its label: what a blend is made of can be read off.
-    embeddings = torch.nn.functional.one_hot(labels, 3).float()[:, None].repeat(1, 4, 1)
-    learner.begin_batch(1, clips, 0)
-    mixed, targets = learner.augment(embeddings, labels)
-    assert torch.allclose(mixed, targets[:, None].expand(-1, 4, -1))
-    assert torch.allclose(targets.sum(1), torch.ones(clips))
-
-
-def test_dropout_and_batchnorm_are_set_in_the_head_and_nowhere_else():
-    model = small_model()
-    model.encoder.feature_extractor.norm.momentum = 0.123
-    Learner(model, Recipe(**{**vars(PLAIN), "dropout": 0.4, "norm_momentum": 0.2}), 10)
-    assert model.heads["rgb"].dropout.p == 0.4
-    head = model.heads["rgb"]
-    assert head.projection[1].momentum == head.output_layers[1].momentum == 0.2
-    assert model.encoder.feature_extractor.norm.momentum == 0.123
-
-
-def one_step(learner, number):
-    learner.model.train()
-    learner.begin_batch(1, number, 0)
-    embeddings = torch.randn(4, 6, 48)
-    inputs, targets = learner.augment(embeddings, torch.tensor([0, 1, 2, 0]))
-    learner.step(learner.loss(learner.model.classify(inputs), targets))
-
-
-def test_a_learner_goes_on_from_its_state():
-    def trained(learner, numbers):
-        for number in numbers:
-            one_step(learner, number)
-        return learner
-
-    changes = vars(RECIPES["default"])
-    whole = trained(learner_of(**changes), range(6))
-    first = trained(learner_of(**changes), range(3))
-    second = learner_of(**changes)
-    second.model.load_state_dict(first.model.state_dict())
-    second.load_state_dict(first.state_dict())
-    trained(second, range(3, 6))
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, second.model.state_dict()[name]), name
-
-
-def test_long_gradients_are_cut():
-    learner = learner_of(clip_norm=0.01)
-    one_step(learner, 0)
-    length = torch.nn.utils.get_total_norm([one.grad for one in learner.parameters])
-    assert length.item() == pytest.approx(0.01, rel=1e-3)
-
-
-def test_recipes_and_their_flags(call, small, train_flags, tmp_path):
-    def settings(*flags):
-        done = call(train, *train_flags(small), "--num_epochs", 1, "--latent_dim", 8, *flags)
-        assert done.status == 0, done.err
-        return load_checkpoint(tmp_path / "model_checkpoints/ConvLSTM_1.pth").settings
-
-    found = settings("--recipe", "original")
-    assert (found["learning_rate"], found["dropout"], found["optimizer"]) == (1e-5, 0, "adam")
-    found = settings("--dropout", 0.1)
-    assert found["dropout"] == 0.1
-    assert found["learning_rate"] == RECIPES["default"].learning_rate
-    done = call(train, *train_flags(small), "--dropout", 1)
-    assert (done.status, "--dropout" in done.one_line_error()) == (2, True)
+def test_the_learning_rate_may_be_set():
+    assert read_recipe("original", None).learning_rate == 1e-5
+    assert read_recipe("default", 0.5) == Recipe(learning_rate=0.5)
