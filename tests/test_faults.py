@@ -14,8 +14,8 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 @pytest.mark.full_size
 def test_a_full_disk_leaves_earlier_checkpoints_and_names_path_and_bytes(call, small, tmp_path):
     flags = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist", "--img_dim", 32,
-             "--precision", "fp32", "--encoder", "efficientnet_lite0", "--sequence_length", 8, "--latent_dim", 8,
-             "--num_epochs", 1, "--output_path", tmp_path / "out"]  # fmt: skip
+             "--precision", "fp32", "--encoder", "efficientnet_lite0", "--sequence_length", 8,
+             "--latent_dim", 8, "--num_epochs", 1, "--output_path", tmp_path / "out"]  # fmt: skip
     assert call(train, *flags).status == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.pth")}
     done = Script("train.py", *flags, "--run_path", tmp_path / "run", file_limit=10_000_000).outcome()

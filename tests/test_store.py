@@ -209,7 +209,8 @@ def test_a_full_disk_keeps_what_is_whole_and_tells_what_is_missing(small, tmp_pa
 def test_two_at_once_and_kills_at_any_instant_leave_the_same_arrays(small, tmp_path):
     def start(folder):
         return Script("extract_features.py", "--dataset_path", small / "UCF-101",
-                      "--output", tmp_path / folder, "--encoder", "efficientnet_lite0", "--img_dim", 32, "--precision", "fp32")  # fmt: skip
+                      "--output", tmp_path / folder, "--encoder", "efficientnet_lite0",
+                      "--img_dim", 32, "--precision", "fp32")  # fmt: skip
 
     assert start("whole").outcome().status == 0
     expected = contents(tmp_path / "whole")

@@ -297,7 +297,8 @@ def assert_same(one, other):
 def test_killed_at_any_instant_and_resumed_it_ends_with_the_same_weights(small, tmp_path, model):
     data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist"]
     flags = [*data, "--encoder", "efficientnet_lite0", "--img_dim", 32, "--precision", "fp32",
-             "--model", model, "--latent_dim", 64, "--num_epochs", 12, "--batch_size", 2, "--val_fraction", 0.3,
+             "--model", model, "--latent_dim", 64, "--num_epochs", 12, "--batch_size", 2,
+             "--val_fraction", 0.3,
              "--cache_path", tmp_path / "cache"]  # fmt: skip
     whole = Script("train.py", *flags, "--output_path", tmp_path / "whole", "--run_path", tmp_path / "run")
     assert whole.outcome().status == 0
@@ -317,7 +318,8 @@ def test_killed_at_any_instant_and_resumed_it_ends_with_the_same_weights(small, 
 def test_signals_end_at_once_and_the_run_goes_on(small, train_flags, tmp_path):
     data = train_flags(small)[:4]
     running = Script("train.py", *data, "--encoder", "efficientnet_lite0", "--img_dim", 32,
-                     "--num_epochs", 300, "--output_path", tmp_path / "out", "--run_path", tmp_path / "run")  # fmt: skip
+                     "--num_epochs", 300, "--output_path", tmp_path / "out",
+                     "--run_path", tmp_path / "run")  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tmp_path / "out/last.pth").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
