@@ -1,14 +1,11 @@
 """What the benchmarks share: their flags, clips and models, and timing."""
 
 import argparse
-import contextlib
 import platform
-import shutil
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,39 +13,31 @@ sys.path[:0] = [str(ROOT), str(ROOT / "data")]
 
 import torch
 import torchvision
-from torch.nn import functional as F
 
-from features.encoder import INT8, TORCH, Encoder
-from features.execution import calibration_windows, choose_clips
+from features.encoder import Encoder
 from features.folding import BATCHNORMS
-from features.streams import encoder_stream
-from features.workers import in_worker
-from splits.datasets import DataSettings, Listed, load_split
+from features.workers import map_on_cores
+from models import build_head
+from splits.datasets import DataSettings, load_split
 from splits.split import Clip
-from training.classifier import Classifier
+from training.checkpoint import Checkpoint
 from utils.device import choose_dtype
 from utils.process import available_cores
 
 
-def data_parser(description: str) -> argparse.ArgumentParser:
-    """The flag of all benchmarks: where the clips are."""
+def parser(description: str) -> argparse.ArgumentParser:
+    """The flags of all benchmarks."""
     flags = argparse.ArgumentParser(description=description)
     flags.add_argument(
-        "--data",
-        type=Path,
-        default=ROOT.parent / "shared" / "ucf101-subset",
+        "--data", type=Path, default=ROOT.parent / "shared" / "ucf101-subset",
         help="folder with UCF-101/ and ucfTrainTestlist/; a part of UCF-101 is enough",
-    )
-    return flags
-
-
-def parser(description: str) -> argparse.ArgumentParser:
-    """The flags of those that measure speed."""
-    flags = data_parser(description)
+    )  # fmt: skip
+    flags.add_argument("--cache_path", type=Path, help="of train.py; default: beside the data set")
     flags.add_argument("--pairs", type=int, default=5, help="measurements of each side; medians are quoted")
     flags.add_argument("--device", default="auto")
+    flags.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "int8"))
     flags.add_argument(
-        "--random_weights", action="store_true", help="measure without ImageNet weights, which change no time"
+        "--random_weights", action="store_true", help="without released weights; changes no time"
     )
     return flags
 
@@ -58,12 +47,11 @@ def data_settings(path: Path) -> DataSettings:
     return DataSettings(dataset_path=path / "UCF-101", split_path=path / "ucfTrainTestlist")
 
 
-@contextlib.contextmanager
-def folder_for_logs() -> Iterator[Path]:
-    """A new folder, which stays only if something fails in it."""
-    folder = Path(tempfile.mkdtemp())
-    yield folder
-    shutil.rmtree(folder)
+def data_flags(args: argparse.Namespace) -> list[str]:
+    """Flags of train.py that name the clips and their embeddings."""
+    words = ["--dataset_path", args.data / "UCF-101", "--split_path", args.data / "ucfTrainTestlist"]
+    words += ["--cache_path", args.cache_path] if args.cache_path else []
+    return [str(word) for word in words]
 
 
 def clips(data: Path) -> list[Clip]:
@@ -71,127 +59,45 @@ def clips(data: Path) -> list[Clip]:
     return split.train + split.test
 
 
-def make_encoder(
-    name: str,
-    device: torch.device,
-    *,
-    random_weights: bool,
-    img_dim: int = 0,
-    engine: str = TORCH,
-    calibration: Sequence[Clip] = (),
-) -> Encoder:
-    """An encoder in bfloat16, where the hardware has it, or in int8.
-
-    Args:
-        img_dim: of the frames, where it is quantised
-        engine: of `features.encoder.ENGINES`
-        calibration: clips that it is quantised on
-    """
+def make_encoder(name: str, args: argparse.Namespace, device: torch.device, img_dim: int | None) -> Encoder:
     torch.manual_seed(0)
-    encoder = Encoder(name, pretrained=not random_weights).to(device)
-    if random_weights:
-        calm(encoder)
-    if engine == INT8:
-        stream = encoder_stream(encoder, "rgb", img_dim)
-        encoder.quantized["rgb"] = encoder.quantize("rgb", calibration_windows(calibration, stream, 1))
-    encoder.prepare(choose_dtype("auto", device), engine=engine)
-    return encoder
+    encoder = Encoder(name, pretrained=not args.random_weights, img_dim=img_dim).to(device)
+    if args.random_weights:
+        # Untrained residual layers add up beyond float16.
+        for layer in encoder.modules():
+            if isinstance(layer, BATCHNORMS):
+                layer.weight.data.mul_(0.5)
+    return encoder.prepare(args.precision)
 
 
-def calm(encoder: Encoder) -> None:
-    """Make random weights smaller: untrained residual layers add up beyond float16."""
-    for layer in encoder.modules():
-        if isinstance(layer, BATCHNORMS):
-            layer.weight.data.mul_(0.5)
-
-
-def never_tested(data: Path) -> list[Clip]:
-    """Some clips that no split tests, the ones that training quantises on."""
-    listed = Listed(data_settings(data))
-    names = listed.never_tested()
-    return choose_clips([clip for clip in clips(data) if clip.name in names])
-
-
-def make_model(name: str, device: torch.device, *, random_weights: bool) -> Classifier:
+def random_checkpoint(encoder: Encoder) -> Checkpoint:
+    """A ConvLSTM of 101 classes that has learned nothing, over an encoder."""
     torch.manual_seed(0)
-    model = Classifier("ConvLSTM", 101, encoder=name, pretrained=not random_weights).to(device)
-    if random_weights:
-        calm(model.encoder)
-    model.encoder.prepare(choose_dtype("auto", device))
-    return model
-
-
-def head_optimizer(model: Classifier) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=5e-4)
-
-
-def head_step(
-    model: Classifier, optimizer: torch.optim.Optimizer, embeddings: torch.Tensor, labels: torch.Tensor
-) -> None:
-    """A step of training on embeddings, on the model's device."""
-    loss = F.cross_entropy(model.classify(embeddings), labels.to(embeddings.device))
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
+    head, sizes = build_head("ConvLSTM", encoder.width, 101)
+    names = [f"class {number}" for number in range(101)]
+    return Checkpoint(encoder, head.eval(), "ConvLSTM", sizes, names, encoder.spec.sequence_length)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    synchronize(device)
     start = time.perf_counter()
     work()
-    synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter() - start
 
 
-def raw_rate(
-    encoder: Encoder, img_dim: int, device: torch.device, *, batches: int = 4, side_by_side: bool = False
-) -> float:
-    """Frames/s of the bare network on random data in memory, in the dtype in use.
-
-    OpenVINO's has frames as they are decoded.
-
-    Args:
-        batches: that are timed together
-        side_by_side: each core computes a batch, as `features.workers` has it; if not, a batch is computed
-            by all cores, which is what a bare loop does
-    """
-    spec = encoder.spec
-    if spec.video:
-        shape: tuple[int, ...] = (encoder.batch_size, 3, spec.windows.frames, img_dim, img_dim)
-        layout = torch.channels_last_3d
-    else:
-        bare = device.type == "cpu" and not side_by_side
-        shape = (32 if bare else encoder.batch_size, 3, img_dim, img_dim)
-        layout = torch.channels_last
-    network: Callable[[torch.Tensor], object]
-    if encoder.engine == TORCH:
-        data = torch.randn(shape, device=device).to(encoder.dtype).contiguous(memory_format=layout)
-        assert encoder._fast is not None
-        network = encoder._fast
-    else:
-        frames = spec.windows.frames if spec.video else 1
-        data = torch.randint(0, 256, (shape[0], frames, img_dim, img_dim, 3), dtype=torch.uint8)
-        network = encoder._network("rgb", img_dim)
-
-    def once() -> None:
-        with torch.no_grad():
-            network(data)
+def raw_rate(encoder: Encoder, device: torch.device, *, batches: int = 4) -> float:
+    """Frames/s of the encoder on random frames in memory: on a CPU each core has a batch of its own."""
+    count, side = encoder.batch_size, encoder.img_dim
+    shape = (count, encoder.windows.frames, side, side, 3)
+    windows = torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 1, 4, 2, 3).to(device)
 
     def work() -> None:
-        if side_by_side:
-            for done in [in_worker(once) for _ in range(batches)]:
-                done.result()
-        else:
-            for _ in range(batches):
-                once()
+        for _ in (map_on_cores if device.type == "cpu" else map)(encoder.embed, [windows] * batches):
+            pass
 
     work()
-    return batches * shape[0] * (spec.windows.frames if spec.video else 1) / seconds(work, device)
+    return batches * count * encoder.windows.frames / seconds(work, device)
 
 
 def matrix_peak(device: torch.device) -> float:
@@ -219,14 +125,16 @@ def spread(values: list[float], unit: str, digits: int = 1) -> str:
     return f"{middle:,.{digits}f} {unit} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
+def ratios(over: list[float], under: list[float], unit: str = "x", factor: float = 1) -> str:
+    return spread([factor * a / b for a, b in zip(over, under, strict=True)], unit, 2 if factor == 1 else 1)
+
+
 def machine(device: torch.device) -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        lines = [
-            line.split(": ", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = lines[0] if lines else name
+        lines = info.read_text().splitlines()
+        name = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), name)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     return (

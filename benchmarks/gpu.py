@@ -1,4 +1,4 @@
-"""All that a GPU is asked to do, in one table: raw encoders, filling, annotating, an epoch, memory.
+"""All that a GPU is asked to do, in one table: raw encoders, encoding, annotating, an epoch, memory.
 
 Weights are random, which changes no time, and clips are drawn, so neither a network nor a data set is needed.
 What a machine lacks is skipped, and said.
@@ -11,21 +11,18 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import common
 import torch
 from original_way import OriginalProcess
 
-from annotation.annotate import Annotator
-from annotation.settings import LabelSettings
-from dataset import Sampling
-from features.fill import open_cache
+from annotation.annotate import write_annotated
+from annotation.recognizer import Recognizer
+from dataset import EmbeddingClips, Sampling, batch_items, fill_store
+from features.store import Store
 from splits.split import Clip
-from training.batches import ClipBatches, EmbeddingClips
-from training.checkpoint import Checkpoint
-from training.classifier import Classifier
+from training.recipe import RECIPES, Optimization
 from utils.device import choose_device
 from utils.process import UserError, available_cores, run
 from video.reader import Video
@@ -41,71 +38,59 @@ def draw_clips(path: Path, groups: int) -> Path:
     return path
 
 
-def epoch(model: Classifier, clips: list[Clip], folder: Path, device: torch.device) -> float:
-    """Clips/s of a head that learns from the cache."""
-    side, spec = model.encoder.spec.input_size, model.encoder.spec
-    cache = open_cache(folder, clips, model.encoder, side, flip=False, threads=available_cores())
+def epoch(store: Store, clips: list[Clip], device: torch.device) -> float:
+    """Clips/s of a head that learns from embeddings."""
     many = (clips * (1 + EPOCH_CLIPS // len(clips)))[:EPOCH_CLIPS]
-    batches = ClipBatches(len(many), BATCH, shuffle=True)
-    sampling = Sampling(spec.sequence_length, training=True, flip=False)
-    loader = EmbeddingClips([cache.view(clips)], [spec.windows], many, sampling, batches, device)
-    optimizer = common.head_optimizer(model)
-    model.train()
+    head = common.random_checkpoint(store.encoder).head.to(device).train()
+    sampling = Sampling(store.encoder.spec.sequence_length, training=True, flip=False)
+    data, optimization = EmbeddingClips(store, many, sampling), Optimization(head, RECIPES["default"], 1000)
 
     def work() -> None:
-        for embeddings, _, labels in loader:
-            common.head_step(model, optimizer, embeddings, labels)
+        for items in batch_items(len(many), BATCH, seed=0):
+            embeddings, padding, labels = (part.to(device, non_blocking=True) for part in data.batch(items))
+            optimization.step(optimization.loss(head(embeddings, padding), labels) / len(labels))
 
     work()
-    rates = [len(many) / common.seconds(work, device) for _ in range(3)]
-    model.eval()
-    return sorted(rates)[1]
+    return sorted(len(many) / common.seconds(work, device) for _ in range(3))[1]
 
 
-def measure(name: str, clips: list[Clip], device: torch.device, *, quick: bool) -> list[str]:
+def measure(name: str, args: argparse.Namespace, clips: list[Clip], device: torch.device) -> list[str]:
     """A row of the table."""
-    model, lacking = common.make_model(name, device, random_weights=True), "-"
-    encoder, side = model.encoder, model.encoder.spec.input_size
-    batches = 2 if quick else 20
-    raw = common.raw_rate(encoder, side, device, batches=batches)
+    encoder = common.make_encoder(name, args, device, None)
+    raw = common.raw_rate(encoder, device, batches=2 if args.quick else 20)
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         frames = sum(clip.video.count() for clip in clips)
-
-        def fill(path: Path) -> Callable[[], object]:
-            return lambda: open_cache(path, clips, encoder, side, flip=False, threads=available_cores())
-
-        fill(here / "warm")()
-        filling = frames / common.seconds(fill(here / "cache"), device)
-        learning = epoch(model, clips, here / "cache", device)
+        fill_store(Store(here / "warm", encoder), clips, available_cores())
+        store = Store(here / "store", encoder)
+        encoding = frames / common.seconds(lambda: fill_store(store, clips, available_cores()), device)
+        learning = epoch(store, clips, device)
         longest = max(clips, key=lambda clip: clip.video.count()).video
-        names = [f"class {number}" for number in range(101)]
-        trained = Checkpoint(model, names, side, encoder.spec.sequence_length, None, 0)
-        annotator = Annotator(LabelSettings(), model, trained, name)
-        annotator.annotate(Video(longest.path), here / "warm.mp4")
-        seconds = common.seconds(lambda: annotator.annotate(Video(longest.path), here / "out.mp4"), device)
-        annotating = f"{longest.count() / seconds:,.0f}"
-    peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else lacking
-    compiled = lacking
-    if not quick:
-        encoder.prepare(encoder.dtype, compile=True)
-        compiled = f"{common.raw_rate(encoder, side, device) / raw:.2f} x"
-    original = lacking
+        model = common.random_checkpoint(encoder)
+        model.head.to(device)
+        recognizer, video = Recognizer(model), Video(longest.path)
+
+        def annotate() -> None:
+            write_annotated(recognizer(video), video, here / "out.mp4")
+
+        annotate()
+        annotating = longest.count() / common.seconds(annotate, device)
+    peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else "-"
+    original = "-"
     if not encoder.spec.video:
-        process = OriginalProcess(name, side, device)
+        process = OriginalProcess(name, encoder.img_dim, device)
         original = f"{64 / process.encode(process.extract(longest), 64):,.0f}"
     return [
-        name, str(side), f"{raw:,.0f}", compiled, f"{filling:,.0f}", f"{100 * filling / raw:.0f} %",
-        annotating, original, f"{learning:,.0f}", peak,
+        name, str(encoder.img_dim), f"{raw:,.0f}", f"{encoding:,.0f}", f"{100 * encoding / raw:.0f} %",
+        f"{annotating:,.0f}", original, f"{learning:,.0f}", peak,
     ]  # fmt: skip
 
 
 def main() -> int:
     """Measure each encoder and print the table; returns the exit status: 1 if one failed."""
-    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    flags.add_argument("--device", default="auto")
+    flags = common.parser(__doc__.split("\n")[0])
+    flags.set_defaults(data=None, random_weights=True)
     flags.add_argument("--encoders", nargs="+", default=["i3d", "resnet152", "efficientnet_lite0", "r3d_18"])
-    flags.add_argument("--data", type=Path, help="clips of UCF-101 and their lists; default: drawn ones")
     flags.add_argument("--quick", action="store_true", help="to see whether all of it runs")
     args = flags.parse_args()
     device = choose_device(args.device)
@@ -115,14 +100,14 @@ def main() -> int:
         print(common.machine(device), flush=True)
         print(f"bf16 matrix peak: {common.matrix_peak(device) / 1000:.2f} TFLOP/s; {len(clips)} clips\n")
         print(
-            "| encoder | px | raw, frames/s | compiled | filling, frames/s | of raw | annotating, frames/s | "
+            "| encoder | px | raw, frames/s | encoding, frames/s | of raw | annotating, frames/s | "
             "original's way | head, clips/s | peak memory |"
         )
-        print("| --- " * 10 + "|")
+        print("| --- " * 9 + "|")
         status = 0
         for name in args.encoders:
             try:
-                print(f"| {' | '.join(measure(name, clips, device, quick=args.quick))} |", flush=True)
+                print(f"| {' | '.join(measure(name, args, clips, device))} |", flush=True)
             except (ImportError, UserError) as error:
                 print(f"| {name} | skipped: {str(error).splitlines()[0]} |", flush=True)
             # The others count all the same.

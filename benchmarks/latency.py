@@ -1,7 +1,7 @@
 """Latency of a live stream from when a frame is sent to when it has been written with its label.
 
 python3 benchmarks/latency.py --encoder efficientnet_lite0 --img_dim 224
-python3 benchmarks/latency.py --streams rgb,diff
+python3 benchmarks/latency.py --encoder i3d --label_every 8
 
 A second process sends clips over the loopback interface, as MPEG-TS with H.264, at a steady rate. A number
 drawn into each frame tells when it was sent.
@@ -24,8 +24,7 @@ import common
 import numpy as np
 
 import test_on_video
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.classifier import Classifier
+from training.checkpoint import save_checkpoint
 from utils.device import choose_device
 from video.reader import Video
 
@@ -71,8 +70,7 @@ def send(address: str, videos: list[Path], frames: int, fps: int, ready: Connect
 def get_args() -> argparse.Namespace:
     flags = common.parser(__doc__.split("\n")[0])
     flags.add_argument("--encoder", default="efficientnet_lite0")
-    flags.add_argument("--img_dim", type=int, default=224)
-    flags.add_argument("--streams", default="rgb")
+    flags.add_argument("--img_dim", type=int)
     flags.add_argument("--fps", type=int, default=25)
     flags.add_argument("--seconds", type=int, default=60)
     flags.add_argument("--label_every", type=int, default=10)
@@ -83,10 +81,7 @@ def get_args() -> argparse.Namespace:
 def main() -> None:
     args = get_args()
     device = choose_device(args.device)
-    model = Classifier(
-        "ConvLSTM", 101, encoder=args.encoder, streams=tuple(args.streams.split(",")),
-        pretrained=not args.random_weights,
-    )  # fmt: skip
+    encoder = common.make_encoder(args.encoder, args, device, args.img_dim)
     videos = [clip.video.path for clip in common.clips(args.data)][::10]
     address = f"tcp://127.0.0.1:{args.port}"
     frames = args.fps * args.seconds
@@ -105,8 +100,7 @@ def main() -> None:
     vars(test_on_video)["write_video"] = write_stamped
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        names, length = [f"class {number}" for number in range(101)], model.encoder.spec.sequence_length
-        save_checkpoint(here / "model.pth", Checkpoint(model, names, args.img_dim, length, None, 0))
+        save_checkpoint(here / "model.pth", common.random_checkpoint(encoder))
         ready, theirs = multiprocessing.Pipe()
         sender = multiprocessing.get_context("spawn").Process(
             target=send, args=(address, videos, frames, args.fps, theirs), daemon=True
@@ -130,7 +124,7 @@ def main() -> None:
     sent = frames - first
     print(common.machine(device))
     common.table(
-        f"Live, {args.encoder} at {args.img_dim} px, {args.streams}, {sent} frames at {args.fps} frames/s",
+        f"Live, {args.encoder} at {encoder.img_dim} px, {sent} frames at {args.fps} frames/s",
         [
             ("frames shown", f"{len(latencies)} of {sent} ({100 * len(latencies) / sent:.1f} %)"),
             ("latency from sent to written, median", f"{statistics.median(latencies):.0f} ms"),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from features.networks import ENCODERS
+from features.networks import encoder_spec
 from video.reader import Video
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,9 +23,8 @@ class Original(nn.Module):
 
     def __init__(self, name: str, num_classes: int) -> None:
         super().__init__()
-        network = ENCODERS[name].build(pretrained=False)
-        self.feature_extractor = network
-        width = ENCODERS[name].width
+        spec = encoder_spec(name)
+        self.feature_extractor, width = spec.build(pretrained=False), spec.width
         self.final = nn.Sequential(nn.Linear(width, 512), nn.BatchNorm1d(512, momentum=0.01))
         self.lstm = nn.LSTM(512, 1024, 1, batch_first=True, bidirectional=True)
         self.attention_layer = nn.Linear(2048, 1)

@@ -11,7 +11,6 @@ Counted are clips of classes that Kinetics-400 has too, under any of the names t
 
 import csv
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import common
@@ -19,15 +18,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from annotation.annotate import Annotator
-from annotation.labels import label_frames, read_windows
-from annotation.pretrained import choose, untrained
-from annotation.settings import DEFAULT_ENCODER, LabelSettings
+from annotation.recognizer import Recognizer, choose
+from annotation.settings import DEFAULT_ENCODER, BackendSettings, LabelSettings
 from features.settings import DeviceSettings
-from features.streams import Stream, embed_clips
 from splits.split import Clip
-from training.classifier import Classifier
-from training.setup import prepare
 from utils.device import choose_device
 from video.frames import resize_frames
 
@@ -63,19 +57,21 @@ def with_names(clips: list[Clip]) -> tuple[list[Clip], dict[str, list[str]]]:
     return some, {name: names for name, names in NAMES.items() if name in there}
 
 
-def whole_name(model: Classifier, stream: Stream, clip: Clip) -> int:
+def whole_name(recognizer: Recognizer, clip: Clip) -> str:
     """The first name of a clip that is seen in one window."""
-    whole = replace(stream, windows=replace(stream.windows, frames=WHOLE_FRAMES))
+    encoder = recognizer.encoder
     frames = list(itertools.islice(clip.video.frames(), WHOLE_FRAMES))
+    window = resize_frames(frames, encoder.img_dim, encoder.resize)[None]
     with torch.inference_mode():
-        embeddings = embed_clips([whole], resize_frames(frames, stream.img_dim, stream.resize)[None])
-        return int(model.classify(embeddings).argmax())
+        logits = recognizer.head.classify(encoder.embed(window))
+    return recognizer.model.classes[int(logits.argmax())]
 
 
 def main() -> None:
     flags = common.parser(__doc__.split("\n")[0])
     flags.add_argument("--encoder", default=DEFAULT_ENCODER)
     flags.add_argument("--img_dim", type=int)
+    flags.add_argument("--every", type=int, default=1, help="take every N-th clip only")
     flags.add_argument(
         "--reference",
         type=Path,
@@ -88,41 +84,35 @@ def main() -> None:
             lines = (line for line in file if not line.startswith("#"))
             reference = {row["clip"]: row["name1"] for row in csv.DictReader(lines)}
     device = choose_device(args.device)
-    checkpoint = untrained(args.encoder)
-    model = prepare(checkpoint.model, DeviceSettings(), device)
-    annotator = Annotator(LabelSettings(img_dim=args.img_dim), model, checkpoint, args.encoder)
-    everything = common.clips(args.data)
+    computed = DeviceSettings(device=args.device, precision=args.precision)
+    settings = LabelSettings(img_dim=args.img_dim)
+    recognizer = Recognizer.open(BackendSettings(encoder=args.encoder), settings, computed)
+    everything = common.clips(args.data)[:: args.every]
     clips, there = with_names(everything)
-    chosen = choose(",".join(itertools.chain(*there.values())), checkpoint.classes)
+    classes = recognizer.classes
+    chosen = choose(",".join(itertools.chain(*there.values())), classes)
     right: list[tuple[bool, bool]] = []
     highest, agree = [], []
     for clip in tqdm(everything if reference else clips, unit="clip", dynamic_ncols=True):
-        if given := reference.get(Path(clip.name).stem):
-            agree.append(checkpoint.classes[whole_name(model, annotator.streams[0], clip)] == given)
-        if not (wanted := NAMES.get(clip.name.split("/")[0])):
-            continue
-        layout = annotator.layout(clip.video.fps())
-        batches = read_windows(clip.video, annotator.streams, layout.stride)
-        parts = label_frames(model, annotator.streams, batches, layout)
-        rows = np.concatenate([part.probabilities.numpy() for part in parts])
-        mean = rows.mean(0)
-        names = {checkpoint.classes.index(name) for name in wanted}
-        right.append((int(mean.argmax()) in names, chosen[int(mean[chosen].argmax())] in names))
-        highest.append(rows[:, chosen].max(1))
+        if told := reference.get(Path(clip.name).stem):
+            agree.append(whole_name(recognizer, clip) == told)
+        if wanted := NAMES.get(clip.name.split("/")[0]):
+            recognition = recognizer(clip.video)
+            names = {classes.index(name) for name in wanted}
+            mean = recognition.probabilities.mean(0)
+            right.append((int(mean.argmax()) in names, chosen[int(mean[chosen].argmax())] in names))
+            highest.append(recognition.probabilities[:, chosen].max(1))
     print(common.machine(device))
-    rows_of_all = np.concatenate(highest)
+    of_all, shares = np.concatenate(highest), np.mean(right, axis=0)
     common.table(
-        f"Untrained, {args.encoder} at {annotator.img_dim} px, {len(clips)} clips of {len(there)} classes",
+        f"Untrained, {args.encoder} at {recognizer.encoder.img_dim} px, {len(clips)} clips of {len(there)} "
+        "classes",
         [
-            *(
-                (f"right name first of {count}", f"{100 * share:.1f} %")
-                for count, share in zip(
-                    (len(checkpoint.classes), f"{len(chosen)}, `--only`"), np.mean(right, axis=0), strict=True
-                )
-            ),
+            (f"right name first of {len(classes)}", f"{100 * shares[0]:.1f} %"),
+            (f"right name first of {len(chosen)}, `--only`", f"{100 * shares[1]:.1f} %"),
             *(
                 (f"frames that keep their action with `--only` and `--min_probability {limit}`",
-                 f"{100 * (rows_of_all >= limit).mean():.1f} %")
+                 f"{100 * (of_all >= limit).mean():.1f} %")
                 for limit in LIMITS
             ),
             *([("the first name is the reference's", f"{sum(agree)} of {len(agree)}")] if agree else []),

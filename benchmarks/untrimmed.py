@@ -20,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 from untrained import with_names
 
-from annotation.annotate import Annotator, open_model
-from annotation.segments import NO_ACTION, name_of
+from annotation.overlay import NO_ACTION
+from annotation.recognizer import Recognizer
 from annotation.settings import BackendSettings, LabelSettings
 from features.settings import DeviceSettings
 from splits.datasets import load_split
@@ -85,17 +85,15 @@ def main() -> None:
     if settings.only == "kinetics":
         clips, called = with_names(clips)
         settings = replace(settings, only=",".join(itertools.chain(*called.values())))
-    annotator = Annotator(settings, *open_model(backend, DeviceSettings(device=args.device)), backend.name)
+    computed = DeviceSettings(device=args.device, precision=args.precision)
+    recognizer = Recognizer.open(backend, settings, computed)
     known = {name: label for label, names in called.items() for name in names} | {NO_ACTION: NO_ACTION}
     right, blank, off = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for part in tqdm(list(videos(clips)), unit="video", dynamic_ncols=True):
             truth = join(part, Path(folder) / "x.mp4")
-            annotated = annotator.annotate(Video(Path(folder) / "x.mp4"), Path(folder) / "y.mp4")
-            found: list[str] = []
-            for segment in annotated.segments:
-                name = known[name_of(segment.label, annotated.classes)]
-                found += [name] * (segment.last + 1 - segment.first)
+            recognition = recognizer(Path(folder) / "x.mp4")
+            found = [known[recognition.name(label)] for label in recognition.labels.tolist()]
             assert len(found) == len(truth) == Video(Path(folder) / "x.mp4").count()
             edges, seen = borders(truth), borders(found)
             for frame, (label, answer) in enumerate(zip(truth, found, strict=True)):
