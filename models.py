@@ -294,7 +294,7 @@ class LinearProbe(Head):
     begins at zero, so that its first gradient points from the mean of all clips to that of each class.
 
     Args:
-        scale: the length
+        scale: the length; chosen on held-out groups with few and with many labels
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class LinearProbe(Head):
         *,
         latent_dim: int = 512,
         sequence_length: int = 40,
-        scale: float = 30.0,
+        scale: float = 100.0,
     ) -> None:
         super().__init__()
         self.scale = scale

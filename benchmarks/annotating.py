@@ -82,7 +82,7 @@ def main() -> None:
         print(common.machine(device))
         common.table(
             f"Annotating, {args.encoder} at {encoder.img_dim} px, {args.frames} frames of "
-            f"{args.size[0]} x {args.size[1]}, {encoder.precision}",
+            f"{args.size}, {encoder.precision}",
             [
                 ("raw encoder on random frames", common.spread(raw, "frames/s")),
                 ("annotating, video to H.264", common.spread(first, "frames/s")),
