@@ -31,7 +31,7 @@ from video.frames import resize_frames
 from video.reader import Video, check_length
 
 # Two clips are near copies if the cosine of their mean embeddings is above this, and if they are so many
-# times nearer than two clips of different classes (benchmarks/README.md).
+# times nearer than two clips of different classes (docs/benchmarks.md).
 NEAR, NEARER = 0.95, 8
 
 

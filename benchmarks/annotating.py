@@ -93,9 +93,8 @@ def main() -> None:
         for minutes in args.minutes:
             path = here / f"{minutes}.mp4"
             lengthen(source, path, round(minutes * 60 * 25), (320, 240))
-            print(
-                f"{minutes} minutes: {annotate(path, here / 'model.pth', here / 'out.mp4')[1]:,.0f} MB at most"
-            )
+            most = annotate(path, here / "model.pth", here / "out.mp4")[1]
+            print(f"{minutes} minutes: {most:,.0f} MB at most")
 
 
 if __name__ == "__main__":

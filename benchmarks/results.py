@@ -1,10 +1,10 @@
-"""Run a command that measures, and put its tables into RESULTS.md with the command above them.
+"""Run a command that measures, and put its tables into docs/results.md with the command above them.
 
 python3 benchmarks/results.py few-labels benchmarks/few_labels.py --draws 5
-python3 benchmarks/results.py compare compare.py --num_epochs 10 --jobs 2
+python3 benchmarks/results.py compare compare.py --num_epochs 10
 
-A section stands in RESULTS.md between <!-- begin NAME --> and <!-- end NAME -->, and is written anew; what is
-around it is written by hand. A new one is put at the end of the file.
+A section stands in docs/results.md between <!-- begin NAME --> and <!-- end NAME -->, and is written anew;
+what is around it is written by hand. A new one is put at the end of the file.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from utils.files import write_whole
 from utils.process import UserError, run
 
-RESULTS = common.ROOT / "RESULTS.md"
+RESULTS = common.ROOT / "docs" / "results.md"
 # Where things lie is another matter on each machine.
 PLACES = ("--data", "--dataset_path", "--split_path", "--cache_path", "--run_path")
 
@@ -67,7 +67,7 @@ def without_places(words: list[str]) -> list[str]:
 
 def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    flags.add_argument("name", help="of the section in RESULTS.md")
+    flags.add_argument("name", help="of the section in docs/results.md")
     flags.add_argument("script", help="of this repository")
     flags.add_argument("flags", nargs=argparse.REMAINDER, help="of that script")
     args = flags.parse_args()

@@ -210,8 +210,10 @@ class Listed:
                     f"{len(strays):,} files are left out, not being {ends}; the first is {strays[0]}"
                 )
             return lines
+        if self.data.split_path or not path.is_dir():
+            return []
         named = {stem for number in self.numbers for stem in self.lists(number).stems()}
-        if self.data.split_path or not path.is_dir() or not (unlisted := sorted(folder.stems(path) - named)):
+        if not (unlisted := sorted(folder.stems(path) - named)):
             return []
         return [
             f"warning: {len(unlisted):,} clips in {path} are in none of the lists in {self.path} and are "

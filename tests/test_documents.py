@@ -1,4 +1,4 @@
-"""The commands that the documents name can be typed, and the sections of RESULTS.md are written anew."""
+"""The commands that the documents name can be typed, and the sections of docs/results.md are written anew."""
 
 import argparse
 import re
@@ -18,7 +18,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import results
 
 FOLDERS = ("", "benchmarks/", "tests/stress/")
-DOCUMENTS = ("README.md", "RESULTS.md", "benchmarks/README.md")
+DOCUMENTS = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 # Tables of measurements name a script without its folder and without python3.
 COMMAND = re.compile(r"(?:\S+=\S+ )*(?:(?:python3|\.venv/bin/python|torchrun .*?) +)?((\S+\.py)( .*)?)")
 

@@ -1,6 +1,6 @@
 """What decides how a head is trained: optimizer, schedule, and regularization.
 
-`RECIPES["default"]` was chosen on held-out groups of the training lists; see benchmarks/README.md.
+`RECIPES["default"]` was chosen on held-out groups of the training lists; see docs/benchmarks.md.
 """
 
 from __future__ import annotations
