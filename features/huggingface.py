@@ -1,4 +1,4 @@
-"""Networks for videos of Hugging Face's package transformers, as hf/<name>; no code of a hub is run.
+"""Networks for videos of the package transformers, as hf/<name or folder>; no code of a hub is run.
 
 V-JEPA 2 (Assran et al., 2025), VideoMAE (Tong et al., NeurIPS 2022), TimeSformer (Bertasius et al., ICML
 2021) and ViViT (Arnab et al., ICCV 2021).
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,65 +18,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from features.hub import CONFIG, HF, hub_file, read_json, transformers_package
-from features.weights import State, WeightsError, first_line, read_weights
+from features.weights import State, WeightsError, first_line
 from features.windows import Windows
 from utils.process import MissingFileError, UserError
 from video.frames import Resize
 
-PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-# Pillow's numbers for them; those that PyTorch has too.
+HF = "hf/"
+# Pillow's numbers for the modes of PyTorch's interpolation.
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What sets a kind of networks apart in transformers.
+    """How a kind of networks differs from the others in transformers.
 
     Attributes:
-        model: its class
         unused: beginnings of the names of tensors that an encoder has no use for
         frames, side: what its configuration calls the frames of a clip, and their height and width
         before: tokens that stand before those of the clip
         by_time: tokens go through the positions of one time step first; otherwise through time
-        offset: pixels go to [-1, 1] before they are normalised, unless its processor's file says otherwise
-        made_with, called_with: further arguments
+        options: arguments that build it without its last layers
+        call: arguments of each call
     """
 
-    model: str
     unused: tuple[str, ...]
     frames: str = "num_frames"
     side: str = "image_size"
     before: int = 0
     by_time: bool = True
-    offset: bool = False
-    made_with: Mapping[str, Any] = field(default_factory=dict)
-    called_with: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
 
 
 # By the `model_type` of a configuration. TimeSformer's tokens are (position, time), others' (time, position).
 KINDS = {
     "vjepa2": Kind(
-        "VJEPA2Model",
         ("predictor.", "pooler.", "classifier."),
-        frames="frames_per_clip",
-        side="crop_size",
-        called_with={"skip_predictor": True},
+        "frames_per_clip",
+        "crop_size",
+        call={"skip_predictor": True},
     ),
-    "videomae": Kind(
-        "VideoMAEModel", ("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "classifier.")
-    ),
-    "timesformer": Kind("TimesformerModel", ("classifier.",), before=1, by_time=False),
-    "vivit": Kind(
-        "VivitModel",
-        ("pooler.", "classifier."),
-        before=1,
-        offset=True,
-        made_with={"add_pooling_layer": False},
-    ),
+    "videomae": Kind(("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "classifier.")),
+    "timesformer": Kind(("classifier.",), before=1, by_time=False),
+    "vivit": Kind(("pooler.", "classifier."), before=1, options={"add_pooling_layer": False}),
 }
 
 
@@ -93,8 +79,8 @@ class VideoTransformer(nn.Module):
         self.network, self._kind, self._steps = network, kind, steps
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Embeddings of each few frames: (N, 3, T, H, W) normalised -> (N, K, D)."""
-        tokens = self.network(clips.transpose(1, 2), **self._kind.called_with).last_hidden_state
+        """Embeddings of each few frames: (N, 3, T, H, W) normalized -> (N, K, D)."""
+        tokens = self.network(clips.transpose(1, 2), **self._kind.call).last_hidden_state
         tokens = tokens[:, self._kind.before :]
         if self._kind.by_time:
             return tokens.unflatten(1, (self._steps, -1)).mean(2)
@@ -103,43 +89,74 @@ class VideoTransformer(nn.Module):
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """A network of transformers: what its own files say of it, and how it is made.
+    """A network of transformers: what its own files say of it, and how it is built.
 
     Attributes:
         name: of a model on the hub, or of a folder
-        kind: a key of `KINDS`
-        width: D
-        side: H = W, the only one that it takes
-        settings: SHA-256 of its files of settings
+        kind: its entry in `KINDS`
+        config: its configuration
+        side: height and width of its frames, the only ones that it takes
+        settings: SHA-256 of what its files say, weights aside
         windows, mean, std, resize, fps: as `EncoderSpec` has them
     """
 
     name: str
-    kind: str
-    width: int
+    kind: Kind
+    config: Any
     side: int
     settings: str
     windows: Windows
-    mean: Colour
-    std: Colour
+    mean: Color
+    std: Color
     resize: Resize
     fps: float | None
 
     def __call__(self, *, pretrained: bool, state: State | None = None) -> VideoTransformer:
-        """Make it; a `state` has the names of a file that transformers writes.
+        """Build it; a `state` has the names of a file that transformers writes.
 
         Raises: WeightsError if weights cannot be had or do not fit, or if a tensor of them would go unused.
         """
-        kind, config = KINDS[self.kind], _config(self.name, KINDS[self.kind])
-        if state is None and pretrained:
-            state = _read(self.name)
-        if state is None:
-            network = _model(kind, self.name)(config, **kind.made_with)
+        from transformers import AutoModel
+
+        if state is None and not pretrained:
+            network = AutoModel.from_config(self.config, **self.kind.options)
         else:
-            network = _loaded(self.name, kind, config, state)
+            network = self._loaded(state)
         if hasattr(network, "predictor"):
             del network.predictor
-        return VideoTransformer(network, kind, self.windows.frames // self.windows.hop)
+        return VideoTransformer(network, self.kind, self.windows.frames // self.windows.hop)
+
+    def _loaded(self, state: State | None) -> nn.Module:
+        """With these weights or the released ones, each of which is used, or is of the kind's `unused`."""
+        from transformers import MODEL_MAPPING, AutoModel
+
+        options = {
+            "config": self.config, "dtype": torch.float32, "output_loading_info": True,
+            "ignore_mismatched_sizes": True, **self.kind.options,
+        }  # fmt: skip
+        model: Any = MODEL_MAPPING[type(self.config)]
+        with _quiet():
+            if state is not None:
+                network, found = model.from_pretrained(None, state_dict=dict(state), **options)
+            else:
+                network, found = _from_hub(AutoModel.from_pretrained, self.name, **options)
+
+        def counts(key: str) -> bool:
+            return not key.removeprefix(model.base_model_prefix + ".").startswith(self.kind.unused)
+
+        wrong = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+        if wrong := set(filter(counts, wrong)):
+            raise WeightsError(
+                f"the weights are not those of {HF}{self.name}: {len(wrong)} of its "
+                f"{len(network.state_dict())} tensors are not there or have another shape, {min(wrong)} for "
+                "one; name the encoder that they are of"
+            )
+        if unused := sorted(filter(counts, found["unexpected_keys"])):
+            raise WeightsError(
+                f"{HF}{self.name}: transformers has no use for {unused[0]} of the weights, so that its "
+                "embeddings would be wrong; pip install -U transformers, or use --encoder i3d"
+            )
+        return network
 
 
 def huggingface_network(name: str) -> HuggingFace:
@@ -151,14 +168,24 @@ def huggingface_network(name: str) -> HuggingFace:
     Raises: WeightsError without transformers, or if the files cannot be had; UserError if it is no network
         for videos, or one that cannot be an encoder.
     """
-    path = hub_file(name, CONFIG)
-    if path is None:
-        raise WeightsError(f"{HF}{name} has no {CONFIG}; name the folder that transformers wrote")
-    kind_name = read_json(path).get("model_type")
-    if kind_name not in KINDS:
-        raise UserError(f"{HF}{name} is of the kind {kind_name!r}; choose one of {', '.join(KINDS)}")
-    kind = KINDS[kind_name]
-    config = _config(name, kind)
+    try:
+        from transformers import AutoConfig, AutoVideoProcessor
+        from transformers.utils import cached_file
+    except ImportError as error:
+        raise WeightsError(
+            f"{HF}{name} needs the package transformers; run pip install -r requirements-hf.txt"
+        ) from error
+    if name.startswith(("/", ".")) and not Path(name).is_dir():
+        raise MissingFileError(f"{HF}{name}: no such folder; name the one that holds a model's config.json")
+    with _quiet():
+        path = _from_hub(cached_file, name, filename="config.json")
+        config = _from_hub(AutoConfig.from_pretrained, name)
+        if config.model_type not in KINDS:
+            raise UserError(
+                f"{HF}{name} is of the kind {config.model_type!r}; choose one of {', '.join(KINDS)}"
+            )
+        processor = _from_hub(AutoVideoProcessor.from_pretrained, name)
+    kind = KINDS[config.model_type]
     side, tubelet = getattr(config, kind.side), getattr(config, "tubelet_size", 1)
     height, width = (side, side) if isinstance(side, int) else side
     hop, frames = tubelet if isinstance(tubelet, int) else tubelet[0], getattr(config, kind.frames)
@@ -169,133 +196,63 @@ def huggingface_network(name: str) -> HuggingFace:
             "encoder's are square RGB, and whole steps"
         )
     if getattr(config, "attention_type", None) == "space_only":
-        raise UserError(f"{HF}{name} sees each frame by itself; use a network for photographs, timm/<name>")
+        raise UserError(f"{HF}{name} sees each frame by itself; use an image network, timm/<name>")
+    preprocessing = _preprocessing(name, processor)
+    digest = hashlib.sha256(Path(path).read_bytes() + repr(preprocessing).encode())
     return HuggingFace(
-        name,
-        kind_name,
-        config.hidden_size,
-        height,
-        hashlib.sha256(b"\0".join(file.read_bytes() for file in (path, _processor(name)))).hexdigest(),
-        Windows(frames, hop, frames),
-        *_preprocessing(name, kind),
+        name, kind, config, height, digest.hexdigest(), Windows(frames, hop, frames), *preprocessing
     )
 
 
-def _processor(name: str) -> Path:
-    path = hub_file(name, *PROCESSORS)
-    if path is None:
-        raise WeightsError(
-            f"{HF}{name} has no {PROCESSORS[0]} or {PROCESSORS[1]}, which tells how frames are normalised; "
-            f"put the one that was released with it beside {CONFIG}"
-        )
-    return path
-
-
-def _preprocessing(name: str, kind: Kind) -> tuple[Colour, Colour, Resize, float | None]:
-    """Mean, standard deviation, resizing and frames/s that the file of its processor tells."""
-    path = _processor(name)
-    told = read_json(path)
-    offset = told.get("offset", kind.offset)
-    scale = 255 * told.get("rescale_factor", 1 / 127.5 if offset else 1 / 255)
-    if not told.get("do_rescale", True):
-        scale, offset = 255.0, False
-    mean, std = [0.0] * 3, [1.0] * 3
+def _preprocessing(name: str, processor: Any) -> tuple[Color, Color, Resize, float | None]:
+    """Mean, standard deviation, resizing and frames/s of a processor."""
     try:
-        if told.get("do_normalize", True):
-            mean, std = told["image_mean"], told["image_std"]
-        size = _size(told["size"])
-        crop = _size(told["crop_size"]) if told.get("do_center_crop", "crop_size" in told) else size
-        mode = RESAMPLING[told.get("resample", 2)]
-        if len(mean) != 3 or len(std) != 3:
-            raise KeyError("a mean and a deviation for each of three colours")
-    except (KeyError, TypeError) as error:
+        size = _size(processor.size)
+        crop = _size(processor.crop_size) if processor.do_center_crop else size
+        resize = Resize(crop if isinstance(crop, int) else crop[0], size, RESAMPLING[processor.resample])
+        # What becomes of 0 and of 255: each kind has its own way to scale and to shift.
+        video = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+        normalized = processor(video, return_tensors="pt", do_resize=False, do_center_crop=False)
+        black, white = next(iter(normalized.values()))[0, :, :, 0, 0].double()
+        std = 1 / (white - black)
+        mean = -black * std
+    except Exception as error:
         raise WeightsError(
-            f"{path}: {first_line(error)} is missing, or of a kind that is not known here; use the file that "
-            "was released with the network"
+            f"{HF}{name}: its processor resizes or normalizes in a way that is not known here "
+            f"({first_line(error)}); use the file that was released with the network"
         ) from error
-    # Pixels in [0, 1] become (pixels scale - offset - mean) / std.
-    means, stds = [(value + bool(offset)) / scale for value in mean], [value / scale for value in std]
-    resize = Resize(crop if isinstance(crop, int) else crop[0], size, mode)
-    fps = told.get("fps")
-    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2]), resize, float(fps) if fps else None
+    means, stds = [tuple(round(value, 7) for value in values.tolist()) for values in (mean, std)]
+    return means, stds, resize, float(processor.fps) if processor.fps else None
 
 
-def _size(told: int | Mapping[str, int]) -> int | tuple[int, int]:
+def _size(size: Any) -> int | tuple[int, int]:
     """Of the shorter side, or height and width."""
-    if isinstance(told, int):
-        return told
-    return told["shortest_edge"] if "shortest_edge" in told else (told["height"], told["width"])
+    return int(size.shortest_edge) if size.shortest_edge else (int(size.height), int(size.width))
 
 
-def _model(kind: Kind, name: str) -> Any:
-    return getattr(transformers_package(name), kind.model)
+def _from_hub(load: Callable[..., Any], name: str, **arguments: Any) -> Any:
+    """What one of transformers' functions loads: of a folder, of this machine, or of the hub.
 
-
-def _config(name: str, kind: Kind) -> Any:
-    path = hub_file(name, CONFIG)
-    assert path
-    with _quiet(name):
-        try:
-            return _model(kind, name).config_class.from_pretrained(path.parent, local_files_only=True)
-        # Each version of transformers checks its fields in its own way.
-        except Exception as error:
-            raise WeightsError(f"{path}: damaged ({first_line(error)}); download it again") from error
-
-
-def _loaded(name: str, kind: Kind, config: Any, state: State) -> nn.Module:
-    """The network with these weights, each of which is used, or has no use and a name that says so."""
-    model = _model(kind, name)
-    with _quiet(name):
-        network, found = model.from_pretrained(
-            None, config=config, state_dict=dict(state), dtype=torch.float32, output_loading_info=True,
-            ignore_mismatched_sizes=True, **kind.made_with,
-        )  # fmt: skip
-
-    def counts(key: str) -> bool:
-        return not key.removeprefix(model.base_model_prefix + ".").startswith(kind.unused)
-
-    unknown, missing = found["unexpected_keys"], found["missing_keys"]
-    wrong = sorted(filter(counts, {*missing, *(key for key, *_ in found["mismatched_keys"])}))
-    if wrong:
+    Raises: WeightsError if it cannot be had.
+    """
+    # What was downloaded before works without a network, and without waiting for one.
+    with contextlib.suppress(Exception):
+        return load(name, local_files_only=True, **arguments)
+    try:
+        return load(name, **arguments)
+    # No network, no such model, a damaged file, a full disk: the way out is the same.
+    except Exception as error:
         raise WeightsError(
-            f"the weights are not those of {HF}{name}: {len(wrong)} of its {len(network.state_dict())} "
-            f"tensors are not there or have another shape, {wrong[0]} for one; name the encoder that they "
-            "are of"
-        )
-    unused = sorted(filter(counts, unknown))
-    # Two names of a file, an old and a new one, may mean the same tensor; one of them would be lost.
-    if not unused and len(state) - len(unknown) > len(network.state_dict()) - len(missing):
-        unused = sorted(key for key in state if key not in network.state_dict() and counts(key))
-    if unused:
-        raise WeightsError(
-            f"{HF}{name}: transformers has no use for {unused[0]} of the weights, so that its embeddings "
-            "would be wrong; pip install -U transformers, or use --encoder i3d"
-        )
-    return network
-
-
-def _read(name: str) -> State:
-    """The released weights."""
-    path = hub_file(name, *WEIGHTS)
-    if path is None:
-        raise WeightsError(
-            f"{HF}{name} has no {WEIGHTS[0]}; put it beside {CONFIG}, or use --encoder_weights"
-        )
-    if path.suffix != ".json":
-        return read_weights(path)[0]
-    state: dict[str, Tensor] = {}
-    for file in sorted(set(read_json(path)["weight_map"].values())):
-        part = hub_file(name, file)
-        if part is None:
-            raise MissingFileError(f"{path.parent / file}: a part of the weights is missing")
-        state |= read_weights(part)[0]
-    return state
+            f"{HF}{name} cannot be had ({first_line(error)}); download its folder, with configuration, "
+            f"processor and weights, and name it as {HF}<folder>, or use --encoder i3d, which works offline"
+        ) from error
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Without transformers' own bars and reports, which come between those of the commands."""
-    logging = transformers_package(name).utils.logging
+    from transformers.utils import logging
+
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

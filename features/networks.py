@@ -299,7 +299,8 @@ def _timm(name: str, load: Callable[[nn.Module, str], None], trained_on: str = "
 def _huggingface(name: str) -> EncoderSpec:
     network = huggingface_network(name)
     return EncoderSpec(
-        network, network.width, input_size=network.side, fixed_size=True, mean=network.mean, std=network.std,
+        network, network.config.hidden_size, input_size=network.side, fixed_size=True, mean=network.mean,
+        std=network.std,
         cpu_batch=1, accelerator_batch=8, windows=network.windows, live_frames=network.windows.least,
         fps=network.fps, resize=network.resize, flip=False, sequence_length=32,
         # A clip of 32 is about 5 seconds then.
