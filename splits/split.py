@@ -12,10 +12,6 @@ import numpy as np
 from utils.process import UserError
 from video.reader import Video
 
-RANDOM = "random"
-# The original's share of test clips in its random split.
-RANDOM_TEST = 0.2
-
 
 @dataclass(frozen=True)
 class Clip:
@@ -84,22 +80,6 @@ class Split:
 def names_sha256(clips: Sequence[Clip]) -> str:
     """SHA-256 of the clips' names in their order, in hexadecimal digits."""
     return hashlib.sha256("\n".join(clip.name for clip in clips).encode()).hexdigest()
-
-
-def random_split(split: Split, seed: int) -> Split:
-    """The original's split: a fifth of all clips at random, whatever group they are of. It leaks."""
-    clips = sorted(split.train + split.test, key=lambda clip: clip.name)
-    order = np.random.default_rng(seed).permutation(len(clips))
-    number = round(RANDOM_TEST * len(clips))
-    parts = order[number:], order[:number]
-    train, test = ([clips[index] for index in sorted(part.tolist())] for part in parts)
-    return replace(split, train=train, test=test)
-
-
-def siblings(split: Split) -> int:
-    """Number of test clips that have a clip of the same group, cut out of the same video, in training."""
-    trained = {clip.group for clip in split.train}
-    return sum(clip.group in trained for clip in split.test)
 
 
 def hold_out(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Clip], list[Clip]]:

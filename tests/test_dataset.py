@@ -25,7 +25,7 @@ from dataset import (
 from extract_frames import extract_all
 from features.encoder import Encoder
 from features.store import Store
-from splits.datasets import DataSettings, load_split
+from splits.datasets import DataSettings, Listed
 from splits.ucf101 import read_classes
 from video.frames import resize_frames
 
@@ -136,7 +136,7 @@ def test_batches_hold_every_clip_once(num_clips, batch_size, epoch):
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_video"])
 def test_batches_are_rows_of_the_store_and_frames_encode_to_the_same(small, tmp_path, name):
-    split = load_split(ucf101_at(small), 1)
+    split = Listed(ucf101_at(small)).split(1)
     encoder = Encoder(name, img_dim=24).prepare("fp32")
     store = Store(tmp_path, encoder, stride=2, flip=True)
     fill_store(store, split.train, 2)
@@ -164,7 +164,7 @@ def test_batches_are_rows_of_the_store_and_frames_encode_to_the_same(small, tmp_
 
 
 def test_two_clips_of_one_name_are_refused(small, tmp_path):
-    split = load_split(ucf101_at(small), 1)
+    split = Listed(ucf101_at(small)).split(1)
     clip = split.train[0]
     other = replace(clip, name=clip.name.replace(".avi", ".mp4"), video=split.train[1].video)
     with pytest.raises(ValueError, match="another clip has this name with another ending"):
@@ -185,7 +185,7 @@ def test_frames_are_resized_as_by_pillow(size):
 def test_split_of_videos_and_of_extracted_frames_agree(small, tmp_path):
     extract_all(small / "UCF-101", quality=95, workers=2)
     frames = DataSettings(dataset_path=small / "UCF-101-frames", split_path=small / "ucfTrainTestlist")
-    splits = [load_split(ucf101_at(small), 1), load_split(frames, 1)]
+    splits = [Listed(ucf101_at(small)).split(1), Listed(frames).split(1)]
     assert [clip.name for clip in splits[0].train] == [clip.name for clip in splits[1].train]
     arrays = []
     for number, split in enumerate(splits):
@@ -200,13 +200,13 @@ def test_split_of_videos_and_of_extracted_frames_agree(small, tmp_path):
 def test_missing_clips_are_counted_in_one_line(small):
     (small / "UCF-101/WalkLeft/v_WalkLeft_g02_c01.avi").unlink()
     shutil.rmtree(small / "UCF-101/WalkRight")
-    split = load_split(ucf101_at(small), 1)
+    split = Listed(ucf101_at(small)).split(1)
     assert split.missing() == "2 of 6 listed clips found, 1 of 2 classes; going on with those"
     shutil.rmtree(small / "UCF-101/WalkLeft")
     with pytest.raises(
         FileNotFoundError, match=r"none of the 6 .* expected for example .*v_WalkLeft_g02_c01.avi"
     ):
-        load_split(ucf101_at(small), 1)
+        Listed(ucf101_at(small)).split(1)
 
 
 @pytest.mark.parametrize(
@@ -230,15 +230,15 @@ def test_malformed_lists_name_the_line(small, file, line, message):
     path = small / "ucfTrainTestlist" / file
     path.write_text(path.read_text().rstrip() + f"\n{line}\n")
     with pytest.raises(ValueError, match=message):
-        load_split(ucf101_at(small), 1)
+        Listed(ucf101_at(small)).split(1)
 
 
 def test_a_class_folder_that_no_list_knows(small):
     (small / "UCF-101" / "Fly").mkdir()
     with pytest.raises(ValueError, match="Fly is not in"):
-        load_split(ucf101_at(small), 1)
+        Listed(ucf101_at(small)).split(1)
     with pytest.raises(ValueError, match="split number 4"):
-        load_split(ucf101_at(small), 4)
+        Listed(ucf101_at(small)).split(4)
 
 
 def test_the_official_lists(subset):
@@ -247,7 +247,7 @@ def test_the_official_lists(subset):
     # Alphabetical order has these the other way round.
     assert classes.index("Hammering") == 34
     assert classes.index("HammerThrow") == 35
-    split = load_split(ucf101_at(subset), 1)
+    split = Listed(ucf101_at(subset)).split(1)
     assert split.missing() == "391 of 13,320 listed clips found, 10 of 101 classes; going on with those"
     assert (len(split.train), len(split.test)) == (283, 108)
     assert all(classes[clip.label] == clip.name.split("/")[0] for clip in split.train + split.test)

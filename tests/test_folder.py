@@ -11,7 +11,7 @@ import dataset as dataset_script
 import test as test_script
 import train
 from extract_frames import extract_all
-from splits.datasets import DataSettings, Listed, load_split
+from splits.datasets import DataSettings, Listed
 from splits.folder import natural, source
 from splits.split import hold_out
 from training.checkpoint import load_checkpoint
@@ -98,7 +98,7 @@ def test_folds_share_all_clips_out_and_no_group_is_on_both_sides(tmp_path):
         assert sorted(names(split.train + split.test)) == every
         tested += names(split.test)
     assert sorted(tested) == every
-    assert names(load_split(listed.data, 2).test) == names(listed.split(2).test), "drawn the same again"
+    assert names(Listed(listed.data).split(2).test) == names(listed.split(2).test), "drawn the same again"
 
 
 def test_there_are_as_many_folds_as_a_class_has_groups(tmp_path):

@@ -4,12 +4,12 @@ import pytest
 import toy_motions
 
 from conftest import ucf101_at
-from splits.datasets import load_split
+from splits.datasets import Listed
 
 
 def test_layout_is_that_of_ucf101(toy):
     for number in (1, 2, 3):
-        split = load_split(ucf101_at(toy), number)
+        split = Listed(ucf101_at(toy)).split(number)
         assert split.classes == list(toy_motions.ACTIONS)
         assert split.missing() is None
         assert len(split.train) + len(split.test) == 64
@@ -61,6 +61,6 @@ def test_nothing_is_overwritten(call, tmp_path):
 def test_sequences_are_longer_and_have_lists_of_their_own(call, tmp_path):
     flags = ["--output_path", tmp_path / "toy", "--groups", 4, "--actions", "sequences"]
     assert call(toys, *flags).status == 0
-    split = load_split(ucf101_at(tmp_path / "toy"), 1)
+    split = Listed(ucf101_at(tmp_path / "toy")).split(1)
     assert split.classes == list(toy_motions.SEQUENCES)
     assert min(clip.video.count() for clip in split.test) >= 160

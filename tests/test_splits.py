@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from splits.datasets import DataSettings, load_split
-from splits.split import RANDOM, Clip, Split, hold_out, names_sha256, random_split, siblings
+from splits.datasets import DataSettings, Listed
+from splits.split import Clip, Split, hold_out, names_sha256
 from splits.ucf101 import read_classes, read_list, source
 from video.reader import Video
 
@@ -55,20 +55,8 @@ def test_a_group_is_read_off_the_name():
         assert (clip(name).source, clip(name).group_or_name) == (None, name)
 
 
-def test_a_fifth_of_all_clips_is_the_random_test():
-    clips = clips_of(A=4, B=5)[::-1]
-    found = random_split(Split(["A", "B"], clips[:20], clips[20:], 30), 3)
-    assert (len(found.train), len(found.test), found.listed) == (22, 5, 30)
-    assert sorted(one.name for one in found.train + found.test) == sorted(one.name for one in clips)
-    again = Split(["A", "B"], clips[:3], clips[3:], 30)
-    assert random_split(again, 3) == found, "whatever side they were on"
-    assert random_split(again, 4).test != found.test
-
-
-def test_siblings_and_missing_clips_are_counted():
+def test_missing_clips_are_counted():
     first, second = clips_of(A=2)[:3], clips_of(A=2)[3:]
-    assert siblings(Split(["A"], first, second, 6)) == 0
-    assert siblings(Split(["A"], first[:1], first[1:] + second, 6)) == 2
     assert Split(["A"], first, second, 6).missing() is None
     assert Split(["A", "B"], first, [], 1234).missing().startswith("3 of 1,234 listed clips found, 1 of 2 cl")
 
@@ -107,7 +95,7 @@ def lists(tmp_path):
 def test_where_no_clip_is_found_the_error_says_where_the_first_should_be(lists, train, test, example):
     data = lists(train, test)
     with pytest.raises(FileNotFoundError) as caught:
-        load_split(data, 1)
+        Listed(data).split(1)
     place = data.dataset_path / example
     assert f"none of the {len(train + test)} listed clips" in str(caught.value)
     assert f"expected for example {place}.avi, or frames in the folder {place}" in str(caught.value)
@@ -120,43 +108,29 @@ def test_one_side_of_a_split_is_enough_as_a_video_or_as_frames(lists):
     (clips / "A/one.avi").write_bytes(b"x")
     (clips / ".cache").mkdir()
     (clips / "notes.txt").write_text("about these clips")
-    split = load_split(data, 3)
+    split = Listed(data).split(3)
     assert ([one.name for one in split.train], split.test, split.listed) == (["A/one.avi"], [], 2)
     (clips / "A/one.avi").unlink()
     (clips / "B/two").mkdir(parents=True)
-    split = load_split(data, 2)
+    split = Listed(data).split(2)
     assert (split.train, [one.video.path for one in split.test]) == ([], [clips / "B/two"])
     (clips / "C").mkdir()
     with pytest.raises(ValueError, match="the class C is not in"):
-        load_split(data, 1)
+        Listed(data).split(1)
 
 
 def test_splits_and_folders_that_are_not_there(lists, tmp_path):
     data = lists(["A/one.avi 1"], [])
     for number in (0, 4, "1", "all"):
         with pytest.raises(ValueError, match="does not exist; choose 1, 2 or 3"):
-            load_split(data, number)
+            Listed(data).split(number)
     with pytest.raises(FileNotFoundError, match="--split_path"):
-        load_split(DataSettings(dataset_path=data.dataset_path, split_path=tmp_path / "gone"), 1)
+        Listed(DataSettings(dataset_path=data.dataset_path, split_path=tmp_path / "gone")).split(1)
     with pytest.raises(FileNotFoundError, match="--dataset_path"):
-        load_split(DataSettings(dataset_path=tmp_path / "gone", split_path=data.split_path), 1)
+        Listed(DataSettings(dataset_path=tmp_path / "gone", split_path=data.split_path)).split(1)
     (data.split_path / "trainlist02.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"trainlist02.txt: no such list"):
-        load_split(data, 2)
-
-
-def test_the_random_split_is_drawn_by_the_seed_from_the_first_lists(lists):
-    names = [f"A/v_A_g{number:02d}_c01" for number in range(20)]
-    data = lists([f"{name}.avi 1" for name in names[5:]], [f"{name}.avi" for name in names[:5]])
-    for name in names:
-        (data.dataset_path / name).mkdir(parents=True)
-    for path in data.split_path.glob("*list0[23].txt"):
-        path.unlink()
-    zero, again, one = (
-        [each.name for each in load_split(data, RANDOM, seed=seed).test] for seed in (0, 0, 1)
-    )
-    assert zero == again != one
-    assert zero == [each.name for each in random_split(load_split(data, 1), 0).test]
+        Listed(data).split(2)
 
 
 @pytest.mark.parametrize(

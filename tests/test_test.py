@@ -5,7 +5,7 @@ import test as test_script
 import train
 from conftest import ucf101_at
 from dataset import FrameClips, Sampling
-from splits.datasets import load_split
+from splits.datasets import Listed
 from training.checkpoint import load_checkpoint
 
 
@@ -36,15 +36,14 @@ def test_every_clip_counts_once_whatever_the_batches(call, toy, trained):
     # What training printed of the same epoch, on the same split.
     assert figures.pop().strip() in training.out
     checkpoint = load_checkpoint(path)
-    test = load_split(ucf101_at(toy), 2).test
-    streams = checkpoint.model.open_streams(32)
-    clips = FrameClips(test, Sampling(8), [stream.view for stream in streams])
+    test = Listed(ucf101_at(toy)).split(2).test
+    clips = FrameClips(test, Sampling(8), checkpoint.encoder)
     correct = 0
     with torch.no_grad():
         for index in range(len(clips)):
-            parts, _, label = clips[0, index]
-            (((frames,), places),) = parts
-            correct += int(checkpoint.model(frames[places][None, :, 0]).argmax()) == label
+            windows, places, padding, label = clips[0, index]
+            embeddings = torch.cat([checkpoint.encoder.embed(window[None])[0] for window in windows])
+            correct += int(checkpoint.head(embeddings[places][None], padding[None]).argmax()) == label
     assert f"{correct} of {len(clips)} clips" in done.out
 
 

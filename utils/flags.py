@@ -41,7 +41,6 @@ NATURAL = number("[0, inf)", int)
 POSITIVE = number("(0, inf)")
 NON_NEGATIVE = number("[0, inf)")
 SHARE_BELOW_1 = number("[0, 1)")
-POSITIVE_SHARE = number("(0, 1]")
 
 
 def checked(parse: Callable[[str], T]) -> Callable[[str], T]:

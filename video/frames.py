@@ -29,15 +29,6 @@ class Resize:
         long = int(short * max(height, width) / min(height, width))
         return (short, long) if height <= width else (long, short)
 
-    @property
-    def words(self) -> str:
-        """All of it, for a key."""
-        antialias = " antialias" if self.antialias else ""
-        if self.size == (self.crop, self.crop):
-            return f"torchvision {self.mode}{antialias} uint8, squeezed to a square"
-        size = self.size if isinstance(self.size, int) else "{} x {}".format(*self.size)
-        return f"torchvision {self.mode}{antialias} uint8, to {size} for the middle {self.crop}"
-
 
 # As the original: the aspect ratio is not kept.
 SQUEEZE = Resize()
