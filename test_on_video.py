@@ -176,6 +176,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not args.video_path:
         parser.error("--video_path is missing; name a video, a folder, a camera by its number, or a stream")
+    if args.store and backend.backend == "onnxruntime":
+        parser.error("--store keeps what PyTorch encodes; leave it out with --backend onnxruntime")
     live = next(filter(is_live, args.video_path), None)
     if live and len(args.video_path) > 1:
         parser.error(f"--video_path {live} is live, and takes a run of its own; name it alone")
