@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from annotation.annotate import write_annotated
-from annotation.live import LiveLabels, LiveVideo, Log, is_live, watch
+from annotation.live import LiveVideo, Log, is_live, watch
 from annotation.overlay import NONE
 from annotation.recognizer import Recognition, Recognizer
 from annotation.settings import DEFAULT_ENCODER, BackendSettings, LabelSettings
@@ -130,12 +130,10 @@ def watch_live(recognizer: Recognizer, name: str, output: Path | None) -> None:
     if output:
         make_writable_folder(output.parent)
     video = LiveVideo(name)
-    labels = LiveLabels(recognizer, video.fps)
-    video.remember(labels.memory)
     with Deferred() as signals, tqdm(desc=name, unit="frame", dynamic_ncols=True) as bar:
 
         def shown() -> Iterator[np.ndarray]:
-            for frame in watch(video, recognizer, labels, log, lambda: signals.signum is not None):
+            for frame in watch(video, recognizer, log, lambda: signals.signum is not None):
                 yield frame
                 bar.set_postfix_str(f"{log}, {log.lost} lost")
                 bar.update()
@@ -149,7 +147,6 @@ def watch_live(recognizer: Recognizer, name: str, output: Path | None) -> None:
                 show(name, shown())
         finally:
             video.close()
-            labels.close()
     latency, delay = (1000 * statistics.median(times or [0.0]) for times in (log.latencies, log.delays))
     print(
         f"{name}: {len(log.times)} frames shown in {float(log.times[-1]):.1f} s, {log.lost} lost, "

@@ -37,7 +37,8 @@ def serve(folder, *flags):
     port = free_port()
     command = [sys.executable, "demo.py", "--port", port, "--max_seconds", 10, *flags]
     server = subprocess.Popen(
-        [*map(str, command)], cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, stdout=subprocess.PIPE, text=True
+        [*map(str, command)], cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, text=True,
+        stdout=subprocess.PIPE,
     )  # fmt: skip
     assert any(f"http://127.0.0.1:{port}" in line for line in iter(server.stdout.readline, ""))
     yield f"http://127.0.0.1:{port}"

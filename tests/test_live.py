@@ -26,7 +26,6 @@ from annotation.settings import LabelSettings
 from conftest import ROOT, free_port, save_untrained, untrained_checkpoint
 from dataset import window_indices
 from video.frames import resize_frames
-from video.opencv import cv2
 from video.reader import Video
 
 
@@ -81,7 +80,7 @@ def test_the_newest_frame_comes_first_and_late_ones_are_dropped(stream):
     video.close()
     assert 8 < len(shown) < 30
     counted = [frame.number for frame in shown]
-    assert [number_of(frame.image) for frame in shown] == counted, "lost frames count"
+    assert [number_of(frame.recent[-1]) for frame in shown] == counted, "lost frames count"
     for frame in shown[1:]:
         assert [number_of(image) for image in frame.frames(2, 2)] == [frame.number - 2, frame.number]
         assert [number_of(image) for image in frame.frames(4, 1)[:2]] == [frame.number - 2] * 2, "the oldest"
@@ -91,8 +90,7 @@ def test_the_newest_frame_comes_first_and_late_ones_are_dropped(stream):
 
 def live(images, number):
     """A frame as it comes, with those up to it."""
-    bgr = [cv2.cvtColor(image, cv2.COLOR_RGB2BGR) for image in images[max(0, number - 20) : number + 1]]
-    return LiveFrame(number, number / 25, images[number], tuple(bgr))
+    return LiveFrame(number, number / 25, tuple(images[max(0, number - 20) : number + 1]))
 
 
 @pytest.fixture
@@ -245,5 +243,5 @@ def test_a_recording_behind_an_address_comes_at_its_own_rate(tmp_path, stated):
             frames += filter(None, [video.newest(1)])
         video.close()
         server.shutdown()
-    assert number_of(frames[-1].image) == 49
+    assert number_of(frames[-1].recent[-1]) == 49
     assert frames[-1].arrived - frames[0].arrived == pytest.approx(49 / 25, abs=0.3)
