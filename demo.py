@@ -35,8 +35,8 @@ class ServerSettings:
 
     host: str = setting(
         "127.0.0.1",
-        "address to listen at, such as 127.0.0.1 (recommended) or ::1 for this machine alone; 0.0.0.0 lets "
-        "in anybody who can reach it: the page asks for no password",
+        "address to listen at; 127.0.0.1 (default, recommended) or ::1 is for this machine alone; 0.0.0.0 "
+        "lets in anybody who can reach it: the page asks for no password",
     )
     host_names: str = setting(
         "",
@@ -45,9 +45,7 @@ class ServerSettings:
     )
     port: int = setting(7860, "0 takes any that is free", NATURAL)
     keep_minutes: float = setting(
-        60.0,
-        "after which uploads and results are deleted, default 60; all of them when the page ends",
-        POSITIVE,
+        60.0, "after which uploads and results are deleted, default 60; all of them at the end", POSITIVE
     )
 
 
@@ -91,22 +89,12 @@ def launch(page: Any, server: ServerSettings) -> tuple[Any, str]:
         ) from error
     in_url, blocks = f"[{host}]" if ":" in host else host, page.build()
     blocks.launch(
-        server_name=in_url,
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=True,
-        show_error=True,
-        max_file_size=limit,
-        app_kwargs={"lifespan": guarded},
-        footer_links=[],
-        run_history=False,
-        state_session_capacity=2 * page.settings.max_waiting,
-        enable_monitoring=False,
-        ssr_mode=False,
-        theme=gradio.themes.Default(
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
-    )
+        server_name=in_url, server_port=port, prevent_thread_lock=True, quiet=True, show_error=True,
+        max_file_size=limit, app_kwargs={"lifespan": guarded}, footer_links=[], run_history=False,
+        state_session_capacity=2 * page.settings.max_waiting, enable_monitoring=False, ssr_mode=False,
+        # Those of Gradio itself would be fetched from elsewhere.
+        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+    )  # fmt: skip
     return blocks, f"http://{in_url}:{port}"
 
 

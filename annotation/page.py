@@ -39,27 +39,23 @@ def find_examples(folder: Path) -> list[Path]:
     return list(first.values())[:EXAMPLES]
 
 
-def curves(recognition: Recognition) -> tuple[list[dict[str, object]], dict[str, str]]:
-    """Rows of second, action and probability for the most probable actions, and the color of each."""
-    probabilities = recognition.probabilities
+def curves(recognition: Recognition) -> tuple[pandas.DataFrame, dict[str, str]]:
+    """Second, action and probability of the most probable actions along a video, and the color of each."""
+    classes, probabilities = recognition.classes, recognition.probabilities
     shown = np.argsort(-probabilities.mean(axis=0), kind="stable")[:CURVES].tolist()
-    places = np.unique(np.linspace(0, len(probabilities) - 1, POINTS).round().astype(int))
-    rows = [
+    frames = np.unique(np.linspace(0, len(probabilities) - 1, POINTS).round().astype(int))
+    table = pandas.DataFrame(
         {
-            "second": round(float(recognition.times[place]), 3),
-            "action": recognition.classes[label],
-            "probability": round(float(probabilities[place, label]), 4),
+            "second": np.tile(recognition.times[frames].round(3), len(shown)),
+            "action": np.repeat([classes[label] for label in shown], len(frames)),
+            "probability": probabilities[np.ix_(frames, shown)].T.ravel().astype(float).round(4),
         }
-        for label in shown
-        for place in places.tolist()
-    ]
+    )
     # In the order in which they come up, as they are drawn.
-    colors = Overlay(recognition.classes, 0)
+    colors = Overlay(classes, 0)
     for label in [*(segment.label for segment in recognition.segments), *shown]:
         colors.color(label)
-    return rows, {
-        recognition.classes[label]: "#{:02x}{:02x}{:02x}".format(*colors.color(label)) for label in shown
-    }
+    return table, {classes[label]: "#{:02x}{:02x}{:02x}".format(*colors.color(label)) for label in shown}
 
 
 class Page:
@@ -182,26 +178,17 @@ class Page:
         file = gradio.File(label="Video", file_types=list(VIDEO_SUFFIXES), elem_id="upload")
         overlay = gradio.Radio(list(OVERLAYS), value=settings.overlay, label="Overlay")
         smooth = gradio.Slider(
-            0,
-            MAX_SMOOTH,
-            value=min(MAX_SMOOTH, settings.smooth),
-            step=0.1,
-            label="Average over so many seconds",
+            0, MAX_SMOOTH, min(MAX_SMOOTH, settings.smooth), step=0.1, label="Average over so many seconds"
         )
         examples = gradio.Dataset(
-            components=[gradio.Textbox(visible=False)],
-            samples=[[path.parent.name] for path in self.examples],
-            label="Or pick an example",
-            type="index",
+            components=[gradio.Textbox(visible=False)], type="index", visible=bool(self.examples),
+            samples=[[path.parent.name] for path in self.examples], label="Or pick an example",
             elem_id="examples",
-            visible=bool(self.examples),
-        )
+        )  # fmt: skip
         only = gradio.Textbox(
-            value=settings.only or "",
-            label="Only these actions, between commas",
+            settings.only or "", label="Only these actions, between commas", elem_id="only",
             placeholder=", ".join(self.recognizer.model.classes[:3]),
-            elem_id="only",
-        )
+        )  # fmt: skip
         return [file, examples, overlay, smooth, only]
 
 
@@ -211,35 +198,28 @@ def _error(message: str) -> Exception:
 
 def _shown(recognition: Recognition) -> tuple[Any, ...]:
     """Actions, curves and segments."""
-    rows, colors = curves(recognition)
+    table, colors = curves(recognition)
     segments = [
         [each.action, round(each.start, 2), round(each.end, 2), round(100 * each.probability, 1)]
         for each in recognition.segments
     ]
-    return recognition.summary(), gradio.LinePlot(pandas.DataFrame(rows), color_map=colors), segments
+    return recognition.summary(), gradio.LinePlot(table, color_map=colors), segments
 
 
 def _outputs() -> list[Any]:
     """Action, video, curves, segments and tables."""
-    action = gradio.Label(label="Action", num_top_classes=3, elem_id="action")
-    video = gradio.Video(
-        label="Annotated", autoplay=True, interactive=False, buttons=["download"], elem_id="video"
-    )
-    plot = gradio.LinePlot(
-        x="second",
-        y="probability",
-        color="action",
-        y_lim=[0, 1],
-        height=320,
-        title="Probabilities over time",
-        show_label=False,
-        elem_id="curves",
-    )
-    table = gradio.Dataframe(
-        headers=["action", "from, s", "to, s", "mean probability, %"],
-        label="Segments",
-        interactive=False,
-        elem_id="segments",
-    )
-    tables = gradio.File(label="Segments and frames", file_count="multiple", interactive=False)
-    return [action, video, plot, table, tables]
+    return [
+        gradio.Label(label="Action", num_top_classes=3, elem_id="action"),
+        gradio.Video(
+            label="Annotated", autoplay=True, interactive=False, buttons=["download"], elem_id="video"
+        ),
+        gradio.LinePlot(
+            x="second", y="probability", color="action", y_lim=[0, 1], height=320, show_label=False,
+            title="Probabilities over time", elem_id="curves",
+        ),
+        gradio.Dataframe(
+            headers=["action", "from, s", "to, s", "mean probability, %"], label="Segments",
+            interactive=False, elem_id="segments",
+        ),
+        gradio.File(label="Segments and frames", file_count="multiple", interactive=False),
+    ]  # fmt: skip

@@ -125,9 +125,13 @@ def test_progress_curves_and_their_colors(checkpoint, tmp_path):
     assert told[::70] == [(10, 1400, "frames"), (710, 1400, "frames")]
     assert first[2] is last[2]
     assert last[2].color_map[last[3][0][0]] == "#{:02x}{:02x}{:02x}".format(*PALETTE[0]), "the timeline's"
-    rows, _ = page_module.curves(page.recognizer(tmp_path / "x.mp4"))
-    assert len(rows) == 2 * page_module.POINTS
-    assert (rows[0]["second"], rows[-1]["second"]) == (0, pytest.approx(699 / 25, abs=0.001))
+    shown_by_page = page.recognizer(tmp_path / "x.mp4")
+    table, _ = page_module.curves(shown_by_page)
+    assert len(table) == 2 * page_module.POINTS
+    assert table["second"].iloc[[0, -1]].tolist() == pytest.approx([0, 699 / 25], abs=0.001)
+    for _, (second, action, probability) in table.iloc[::50].iterrows():
+        label, frame = CLASSES.index(action), round(25 * second)
+        assert probability == pytest.approx(shown_by_page.probabilities[frame, label], abs=1e-4)
 
 
 def test_what_is_wrong_with_a_file_is_told_on_the_page(checkpoint, tmp_path, monkeypatch):
