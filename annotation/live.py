@@ -195,13 +195,14 @@ class LiveLabels:
 
     def label(self, frame: LiveFrame) -> Tensor:
         """Class probabilities (C,) of a frame, later than those before it."""
-        due = self._last is None or frame.number - self.labelled >= self.layout.every * self._unit
-        needed = not self._held or frame.number - self._held[-1][0] >= self.layout.step * self._unit
-        if self._beside is None:
-            if due or needed:
+        # What works beside changes what is held.
+        if self._coming is None:
+            due = self._last is None or frame.number - self.labelled >= self.layout.every * self._unit
+            needed = not self._held or frame.number - self._held[-1][0] >= self.layout.step * self._unit
+            if self._beside and (due or needed):
+                self._coming = self._beside.submit(self._compute, frame, due)
+            elif due or needed:
                 self._last, self.labelled = self._compute(frame, due)
-        elif self._coming is None and (due or needed):
-            self._coming = self._beside.submit(self._compute, frame, due)
         if self._coming is not None and (self._last is None or self._coming.done()):
             (self._last, self.labelled), self._coming = self._coming.result(), None
         assert self._last is not None

@@ -15,7 +15,6 @@ from annotation.recognizer import Recognizer
 from conftest import TINY_ACTIONS, save_untrained, untrained_checkpoint
 from models import MODELS
 from training.checkpoint import load_checkpoint
-from video.reader import Video
 
 
 @pytest.mark.parametrize(
@@ -51,21 +50,16 @@ def test_videos_are_labelled_alike(call, toy, tmp_path, released):
         model = ["--checkpoint_model", save_untrained(tmp_path / "model.pth")]
     done = call(export_script, *model, "--output", tmp_path / "exported")
     assert done.status == 0, done.err
-    printed = []
-    for flags in (
-        [*model, "--precision", "fp32"],
-        ["--checkpoint_model", tmp_path / "exported", "--backend", "onnxruntime"],
-    ):
-        # A whole number of windows, since the last one has another length there.
-        done = call(test_on_video, "--video_path", clip, "--output", f"{len(printed)}.mp4", *flags)
+    exported, tables = ["--checkpoint_model", tmp_path / "exported", "--backend", "onnxruntime"], []
+    for flags in ([*model, "--precision", "fp32"], exported):
+        done = call(test_on_video, "--video_path", clip, "--output", "x.mp4", *flags)
         assert done.status == 0, done.err
-        assert Video(tmp_path / f"{len(printed)}.mp4").count() == Video(clip).count()
-        rows = (tmp_path / f"{len(printed)}.mp4.csv").read_text().splitlines()[1:48]
-        printed.append(np.array([row.split(",")[3:] for row in rows], float))
-    assert np.allclose(*printed, atol=2e-3 if not released else 0.02)
+        rows = (tmp_path / "x.mp4.csv").read_text().splitlines()[1:]
+        tables.append(np.array([row.split(",")[3:] for row in rows], float))
+    # The last window of a video has another length there.
+    assert np.allclose(*tables, atol=0.02 if released else 2e-3)
     if released:
-        listed = call(test_on_video, "--list_actions", *flags)
-        assert listed.out.splitlines() == TINY_ACTIONS
+        assert call(test_on_video, "--list_actions", *exported).out.splitlines() == TINY_ACTIONS
 
 
 def test_a_checkpoint_that_holds_its_encoder(call, toy, tmp_path):

@@ -1,11 +1,8 @@
 """Videos in, labels out: models with and without a checkpoint, how frames are read, and stores."""
 
-import csv
-import json
 import os
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +11,6 @@ from test_labels import defined_labels
 from test_shots import scene
 from torch import nn
 
-import test_on_video
 from annotation.labels import ClipLayout
 from annotation.overlay import NONE
 from annotation.recognizer import LastLayer, Recognizer
@@ -22,7 +18,6 @@ from annotation.settings import LabelSettings
 from conftest import CLASSES, TINY_ACTIONS, gray_frames, save_untrained, untrained_checkpoint
 from features.embed import embed_video
 from features.encoder import Encoder
-from training.checkpoint import save_checkpoint
 from utils.process import UserError
 from video.reader import Video
 from video.writer import write_video
@@ -37,9 +32,7 @@ def clip(toy):
 def encoded(monkeypatch):
     """How many windows each call of an encoder has."""
     counts, embed = [], Encoder.embed
-    monkeypatch.setattr(
-        Encoder, "embed", lambda self, windows: counts.append(len(windows)) or embed(self, windows)
-    )
+    monkeypatch.setattr(Encoder, "embed", lambda *args: counts.append(len(args[1])) or embed(*args))
     return counts
 
 
@@ -119,22 +112,24 @@ def test_frames_are_read_at_the_rate_that_a_network_wants_and_a_head_was_trained
 
 
 def test_settings_act_on_the_probabilities_of_the_video(clip):
-    plain = Recognizer.pretrained("tiny_video", label_every=1)(clip)
-    middle = float(np.median(plain.probabilities.max(1)))
-    shown = Recognizer.pretrained("tiny_video", label_every=1, min_probability=middle)(clip)
-    below = plain.probabilities.max(1) < middle
-    assert 0 < below.sum() < len(below)
-    assert (shown.labels == np.where(below, NONE, plain.labels)).all()
-    some = Recognizer.pretrained("tiny_video", label_every=1, only=" Push UP, bow,,")(clip)
+    def shown(**settings):
+        return Recognizer.pretrained("tiny_video", label_every=1, **settings)(clip)
+
+    plain = shown()
+    most = plain.probabilities.max(1)
+    middle = float(np.median(most))
+    assert set(most < middle) == {True, False}
+    gated = shown(min_probability=middle)
+    assert (gated.labels == np.where(most < middle, NONE, plain.labels)).all()
+    some = shown(only=" Push UP, bow,,")
     assert some.classes == ["push up", "bow"]
     assert np.array_equal(some.probabilities, plain.probabilities[:, [2, 0]]), "those among all actions"
     assert (some.labels == some.probabilities.argmax(1)).all()
-    smooth = Recognizer.pretrained("tiny_video", label_every=1, smooth=1.0)(clip).probabilities
-    assert np.abs(np.diff(smooth, axis=0)).max() < np.abs(np.diff(plain.probabilities, axis=0)).max() / 2
-    calm = Recognizer.pretrained("tiny_video", label_every=1, min_probability=middle, min_seconds=0.5)(clip)
-    lengths = [segment.end - segment.start for segment in calm.segments]
-    assert min(lengths) >= 0.5 or len(lengths) == 1
-    assert len(lengths) < len(shown.segments)
+    smooth = np.diff(shown(smooth=1.0).probabilities, axis=0)
+    assert np.abs(smooth).max() < np.abs(np.diff(plain.probabilities, axis=0)).max() / 2
+    calm = shown(min_probability=middle, min_seconds=0.5).segments
+    assert min(each.end - each.start for each in calm) >= 0.5 or len(calm) == 1
+    assert len(calm) < len(gated.segments)
 
 
 @pytest.mark.parametrize(
@@ -191,43 +186,3 @@ def test_a_store_spares_the_encoding_whatever_the_other_flags(clip, tmp_path, en
         assert encoded
     with pytest.raises(UserError, match="are of --encoder tiny_video, not tiny; name another --store"):
         Recognizer(untrained_checkpoint())(video, store=store)
-
-
-def annotate(call, clip, output, *flags):
-    done = call(test_on_video, "--video_path", clip, "--output", output, *flags)
-    assert done.status == 0, done.err
-    with Path(f"{output}.csv").open(newline="") as file:
-        return done, list(csv.DictReader(file))
-
-
-def test_the_command_needs_no_checkpoint(call, clip, tmp_path, monkeypatch):
-    for module in ("annotation.settings", "annotation.recognizer", "test_on_video"):
-        monkeypatch.setattr(f"{module}.DEFAULT_ENCODER", "tiny_video")
-    done, rows = annotate(call, clip, tmp_path / "x.mp4", "--min_probability", 0.999)
-    assert "no --checkpoint_model: tiny_video names the 4 actions" in done.out
-    assert f"{clip}: no action\n" in done.out
-    assert list(rows[0])[3:] == TINY_ACTIONS
-    assert {row["action"] for row in rows} == {"no action"}
-    about = json.loads((tmp_path / "x.mp4.json").read_text())
-    assert (about["action"], about["checkpoint"]) == ("no action", "tiny_video, as it was released")
-
-
-def test_actions_are_listed(call, tmp_path):
-    assert call(test_on_video, "--list_actions", "--encoder", "tiny_video").out.splitlines() == TINY_ACTIONS
-    model = save_untrained(tmp_path / "x.pth")
-    assert call(test_on_video, "--list_actions", "--checkpoint_model", model).out.splitlines() == CLASSES
-    listed = call(test_on_video, "--list_actions").out.splitlines()
-    assert (len(listed), listed[0]) == (400, "abseiling")
-    call(test_on_video, "--list_actions", "--encoder_weights", tmp_path / "none").one_line_error()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_checkpoint_whose_logits_are_not_finite_ends_in_a_line(call, clip, tmp_path, value):
-    """Damaged in a way that no file format shows."""
-    model = untrained_checkpoint()
-    for parameter in model.head.output_layers.parameters():
-        parameter.data.fill_(value)
-    save_checkpoint(tmp_path / "x.pth", model)
-    done = call(test_on_video, "--video_path", clip, "--checkpoint_model", "x.pth", "--output", "x.mp4")
-    assert (done.status, "logits are not finite" in done.one_line_error()) == (1, True)
-    assert not list(tmp_path.glob("*x.mp4*"))

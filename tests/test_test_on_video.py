@@ -8,8 +8,17 @@ import pytest
 from PIL import Image
 
 import test_on_video
-from conftest import Script, gray_frames, run_script, save_untrained
+from conftest import (
+    CLASSES,
+    TINY_ACTIONS,
+    Script,
+    gray_frames,
+    run_script,
+    save_untrained,
+    untrained_checkpoint,
+)
 from features.encoder import Encoder
+from training.checkpoint import save_checkpoint
 from video.reader import Video
 from video.writer import write_video
 
@@ -60,6 +69,41 @@ def test_a_video_shorter_than_a_clip_is_padded(call, model, gray_video):
     done = call(test_on_video, "--video_path", gray_video(count=2), "--checkpoint_model", model, *FP32)
     assert done.status == 0, done.err
     assert "2 frames" in done.out
+
+
+def test_without_a_checkpoint_the_encoder_names_its_own_actions(call, toy, tmp_path, monkeypatch):
+    for module in ("annotation.settings", "annotation.recognizer", "test_on_video"):
+        monkeypatch.setattr(f"{module}.DEFAULT_ENCODER", "tiny_video")
+    clip = toy / "UCF-101/WalkRight/v_WalkRight_g01_c01.avi"
+    done = call(test_on_video, "--video_path", clip, "--output", "x.mp4", "--min_probability", 0.999)
+    assert "no --checkpoint_model: tiny_video names the 4 actions" in done.out
+    assert f"{clip}: no action\n" in done.out
+    about = json.loads((tmp_path / "x.mp4.json").read_text())
+    assert (about["action"], about["checkpoint"]) == ("no action", "tiny_video, as it was released")
+    assert (tmp_path / "x.mp4.csv").read_text().splitlines()[0].split(",")[3:] == TINY_ACTIONS
+
+
+def test_actions_are_listed(call, model, tmp_path):
+    for flags, names in (
+        (["--encoder", "tiny_video"], TINY_ACTIONS),
+        (["--checkpoint_model", model], CLASSES),
+    ):
+        assert call(test_on_video, "--list_actions", *flags).out.splitlines() == names
+    listed = call(test_on_video, "--list_actions").out.splitlines()
+    assert (len(listed), listed[0]) == (400, "abseiling")
+    call(test_on_video, "--list_actions", "--encoder_weights", tmp_path / "none").one_line_error()
+
+
+def test_a_checkpoint_whose_logits_are_not_finite(call, gray_video, tmp_path):
+    """Damaged in a way that no file format shows."""
+    model = untrained_checkpoint()
+    next(model.head.output_layers.parameters()).data.fill_(float("nan"))
+    save_checkpoint(tmp_path / "x.pth", model)
+    done = call(
+        test_on_video, "--video_path", gray_video(), "--checkpoint_model", "x.pth", "--output", "x.mp4"
+    )
+    assert (done.status, "logits are not finite" in done.one_line_error()) == (1, True)
+    assert not list(tmp_path.glob("*x.mp4*"))
 
 
 def test_with_a_store_a_second_look_encodes_nothing(call, toy, model, tmp_path, monkeypatch):
