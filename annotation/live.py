@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -33,12 +33,9 @@ from video.frames import resize_frames
 from video.opencv import cv2
 
 SCHEMES = ("http", "https", "rtmp", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
-# Seconds without a frame after which a stream has ended.
-PATIENCE = 10
-# What a source without a frame rate is taken to have, in frames/s.
-USUAL_FPS = 25
-# Frames whose latency and rate are shown.
-RECENT = 25
+# Seconds without a frame after which a stream has ended; frames/s of a source that states none; frames whose
+# latency and rate are shown.
+PATIENCE, USUAL_FPS, RECENT = 10, 25, 25
 
 
 def is_live(name: str) -> bool:
@@ -167,9 +164,8 @@ class LiveVideo:
 class LiveLabels:
     """What frames show by the frames up to them, whichever of them were dropped.
 
-    A clip is laid over the embeddings as in a file, and ends at the newest one; where a frame was dropped,
-    the embedding before it stands in. Only windows that clips need are encoded. A video encoder takes longer
-    than a frame lasts: it works beside, and until it has finished the label before holds.
+    A clip ends at the newest embedding; where a frame was dropped, the one before it stands in. A video
+    encoder takes longer than a frame lasts: it works beside, and meanwhile the last label holds.
 
     Args:
         recognizer: what labels frames
@@ -293,19 +289,16 @@ class Log:
     delays: list[float] = field(default_factory=list)
     lost: int = 0
 
-    def rate(self) -> float:
-        """Frames shown per second, lately."""
-        recent = self.times[-RECENT:]
-        return (len(recent) - 1) / float(recent[-1] - recent[0]) if len(recent) > 1 else 0.0
-
     def recognition(self, classes: list[str], fps: Fraction) -> Recognition:
         """What all frames showed."""
         times = np.array([*map(float, self.times), float(self.times[-1] + 1 / fps)])
         return Recognition(classes, np.stack(self.probabilities), np.array(self.labels), times, fps)
 
     def __str__(self) -> str:
-        recent: Sequence[float] = self.latencies[-RECENT:] or [0.0]
-        return f"{self.rate():.1f} frames/s, {1000 * statistics.median(recent):.0f} ms"
+        """Frames shown per second and their latency, lately."""
+        times, latencies = self.times[-RECENT:], self.latencies[-RECENT:] or [0.0]
+        rate = (len(times) - 1) / float(times[-1] - times[0]) if len(times) > 1 else 0.0
+        return f"{rate:.1f} frames/s, {1000 * statistics.median(latencies):.0f} ms"
 
 
 def watch(

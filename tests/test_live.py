@@ -132,20 +132,25 @@ def test_where_frames_are_lost_those_before_them_stand_in(images):
     assert torch.allclose(shown, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("frames", "windows"), [(8, [(24, -1), (28, -1), (32, -1)]), (16, [(28, -2), (32, -2), (32, -1)])]
+)
 @torch.no_grad()
-def test_a_video_encoder_works_beside_and_an_embedding_holds_once_it_is_inside_a_window(images):
+def test_a_video_encoder_works_beside_and_embeddings_hold_in_the_middle_of_windows(images, frames, windows):
+    """At the end of a window an embedding lacks what follows: the next window's replaces it."""
     recognizer = recognizer_of(3, 1, 1, "tiny_video")
-    labels, encoder = LiveLabels(recognizer, Fraction(25)), recognizer.encoder
-    assert labels.memory == 8
+    encoder = recognizer.encoder
+    encoder.spec = replace(encoder.spec, live_frames=frames)
+    labels = LiveLabels(recognizer, Fraction(25))
+    assert labels.memory == frames
     for number in range(0, 33, 4):
         labels.label(live(images, number))
         labels._beside.submit(lambda: None).result()
         shown = labels.label(live(images, number))
     labels.close()
-    # At the end of a window of 8 frames it lacks what follows, and is replaced by the next window's.
     resized = resize_frames(images, encoder.img_dim, encoder.resize)
-    ends = [encoder.embed(resized[end - 7 : end + 1][None])[0, 1] for end in (24, 28, 32)]
-    expected = recognizer.head.classify(torch.stack(ends)[None]).softmax(dim=-1)[0]
+    held = [encoder.embed(resized[end - frames + 1 : end + 1][None])[0, row] for end, row in windows]
+    expected = recognizer.head.classify(torch.stack(held)[None]).softmax(dim=-1)[0]
     assert torch.allclose(shown, expected, atol=1e-5)
 
 
