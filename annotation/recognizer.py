@@ -9,12 +9,14 @@ for segment in recognizer("x.avi").segments:
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -327,7 +329,8 @@ class Recognizer:
         if not isinstance(self.encoder, Encoder):
             raise UserError("--store keeps what PyTorch encodes; leave it out with --backend onnxruntime")
         store = Store(folder, self.encoder, stride=stride, advice="name another --store")
-        name = shortened(video.path.stem)
+        # Videos of the same name lie in several folders.
+        name = f"{shortened(video.path.stem, 40)}-{crc32(os.fsencode(video.path.resolve())):08x}"
         embedded = store.load(name, video, cuts=cuts)
         return embedded or store.embed(name, video, cuts=cuts, map=map_on_cores), layout
 

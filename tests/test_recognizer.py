@@ -176,6 +176,12 @@ def test_a_store_spares_the_encoding_whatever_the_other_flags(clip, tmp_path, en
     other = Recognizer.pretrained("tiny_video", only="bow", label_every=1, min_probability=0.9)
     assert set(other(video, store=store).labels.tolist()) == {NONE}
     assert encoded == []
+    # One of the same name beside it takes nothing from it.
+    (tmp_path / "deep").mkdir()
+    for again in (film(tmp_path / "deep/x.mp4", 30), video):
+        Recognizer.pretrained("tiny_video")(again, store=store)
+        assert bool(encoded) == (again != video)
+        encoded.clear()
     # Without cuts windows lie otherwise, and a video that has changed is another one.
     Recognizer.pretrained("tiny_video", no_cuts=True)(video, store=store)
     assert encoded
