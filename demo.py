@@ -18,25 +18,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from annotation.allowed import PageSettings
+from annotation.folder import page_folder, sweep
 from annotation.recognizer import Recognizer
-from annotation.room import MEGABYTE, Room
 from annotation.settings import BackendSettings, LabelSettings
 from features.settings import DeviceSettings
-from utils.flags import COUNT, NATURAL, POSITIVE, add_flags, read, setting
+from utils.flags import NATURAL, POSITIVE, add_flags, read, setting
 from utils.process import UserError, run
 
 INSTALL = "run pip install -r requirements-demo.txt"
-LOCAL = ("127.0.0.1", "localhost", "::1")
+MEGABYTE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Where the page is, and how long it keeps what it was given."""
+    """Where the page is, and how long it keeps files."""
 
     host: str = setting(
         "127.0.0.1",
-        "address to listen at, such as 127.0.0.1 (recommended) or ::1 for this machine alone; 0.0.0.0 lets "
-        "in anybody who can reach it: the page asks for no password",
+        "address to listen at; 127.0.0.1 (default, recommended) or ::1 is for this machine alone; 0.0.0.0 "
+        "lets in anybody who can reach it: the page asks for no password",
     )
     host_names: str = setting(
         "",
@@ -45,15 +45,7 @@ class ServerSettings:
     )
     port: int = setting(7860, "0 takes any that is free", NATURAL)
     keep_minutes: float = setting(
-        60.0,
-        "after which uploads and results are deleted, default 60; all of them when the page ends",
-        POSITIVE,
-    )
-    keep_megabytes: int = setting(
-        2048,
-        "of uploads and results at a time; what would be more is refused until older ones are deleted; raise "
-        "it from 2048 (default) where many come within an hour and the disk has room",
-        COUNT,
+        60.0, "after which uploads and results are deleted, default 60; all of them at the end", POSITIVE
     )
 
 
@@ -74,22 +66,19 @@ def launch(page: Any, server: ServerSettings) -> tuple[Any, str]:
 
     from annotation.guard import Guard
 
-    limit = page.settings.max_megabytes * MEGABYTE
-    host = server.host.strip("[]")
+    limit, host = page.settings.max_megabytes * MEGABYTE, server.host.strip("[]")
     names = {"localhost", socket.gethostname(), *filter(None, map(str.strip, server.host_names.split(",")))}
-    if host not in LOCAL:
+    if host not in ("127.0.0.1", "localhost", "::1"):
         names.add(socket.getfqdn())
 
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
         # What `add_middleware` adds stands behind Gradio's own, which answers other sites by itself.
-        app.middleware_stack = Guard(app.middleware_stack, page.room, names, limit)
+        app.middleware_stack = Guard(app.middleware_stack, names, limit)
         yield
 
-    blocks = page.build()
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family) as free:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind((host, server.port))
             port = free.getsockname()[1]
@@ -98,23 +87,14 @@ def launch(page: Any, server: ServerSettings) -> tuple[Any, str]:
             f"--host {server.host} --port {server.port}: {error.strerror or error}; choose an address of "
             "this machine, or another --port where a page runs already"
         ) from error
-    in_url = f"[{host}]" if ":" in host else host
-    fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+    in_url, blocks = f"[{host}]" if ":" in host else host, page.build()
     blocks.launch(
-        server_name=in_url,
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=True,
-        show_error=True,
-        max_file_size=limit,
-        app_kwargs={"lifespan": guarded},
-        footer_links=[],
-        run_history=False,
-        state_session_capacity=2 * page.settings.max_waiting,
-        enable_monitoring=False,
-        ssr_mode=False,
-        theme=gradio.themes.Default(font=fonts[0], font_mono=fonts[1]),
-    )
+        server_name=in_url, server_port=port, prevent_thread_lock=True, quiet=True, show_error=True,
+        max_file_size=limit, app_kwargs={"lifespan": guarded}, footer_links=[], run_history=False,
+        state_session_capacity=2 * page.settings.max_waiting, enable_monitoring=False, ssr_mode=False,
+        # Those of Gradio itself would be fetched from elsewhere.
+        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+    )  # fmt: skip
     return blocks, f"http://{in_url}:{port}"
 
 
@@ -122,25 +102,23 @@ def main(argv: list[str] | None = None) -> int:
     """Serve until the user ends it; returns the exit status."""
     args = get_args_parser().parse_args(argv)
     server, backend = read(ServerSettings, args), read(BackendSettings, args)
-    with Room(server.keep_megabytes * MEGABYTE) as room:
+    with page_folder() as folder:
         # They are read when Gradio is loaded: no word about us to anybody, nothing fetched from elsewhere.
-        os.environ.update(
-            GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", GRADIO_TEMP_DIR=str(room.files)
-        )
+        os.environ |= {
+            "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(folder)
+        }  # fmt: skip
         try:
-            import gradio  # noqa: F401
+            from annotation.page import Page
         except ImportError as error:
             raise UserError(f"the page needs the package {error.name}; {INSTALL}") from error
-        from annotation.page import Page
-
         recognizer = Recognizer.open(backend, read(LabelSettings, args), read(DeviceSettings, args))
-        page = Page(read(PageSettings, args), recognizer, room)
+        page = Page(read(PageSettings, args), recognizer, folder)
         blocks, address = launch(page, server)
         print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
         try:
             while True:
                 time.sleep(min(60.0, 20 * server.keep_minutes))
-                room.sweep(60 * server.keep_minutes)
+                sweep(folder, 60 * server.keep_minutes)
         except KeyboardInterrupt:
             print("ended", file=sys.stderr)
         finally:

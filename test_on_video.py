@@ -16,13 +16,14 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from annotation.annotate import write_annotated
-from annotation.live import LiveLabels, LiveVideo, Log, is_live, watch
+from annotation.live import LiveVideo, Log, is_live, watch
 from annotation.overlay import NONE
 from annotation.recognizer import Recognition, Recognizer
 from annotation.settings import DEFAULT_ENCODER, BackendSettings, LabelSettings
@@ -50,17 +51,15 @@ def get_args_parser() -> argparse.ArgumentParser:
         "stream, like rtsp://host/path",
     )
     parser.add_argument(
-        "--output",
-        type=Path,
+        "--output", type=Path,
         help="file to write, .mp4 (recommended) or .gif, or a folder; default: the folder annotated, a "
         "window for what is live; tables go to <output>.json and .csv",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--store",
-        type=Path,
+        "--store", type=Path,
         help="folder that keeps the embeddings of videos, so that a second look with other flags is fast; "
         "default: none",
-    )
+    )  # fmt: skip
     for name in ("dataset_path", "channels", "latent_dim"):
         parser.add_argument(
             f"--{name}", help="accepted as the original's; the checkpoint has what it told, so it is not used"
@@ -89,30 +88,25 @@ def tell(source: str, output: str | Path, recognition: Recognition, tables: tupl
 def annotate_file(recognizer: Recognizer, video: Video, output: Path, store: Path | None) -> None:
     """Recognize the actions of a video file and write a copy with them, behind bars."""
     make_writable_folder(output.parent)
-    name, stated = printable(video.path.name), video.stated_count() or None
-    with tqdm(desc=f"{name}, reading", total=stated, unit="frame", dynamic_ncols=True) as bar:
+    name, frame_bar = printable(video.path.name), partial(tqdm, unit="frame", dynamic_ncols=True)
+    with frame_bar(desc=f"{name}, reading", total=video.stated_count() or None) as bar:
         video.watch = lambda _: bar.update()
         recognition = recognizer(video, store=store)
-    with tqdm(
-        desc=f"{name}, writing", total=len(recognition.labels), unit="frame", dynamic_ncols=True
-    ) as bar:
-        video.watch = lambda _: None
+    video.watch = lambda _: None
+    with frame_bar(desc=f"{name}, writing", total=len(recognition.labels)) as bar:
         write_annotated(recognition, video, output, overlay=recognizer.settings.overlay, progress=bar.update)
-    tables = recognition.write_tables(output, video.name, recognizer.name)
-    tell(video.name, output, recognition, tables)
+    tell(video.name, output, recognition, recognition.write_tables(output, video.name, recognizer.name))
 
 
 def show(name: str, frames: Iterator[np.ndarray]) -> None:
     """Show frames in a window as they come, until they end, it is closed, or Esc or q is pressed."""
     title = f"{name} (q ends)"
     cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-    sized = False
-    for frame in frames:
-        if not sized:
+    for number, frame in enumerate(frames):
+        if number == 0:
             height, width = frame.shape[:2]
             scale = max(1, WINDOW_WIDTH // width)
             cv2.resizeWindow(title, scale * width, scale * height)
-            sized = True
         cv2.imshow(title, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         key = cv2.waitKey(1) & 0xFF
         if key in (27, ord("q")) or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
@@ -130,12 +124,10 @@ def watch_live(recognizer: Recognizer, name: str, output: Path | None) -> None:
     if output:
         make_writable_folder(output.parent)
     video = LiveVideo(name)
-    labels = LiveLabels(recognizer, video.fps)
-    video.remember(labels.memory)
     with Deferred() as signals, tqdm(desc=name, unit="frame", dynamic_ncols=True) as bar:
 
         def shown() -> Iterator[np.ndarray]:
-            for frame in watch(video, recognizer, labels, log, lambda: signals.signum is not None):
+            for frame in watch(video, recognizer, log, lambda: signals.signum is not None):
                 yield frame
                 bar.set_postfix_str(f"{log}, {log.lost} lost")
                 bar.update()
@@ -149,7 +141,6 @@ def watch_live(recognizer: Recognizer, name: str, output: Path | None) -> None:
                 show(name, shown())
         finally:
             video.close()
-            labels.close()
     latency, delay = (1000 * statistics.median(times or [0.0]) for times in (log.latencies, log.delays))
     print(
         f"{name}: {len(log.times)} frames shown in {float(log.times[-1]):.1f} s, {log.lost} lost, "
@@ -160,52 +151,54 @@ def watch_live(recognizer: Recognizer, name: str, output: Path | None) -> None:
         tell(name, output, recognition, recognition.write_tables(output, name, recognizer.name))
 
 
+def output_problem(output: Path, videos: list[Video], checkpoint: Path | None, live: bool) -> str | None:
+    """Why an --output with a suffix cannot be written; None if it can."""
+    inputs = [path.resolve() for path in (*(video.path for video in videos), checkpoint) if path]
+    if output.suffix.lower() not in OUTPUT_SUFFIXES:
+        return f": cannot write this format; choose {' or '.join(OUTPUT_SUFFIXES)}"
+    if shortened(output.name) != output.name:
+        return ": the name is too long; choose a shorter one, since tables go beside it"
+    if len(videos) > 1:
+        return f": {len(videos)} videos do not go into one file; name a folder"
+    if output.resolve() in inputs:
+        return " is an input; choose another file"
+    if live and output.suffix.lower() != ".mp4":
+        return ": what is live goes into .mp4, where frames keep their times"
+    return None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Annotate and write; returns the exit status."""
     parser = get_args_parser()
     args = parser.parse_args(argv)
-    backend, settings, device = (
-        read(BackendSettings, args), read(LabelSettings, args), read(DeviceSettings, args),
-    )  # fmt: skip
+    backend, settings = read(BackendSettings, args), read(LabelSettings, args)
+    device = read(DeviceSettings, args)
     if args.list_actions:
-        own = encoder_spec(backend.encoder or DEFAULT_ENCODER).categories
-        named = backend.checkpoint_model or backend.encoder_weights or own is None
-        print(
-            "\n".join(Recognizer.open(backend, settings, device).model.classes if named or not own else own())
-        )
+        released = encoder_spec(backend.encoder or DEFAULT_ENCODER).categories
+        if backend.checkpoint_model or backend.encoder_weights or not released:
+            print("\n".join(Recognizer.open(backend, settings, device).model.classes))
+        else:
+            print("\n".join(released()))
         return 0
     if not args.video_path:
         parser.error("--video_path is missing; name a video, a folder, a camera by its number, or a stream")
+    if args.store and backend.backend == "onnxruntime":
+        parser.error("--store keeps what PyTorch encodes; leave it out with --backend onnxruntime")
     live = next(filter(is_live, args.video_path), None)
     if live and len(args.video_path) > 1:
         parser.error(f"--video_path {live} is live, and takes a run of its own; name it alone")
     videos = [] if live else [Video(path) for path in find_videos(args.video_path)]
-    folder = args.output or Path("annotated")
-    to_file = folder.suffix and not folder.is_dir()
-    if to_file and folder.suffix.lower() not in OUTPUT_SUFFIXES:
-        parser.error(f"--output {folder}: cannot write this format; choose {' or '.join(OUTPUT_SUFFIXES)}")
-    if to_file and shortened(folder.name) != folder.name:
-        parser.error(
-            f"--output {folder}: the name is too long; choose a shorter one, since tables go beside it"
-        )
-    if to_file and len(videos) > 1:
-        parser.error(f"--output {folder}: {len(videos)} videos do not go into one file; name a folder")
-    if to_file and folder.resolve() in (
-        *(path.resolve() for path in [*(video.path for video in videos), backend.checkpoint_model] if path),
-    ):
-        parser.error(f"--output {folder} is an input; choose another file")
+    output = args.output or Path("annotated")
+    to_file = output.suffix and not output.is_dir()
+    if to_file and (problem := output_problem(output, videos, backend.checkpoint_model, bool(live))):
+        parser.error(f"--output {output}{problem}")
 
     def output_of(stem: str) -> Path:
-        return folder if to_file else unused(folder / shortened(stem), ".mp4")
+        return output if to_file else unused(output / shortened(stem), ".mp4")
 
     if live:
-        if to_file and folder.suffix.lower() != ".mp4":
-            parser.error(f"--output {folder}: what is live goes into .mp4, where frames keep their times")
-        if (
-            not args.output
-            and sys.platform == "linux"
-            and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
-        ):
+        screen = sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
+        if not args.output and not screen:
             parser.error("there is no screen for a window; write a file with --output x.mp4")
         # Threads of one computation wait for each other, for seconds where another program has taken a core.
         recognizer = Recognizer.open(backend, settings, device, max(1, available_cores() // 2))
@@ -214,8 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     # What is wrong with a single video is told before a model is loaded.
     if len(videos) == 1:
         videos[0].fps()
-    recognizer = Recognizer.open(backend, settings, device)
-    failed = 0
+    recognizer, failed = Recognizer.open(backend, settings, device), 0
     for video in videos:
         try:
             annotate_file(recognizer, video, output_of(video.path.stem), args.store)

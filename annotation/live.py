@@ -7,12 +7,13 @@ not the newest any more are lost.
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import sys
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -32,12 +33,9 @@ from video.frames import resize_frames
 from video.opencv import cv2
 
 SCHEMES = ("http", "https", "rtmp", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
-# Seconds without a frame after which a stream has ended.
-PATIENCE = 10
-# What a source without a frame rate is taken to have, in frames/s.
-USUAL_FPS = 25
-# Frames whose latency and rate are shown.
-RECENT = 25
+# Seconds without a frame after which a stream has ended; frames/s of a source that states none; frames whose
+# latency and rate are shown.
+PATIENCE, USUAL_FPS, RECENT = 10, 25, 25
 
 
 def is_live(name: str) -> bool:
@@ -55,23 +53,21 @@ class LiveFrame:
     Attributes:
         number: how many came before it, lost ones counted
         arrived: when it came, in seconds of `time.monotonic`
-        image: (H, W, 3) uint8 RGB
-        recent: frames up to this one as OpenCV has them, (H, W, 3) uint8 BGR, lost ones too
+        recent: frames up to this one, lost ones too, (H, W, 3) uint8 RGB
     """
 
     number: int
     arrived: float
-    image: np.ndarray
     recent: tuple[np.ndarray, ...]
 
     def frames(self, count: int, stride: int) -> list[np.ndarray]:
-        """The last `count` of every `stride`-th frame up to this one, RGB; the oldest stands in for older."""
+        """The last `count` of every `stride`-th frame up to this one; the oldest stands in for older ones."""
         backs = [min(stride * back, len(self.recent) - 1) for back in reversed(range(count))]
-        return [cv2.cvtColor(self.recent[-1 - back], cv2.COLOR_BGR2RGB) for back in backs]
+        return [self.recent[-1 - back] for back in backs]
 
 
 class LiveVideo:
-    """A camera or a stream, read by a thread of its own, which keeps the newest frame only.
+    """A camera or a stream, read by a thread of its own, which keeps the newest frames only.
 
     Args:
         name: the number of a camera, or the address of a stream
@@ -87,13 +83,10 @@ class LiveVideo:
             system = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
             self._capture = cv2.VideoCapture(int(name), system)
         else:
-            limits = [
-                *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 1000 * PATIENCE),
-                *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, 1000 * PATIENCE),
-                # More than one would decode as many frames late.
-                *(cv2.CAP_PROP_N_THREADS, 1),
-            ]
-            self._capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG, limits)
+            wait = 1000 * PATIENCE
+            limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait]
+            # More than one thread would decode as many frames late.
+            self._capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG, [*limits, cv2.CAP_PROP_N_THREADS, 1])
         if not self._capture.isOpened():
             what = "no such camera, or it is in use" if name.isdecimal() else "no stream at this address"
             raise VideoError(f"{name}: {what}; cameras count from 0, streams are like rtsp://host/path")
@@ -111,42 +104,37 @@ class LiveVideo:
         self._thread.start()
 
     def _read(self) -> None:
+        begun, first, waited = None, 0.0, 0.0
         # A camera that is pulled out may raise one.
         with contextlib.suppress(cv2.error):
-            self._read_to_end()
+            while not self._stopped:
+                asked = time.monotonic()
+                if not self._capture.grab():
+                    break
+                arrived, second = time.monotonic(), self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                if begun is None:
+                    begun, first = arrived, second
+                elif self._paced:
+                    waited += arrived - asked
+                    # Who waits for its frames about as long as they last has a camera there.
+                    if waited < (second - first) / 2:
+                        time.sleep(min(float(PATIENCE), max(0.0, second - first - (arrived - begun))))
+                arrived = time.monotonic()
+                good, image = self._capture.retrieve()
+                if not good:
+                    break
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                if self._recent and image.shape != self._recent[0].shape:
+                    # Streams may change their size when the network is slow.
+                    image = cv2.resize(image, self._recent[0].shape[1::-1], interpolation=cv2.INTER_AREA)
+                with self._came:
+                    self._recent.append(image)
+                    self._number, self._arrived = self._number + 1, arrived
+                    self._came.notify()
         with self._came:
             self._ended = True
             self._came.notify()
         self._capture.release()
-
-    def _read_to_end(self) -> None:
-        begun, first, waited = time.monotonic(), 0.0, 0.0
-        while not self._stopped:
-            asked = time.monotonic()
-            if not self._capture.grab():
-                break
-            arrived = time.monotonic()
-            if self._paced:
-                second = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                if self._number < 0:
-                    begun, first = arrived, second
-                else:
-                    waited += arrived - asked
-                # Who waits for its frames about as long as they last has a camera there.
-                if waited < (second - first) / 2:
-                    time.sleep(min(float(PATIENCE), max(0.0, second - first - (arrived - begun))))
-            arrived = time.monotonic()
-            good, image = self._capture.retrieve()
-            if not good:
-                break
-            if self._recent and image.shape != self._recent[0].shape:
-                # Streams may change their size when the network is slow.
-                image = cv2.resize(image, self._recent[0].shape[1::-1], interpolation=cv2.INTER_AREA)
-            with self._came:
-                self._recent.append(image)
-                self._number += 1
-                self._arrived = arrived
-                self._came.notify()
 
     def remember(self, memory: int) -> None:
         """Keep as many frames up to the newest one from now on, for what sees several at once; first, one."""
@@ -159,10 +147,8 @@ class LiveVideo:
             self._came.wait_for(lambda: self._ended or self._number > self._taken, wait)
             if self._number == self._taken:
                 return None
-            number, arrived = self._number, self._arrived
-            recent = tuple(self._recent)
-            self._taken = number
-        return LiveFrame(number, arrived, cv2.cvtColor(recent[-1], cv2.COLOR_BGR2RGB), recent)
+            self._taken = self._number
+            return LiveFrame(self._number, self._arrived, tuple(self._recent))
 
     def ended(self) -> bool:
         """Whether nothing more comes, and nothing has come since the last frame that was taken."""
@@ -178,9 +164,8 @@ class LiveVideo:
 class LiveLabels:
     """What frames show by the frames up to them, whichever of them were dropped.
 
-    A clip is laid over the embeddings as in a file, and ends at the newest one; where a frame was dropped,
-    the embedding before it stands in. Only windows that clips need are encoded. A video encoder takes longer
-    than a frame lasts: it works beside, and until it has finished the label before holds.
+    A clip ends at the newest embedding; where a frame was dropped, the one before it stands in. A video
+    encoder takes longer than a frame lasts: it works beside, and meanwhile the last label holds.
 
     Args:
         recognizer: what labels frames
@@ -199,21 +184,21 @@ class LiveLabels:
         self.memory = self.stride * (self.encoder.live_frames - 1) + 1
         self._beside = ThreadPoolExecutor(1) if self.encoder.windows.frames > 1 else None
         self._coming: Future[tuple[Tensor, int]] | None = None
-        # Of windows that were encoded, as far back as a clip reaches, by the number of the last frame.
-        self._numbers: deque[int] = deque()
-        self._embeddings: deque[Tensor] = deque()
+        # Embeddings, as far back as a clip reaches, each with the number of its last frame.
+        self._held: deque[tuple[int, Tensor]] = deque()
         self.labelled = 0
         self._last: Tensor | None = None
 
     def label(self, frame: LiveFrame) -> Tensor:
         """Class probabilities (C,) of a frame, later than those before it."""
-        due = self._last is None or frame.number - self.labelled >= self.layout.every * self._unit
-        needed = not self._numbers or frame.number - self._numbers[-1] >= self.layout.step * self._unit
-        if self._beside is None:
-            if due or needed:
+        # What works beside changes what is held.
+        if self._coming is None:
+            due = self._last is None or frame.number - self.labelled >= self.layout.every * self._unit
+            needed = not self._held or frame.number - self._held[-1][0] >= self.layout.step * self._unit
+            if self._beside and (due or needed):
+                self._coming = self._beside.submit(self._compute, frame, due)
+            elif due or needed:
                 self._last, self.labelled = self._compute(frame, due)
-        elif self._coming is None and (due or needed):
-            self._coming = self._beside.submit(self._compute, frame, due)
         if self._coming is not None and (self._last is None or self._coming.done()):
             (self._last, self.labelled), self._coming = self._coming.result(), None
         assert self._last is not None
@@ -227,37 +212,30 @@ class LiveLabels:
     @torch.no_grad()
     def _compute(self, frame: LiveFrame, due: bool) -> tuple[Tensor, int]:
         """The label where it is due, otherwise the one before, and the number of its frame; encodes it."""
-        self._encode(frame)
+        resized = resize_frames(
+            frame.frames(self.encoder.live_frames, self.stride), self.encoder.img_dim, self.encoder.resize
+        )
+        embeddings = self.encoder.embed(resized[None])[0]
+        # An embedding at the end of a window lacks what follows: it holds until it is in the middle of one.
+        middle = frame.number - math.ceil(len(embeddings) / 2) * self._unit
+        while self._held and self._held[-1][0] > middle:
+            self._held.pop()
+        new = (frame.number - (self._held[-1][0] if self._held else -1)) // self._unit
+        for back in reversed(range(max(1, min(new, len(embeddings))))):
+            self._held.append((frame.number - back * self._unit, embeddings[-1 - back]))
+        begin = frame.number - self.layout.step * self._unit * (self.layout.sequence_length - 1)
+        while len(self._held) > 1 and self._held[1][0] <= begin:
+            self._held.popleft()
         if not due and self._last is not None:
             return self._last, self.labelled
-        return self._classify(frame.number), frame.number
-
-    def _encode(self, frame: LiveFrame) -> None:
-        frames = frame.frames(self.encoder.live_frames, self.stride)
-        resized = resize_frames(frames, self.encoder.img_dim, self.encoder.resize)
-        embeddings = self.encoder.embed(resized[None])[0]
-        given = len(embeddings)
-        # An embedding at the end of a window lacks what follows: it holds until it is in the middle of one.
-        while self._numbers and self._numbers[-1] > frame.number - -(-given // 2) * self._unit:
-            self._numbers.pop()
-            self._embeddings.pop()
-        last = self._numbers[-1] if self._numbers else -1
-        for back in reversed(range(max(1, min((frame.number - last) // self._unit, given)))):
-            self._numbers.append(frame.number - back * self._unit)
-            self._embeddings.append(embeddings[-1 - back])
-        begin = frame.number - self.layout.step * self._unit * (self.layout.sequence_length - 1)
-        while len(self._numbers) > 1 and self._numbers[1] <= begin:
-            self._numbers.popleft()
-            self._embeddings.popleft()
-
-    def _classify(self, number: int) -> Tensor:
-        count = number // self._unit + 1
+        count = frame.number // self._unit + 1
         clip = window_indices(count, self.layout.sequence_length, step=self.layout.step, start=count - 1)
-        numbers = number - self._unit * (count - 1 - clip[0])
-        held = np.searchsorted(np.array(self._numbers), numbers, side="right") - 1
-        embeddings = torch.stack([self._embeddings[place] for place in np.maximum(held, 0).tolist()])
-        padding = torch.from_numpy(padding_of(clip)).to(embeddings.device)
-        return label_clips(self.classify, embeddings[None], padding, self.encoder.dtype)[0]
+        wanted = frame.number - self._unit * (count - 1 - clip[0])
+        numbers = np.array([number for number, _ in self._held])
+        rows = (np.searchsorted(numbers, wanted, side="right") - 1).clip(min=0)
+        clips = torch.stack([self._held[row][1] for row in rows.tolist()])[None]
+        padding = torch.from_numpy(padding_of(clip)).to(clips.device)
+        return label_clips(self.classify, clips, padding, self.encoder.dtype)[0], frame.number
 
 
 class LiveSmoother:
@@ -265,35 +243,31 @@ class LiveSmoother:
 
     Args:
         recognizer: its settings tell how
-
-    Attributes:
-        label: the one that holds; None before the first
     """
 
     def __init__(self, recognizer: Recognizer) -> None:
         self._settings, self._chosen = recognizer.settings, recognizer.chosen
         self._mean: np.ndarray | None = None
-        self.label: int | None = None
+        self._label: int | None = None
         # Seconds of each other label since the one that holds was seen last.
-        self._away: Counter[int] = Counter()
+        self._away: defaultdict[int, float] = defaultdict(float)
 
     def add(self, probabilities: Tensor, elapsed: float) -> tuple[np.ndarray, int]:
         """Averaged probabilities and label of a frame, `elapsed` seconds after the one before."""
-        row = probabilities.double().numpy()[self._chosen]
-        seconds = self._settings.smooth
+        row, seconds = probabilities.double().numpy()[self._chosen], self._settings.smooth
         keep = float(np.exp(-elapsed / seconds)) if seconds else 0.0
         self._mean = row if self._mean is None else row + keep * (self._mean - row)
         label = int(choose_labels(self._mean[None], self._settings.min_probability)[0])
-        if self.label in (None, label):
-            self.label = label
+        if self._label is None or label == self._label:
+            self._label = label
             self._away.clear()
         else:
-            self._away[label] += elapsed  # type: ignore[assignment]
+            self._away[label] += elapsed
             # A frame's time is no round number.
-            if self._away.total() >= self._settings.min_seconds - 1e-6:
-                self.label = self._away.most_common(1)[0][0]
+            if sum(self._away.values()) >= self._settings.min_seconds - 1e-6:
+                self._label = max(self._away, key=self._away.__getitem__)
                 self._away.clear()
-        return self._mean.astype(np.float32), self.label
+        return self._mean.astype(np.float32), self._label
 
 
 @dataclass
@@ -315,44 +289,43 @@ class Log:
     delays: list[float] = field(default_factory=list)
     lost: int = 0
 
-    def rate(self) -> float:
-        """Frames shown per second, lately."""
-        recent = self.times[-RECENT:]
-        return (len(recent) - 1) / float(recent[-1] - recent[0]) if len(recent) > 1 else 0.0
-
     def recognition(self, classes: list[str], fps: Fraction) -> Recognition:
         """What all frames showed."""
         times = np.array([*map(float, self.times), float(self.times[-1] + 1 / fps)])
         return Recognition(classes, np.stack(self.probabilities), np.array(self.labels), times, fps)
 
     def __str__(self) -> str:
-        recent: Sequence[float] = self.latencies[-RECENT:] or [0.0]
-        return f"{self.rate():.1f} frames/s, {1000 * statistics.median(recent):.0f} ms"
+        """Frames shown per second and their latency, lately."""
+        times, latencies = self.times[-RECENT:], self.latencies[-RECENT:] or [0.0]
+        rate = (len(times) - 1) / float(times[-1] - times[0]) if len(times) > 1 else 0.0
+        return f"{rate:.1f} frames/s, {1000 * statistics.median(latencies):.0f} ms"
 
 
 def watch(
-    video: LiveVideo, recognizer: Recognizer, labels: LiveLabels, log: Log, stop: Callable[[], bool]
+    video: LiveVideo, recognizer: Recognizer, log: Log, stop: Callable[[], bool]
 ) -> Iterator[np.ndarray]:
     """The newest frames with what they show, (H, W, 3) uint8 RGB, until the source ends or `stop` says so.
 
     Args:
         log: is filled; a frame has been shown when the next is asked for
     """
-    smoother, overlay = LiveSmoother(recognizer), Overlay(recognizer.classes, 0, recognizer.settings.overlay)
-    begun = 0.0
-    while not stop() and not video.ended():
-        # So short that a signal is noticed.
-        frame = video.newest(0.1)
-        if frame is None:
-            continue
-        begun = begun or frame.arrived
-        log.lost = frame.number - len(log.times)
-        now = Fraction(frame.arrived - begun).limit_denominator(90_000)
-        elapsed = float(now - log.times[-1]) if log.times else 0.0
-        row, label = smoother.add(labels.label(frame), elapsed)
-        log.delays.append((frame.number - labels.labelled) / float(video.fps))
-        log.times.append(now)
-        log.probabilities.append(row)
-        log.labels.append(label)
-        yield overlay.draw(frame.image, row, label, note=str(log))
-        log.latencies.append(time.monotonic() - frame.arrived)
+    labels, smoother = LiveLabels(recognizer, video.fps), LiveSmoother(recognizer)
+    overlay, begun = Overlay(recognizer.classes, 0, recognizer.settings.overlay), 0.0
+    video.remember(labels.memory)
+    with contextlib.closing(labels):
+        while not stop() and not video.ended():
+            # So short that a signal is noticed.
+            frame = video.newest(0.1)
+            if frame is None:
+                continue
+            begun = begun or frame.arrived
+            log.lost = frame.number - len(log.times)
+            now = Fraction(frame.arrived - begun).limit_denominator(90_000)
+            elapsed = float(now - log.times[-1]) if log.times else 0.0
+            row, label = smoother.add(labels.label(frame), elapsed)
+            log.delays.append((frame.number - labels.labelled) / float(video.fps))
+            log.times.append(now)
+            log.probabilities.append(row)
+            log.labels.append(label)
+            yield overlay.draw(frame.recent[-1].copy(), row, label, note=str(log))
+            log.latencies.append(time.monotonic() - frame.arrived)

@@ -52,10 +52,9 @@ class _Classify(nn.Module):
         return self.head.classify(embeddings, padding)
 
 
-def _write(
-    path: Path, module: nn.Module, inputs: dict[str, Tensor], output: str, free: dict[int, Any]
-) -> None:
-    """Write a module; `free` says which axes of all inputs may have other lengths, and which."""
+def _write(path: Path, module: nn.Module, inputs: dict[str, Tensor], output: str, free: list[str]) -> None:
+    """Write a module whose inputs' first axes, named by `free`, may have any length."""
+    axes = {axis: Dim(name, min=1, max=2**20) for axis, name in enumerate(free)}
     # What it has to say is of its own inside.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -63,7 +62,7 @@ def _write(
             logging.getLogger(name).setLevel(logging.ERROR)
         program = torch.onnx.export(
             module.eval(), tuple(inputs.values()), dynamo=True, input_names=list(inputs),
-            output_names=[output], dynamic_shapes=[free] * len(inputs), verbose=False,
+            output_names=[output], dynamic_shapes=[axes] * len(inputs), verbose=False,
         )  # fmt: skip
     assert program is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -84,46 +83,34 @@ def export(checkpoint: Checkpoint, folder: Path) -> float:
     except ImportError as error:
         raise OnnxError(f"exporting needs the package {error.name}; {INSTALL}") from error
     encoder, head = checkpoint.encoder.cpu(), checkpoint.head.cpu().eval()
-    side, length, layout = encoder.img_dim, checkpoint.sequence_length, encoder.windows
-    layout = replace(layout, least=layout.frames)
+    side, length = encoder.img_dim, checkpoint.sequence_length
+    layout = replace(encoder.windows, least=encoder.windows.frames)
     folder.mkdir(parents=True)
-    numbers = torch.Generator().manual_seed(0)
-    windows = torch.randint(0, 256, (3, layout.frames, 3, side, side), dtype=torch.uint8, generator=numbers)
-    free = {0: Dim("windows", min=1, max=2**20)}
+    random = torch.Generator().manual_seed(0)
+    windows = torch.randint(0, 256, (3, layout.frames, 3, side, side), dtype=torch.uint8, generator=random)
     network = encoder.normalized(by_pixel=False)
-    _write(folder / "encoder.onnx", network, {"windows": windows}, "embeddings", free)
+    _write(folder / "encoder.onnx", network, {"windows": windows}, "embeddings", ["windows"])
     embeddings = encoder.embed(windows)
     # As large as real ones, and of clips that differ.
-    clips = embeddings.flatten(0, 1)[torch.randint(3, (3, length), generator=numbers)]
+    clips = embeddings.flatten(0, 1)[torch.randint(3, (3, length), generator=random)]
     padding = torch.zeros(3, length, dtype=torch.bool)
     padding[0, : length // 3] = True
-    logits = head.classify(clips, padding)
-    free = {axis: Dim(name, min=1, max=2**20) for axis, name in enumerate(("clips", "time"))}
     inputs = {"embeddings": clips, "padding": padding}
-    _write(folder / "head.onnx", _Classify(head), inputs, "logits", free)
+    _write(folder / "head.onnx", _Classify(head), inputs, "logits", ["clips", "time"])
     about = {
-        "format": FORMAT,
-        "model": checkpoint.model,
-        "encoder": encoder.name,
-        "encoder_sha256": encoder.sha256(),
-        "width": encoder.width,
-        "img_dim": side,
-        "windows": asdict(layout),
-        "resize": asdict(encoder.resize),
-        "batch_size": encoder.spec.cpu_batch,
-        "sequence_length": length,
-        "window_step": encoder.window_step,
-        "frame_stride": checkpoint.frame_stride,
-        "fps": checkpoint.fps,
-        "classes": checkpoint.classes,
-    }
+        "format": FORMAT, "model": checkpoint.model, "encoder": encoder.name,
+        "encoder_sha256": encoder.sha256(), "width": encoder.width, "img_dim": side,
+        "windows": asdict(layout), "resize": asdict(encoder.resize), "batch_size": encoder.spec.cpu_batch,
+        "sequence_length": length, "window_step": encoder.window_step,
+        "frame_stride": checkpoint.frame_stride, "fps": checkpoint.fps, "classes": checkpoint.classes,
+    }  # fmt: skip
     write_whole(folder / "model.json", json_bytes(about))
     exported = OnnxModel(folder)
-    differences = (
-        exported.encoder.embed(windows) - embeddings,
-        exported.head.classify(clips, padding) - logits,
+    pairs = (
+        (exported.encoder.embed(windows), embeddings),
+        (exported.head.classify(clips, padding), head.classify(clips, padding)),
     )
-    difference = max(values.abs().max().item() for values in differences)
+    difference = max((one - other).abs().max().item() for one, other in pairs)
     if not difference <= TOLERANCE:
         raise OnnxError(f"{folder}: its numbers are {difference:.2g} from PyTorch's; do not use it")
     return difference
@@ -189,8 +176,8 @@ class OnnxEncoder:
         self.windows = Windows(**about["windows"])
         self.live_frames = self.windows.frames
         self.resize = Resize(**about["resize"] | {"size": size if isinstance(size, int) else tuple(size)})
-        self.img_dim, self.width = int(about["img_dim"]), int(about["width"])
-        self.batch_size, self.window_step = int(about["batch_size"]), int(about["window_step"])
+        self.img_dim, self.batch_size = int(about["img_dim"]), int(about["batch_size"])
+        self.window_step = int(about["window_step"])
 
     def embed(self, windows: Tensor) -> Tensor:
         """Embeddings of windows: (N, L, 3, img_dim, img_dim) uint8 -> (N, K, D) float32."""
@@ -206,13 +193,12 @@ class OnnxHead:
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        # What the head has no use for is no input of it.
-        self._inputs = {entry.name for entry in session.get_inputs()}
 
     def classify(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
         """As `Head.classify`."""
         if padding is None:
             padding = torch.zeros(embeddings.shape[:2], dtype=torch.bool)
         inputs = {"embeddings": embeddings.numpy(), "padding": padding.numpy()}
-        kept = {name: value for name, value in inputs.items() if name in self._inputs}
-        return torch.from_numpy(self._session.run(None, kept)[0])
+        # What the head has no use for is no input of it.
+        wanted = [entry.name for entry in self._session.get_inputs()]
+        return torch.from_numpy(self._session.run(None, {name: inputs[name] for name in wanted})[0])

@@ -18,17 +18,11 @@ OVERLAYS = ("full", "minimal")
 # Actions whose probability is shown.
 SHOWN = 3
 DARK, EMPTY, MUTED, LIGHT = (24, 24, 24), (70, 70, 70), (170, 170, 170), (255, 255, 255)
-# Told apart by people of any colour vision (Okabe and Ito, 2008), on dark ground.
+# Told apart by people of any color vision (Okabe and Ito, 2008), on dark ground.
 PALETTE = (
-    (86, 180, 233),
-    (230, 159, 0),
-    (0, 158, 115),
-    (240, 228, 66),
-    (204, 121, 167),
-    (213, 94, 0),
-    (0, 114, 178),
-    (190, 190, 190),
-)
+    (86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66),
+    (204, 121, 167), (213, 94, 0), (0, 114, 178), (190, 190, 190),
+)  # fmt: skip
 
 
 def font_size(height: int, width: int) -> int:
@@ -60,16 +54,15 @@ def draw_text(text: str, size: int, color: tuple[int, int, int], width: int) -> 
     return np.asarray(image)
 
 
-def _paste(frame: np.ndarray, picture: np.ndarray, top: int, left: int) -> None:
-    place = frame[top : top + picture.shape[0], left : left + picture.shape[1]]
-    place[:] = picture[: place.shape[0], : place.shape[1]]
+def _paste(frame: np.ndarray, image: np.ndarray, top: int, left: int) -> None:
+    part = frame[top : top + image.shape[0], left : left + image.shape[1]]
+    part[:] = image[: part.shape[0], : part.shape[1]]
 
 
 class Overlay:
     """Draws onto the frames of one video, in their order.
 
-    Colours are given to actions as they come up. Sizes follow from the frame's, so text can be read
-    at any resolution.
+    Actions get their colors as they come up. Sizes follow from the frame's.
 
     Args:
         classes: class names, by label
@@ -90,7 +83,7 @@ class Overlay:
         self._plate = np.empty((0, 0, 3), np.uint8)
 
     def color(self, label: int) -> tuple[int, int, int]:
-        """The colour of an action, the same all through the video."""
+        """The color of an action, the same all through the video."""
         if label == NONE:
             return EMPTY
         return self._colors.setdefault(label, PALETTE[len(self._colors) % len(PALETTE)])
@@ -103,62 +96,47 @@ class Overlay:
             label: of the frame, or `NONE`
             note: a few words for the lower right corner
         """
+        height, width = frame.shape[:2]
+        margin, full = height // 40, self.style == "full"
         if note:
-            self._draw_note(frame, note)
-        if self.style == "minimal":
-            self._draw_plate(frame, probabilities, [label])
-            return frame
-        self._counts[label] += 1
-        color = self.color(label)
-        likely = np.argsort(-probabilities, kind="stable")[:SHOWN].tolist()
+            text = draw_text(note, font_size(height, width), MUTED, max(1, width - 2 * margin))
+            _paste(frame, text, max(0, height - margin - len(text)), max(0, width - margin - text.shape[1]))
+        if full:
+            self._counts[label] += 1
+            self.color(label)
         # The frame's own label first, though for a moment another may be more probable.
-        shown = [label, *(other for other in likely if other != label)][:SHOWN]
-        self._draw_plate(frame, probabilities, shown)
-        return np.concatenate([frame, self._draw_strip(frame.shape[0], frame.shape[1], color)])
-
-    def _draw_plate(self, frame: np.ndarray, probabilities: np.ndarray, labels: list[int]) -> None:
-        percent = [None if label == NONE else round(100 * float(probabilities[label])) for label in labels]
-        key = (frame.shape, tuple(labels), tuple(percent))
+        likely = np.argsort(-probabilities, kind="stable")[:SHOWN].tolist()
+        shown = [label, *(other for other in likely if other != label)][: SHOWN if full else 1]
+        percent = [None if each == NONE else round(100 * float(probabilities[each])) for each in shown]
+        key = (frame.shape, tuple(shown), tuple(percent))
         # Frames share their probabilities for a while.
         if key != self._plate_key:
-            self._plate_key, self._plate = key, self._make_plate(frame.shape, labels, percent)
-        margin = frame.shape[0] // 40
+            self._plate_key, self._plate = key, self._make_plate(height, width, shown, percent)
         _paste(frame, self._plate, margin, margin)
+        return np.concatenate([frame, self._draw_strip(height, width, label)]) if full else frame
 
     def _name(self, label: int) -> str:
         return NO_ACTION if label == NONE else self.classes[label]
 
-    @staticmethod
-    def _draw_note(frame: np.ndarray, note: str) -> None:
-        height, width = frame.shape[:2]
-        margin = height // 40
-        text = draw_text(note, font_size(height, width), MUTED, max(1, width - 2 * margin))
-        _paste(frame, text, max(0, height - margin - text.shape[0]), max(0, width - margin - text.shape[1]))
-
-    def _make_plate(self, shape: tuple[int, ...], labels: list[int], percent: list[int | None]) -> np.ndarray:
-        height, width = shape[:2]
+    def _make_plate(
+        self, height: int, width: int, labels: list[int], percent: list[int | None]
+    ) -> np.ndarray:
         bars = self.style == "full"
-        size, margin = font_size(height, width), height // 40
+        size = font_size(height, width)
         pad, line, bar = size // 2, round(1.3 * size), max(2, size // 5)
-        room = max(8, width - 2 * (margin + pad))
+        most = max(8, width - 2 * (height // 40 + pad))
         step = line + (bar + pad // 2 if bars else 0)
-        texts = [
-            draw_text(
-                self._name(label) + ("" if share is None else f" {share} %"),
-                size,
-                LIGHT if place == 0 else MUTED,
-                room,
-            )
-            for place, (label, share) in enumerate(zip(labels, percent, strict=True))
-        ]
+        names = [self._name(label) + ("" if share is None else f" {share} %")
+                 for label, share in zip(labels, percent, strict=True)]  # fmt: skip
+        texts = [draw_text(name, size, MUTED if row else LIGHT, most) for row, name in enumerate(names)]
         widest = max(text.shape[1] for text in texts)
         if bars:
             # As wide all through the video, or nearly: a plate that jumps draws the eye.
-            widest = min(room, max(widest, round(0.42 * width)))
+            widest = min(most, max(widest, round(0.42 * width)))
         rows = 2 * pad + step * len(labels) - (pad // 2 if bars else 0)
         plate = np.full((rows, widest + 2 * pad, 3), DARK, np.uint8)
-        for place, (label, text, share) in enumerate(zip(labels, texts, percent, strict=True)):
-            top = pad + step * place
+        for row, (label, text, share) in enumerate(zip(labels, texts, percent, strict=True)):
+            top = pad + step * row
             _paste(plate, text, top, pad)
             if bars and share is not None:
                 ground = plate[top + line : top + line + bar, pad : pad + widest]
@@ -166,7 +144,7 @@ class Overlay:
                 ground[:, : round(share / 100 * widest)] = self._colors.get(label, MUTED)
         return plate
 
-    def _draw_strip(self, height: int, width: int, color: tuple[int, int, int]) -> np.ndarray:
+    def _draw_strip(self, height: int, width: int, label: int) -> np.ndarray:
         """The timeline up to the frame at hand, and the actions that it has shown most."""
         size = font_size(height, width)
         pad, line = size // 2, max(4, size // 2)
@@ -181,25 +159,20 @@ class Overlay:
         else:
             start, end = width - 1, width
             self._line[:, :-1] = self._line[:, 1:]
-        self._line[:, start:end] = color
+        self._line[:, start:end] = self.color(label)
         self._strip[:line] = self._line
         # Where we are.
         self._strip[:line, max(0, end - 2) : max(2, end)] = LIGHT
-        order = [label for label, _ in self._counts.most_common()]
+        order = [each for each, _ in self._counts.most_common()]
         if order != self._legend:
-            self._legend = order
-            self._draw_legend(self._strip[line:], size)
+            self._legend, ground, left = order, self._strip[line:], pad
+            ground[:] = DARK
+            for each in order:
+                text = draw_text(self._name(each), size, LIGHT, width - 2 * size)
+                if left + size + text.shape[1] > width:
+                    break
+                top = pad + size // 4
+                ground[top : top + size // 2, left : left + size // 2] = self.color(each)
+                _paste(ground, text, pad, left + size)
+                left += text.shape[1] + 2 * size
         return self._strip
-
-    def _draw_legend(self, ground: np.ndarray, size: int) -> None:
-        ground[:] = DARK
-        pad, width = size // 2, ground.shape[1]
-        left = pad
-        for label in self._legend:
-            text = draw_text(self._name(label), size, LIGHT, width - 2 * size)
-            if left + size + text.shape[1] > width:
-                break
-            top = pad + size // 4
-            ground[top : top + size // 2, left : left + size // 2] = self.color(label)
-            _paste(ground, text, pad, left + size)
-            left += text.shape[1] + 2 * size

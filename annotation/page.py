@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,12 +19,11 @@ from annotation.allowed import EXAMPLES, MAX_SMOOTH, PageSettings, WatchedVideo,
 from annotation.annotate import write_annotated
 from annotation.overlay import OVERLAYS, Overlay
 from annotation.recognizer import Recognition, Recognizer
-from annotation.room import Room
-from annotation.settings import LabelSettings
 from utils.files import shortened
 from utils.process import UserError
 from video.files import VIDEO_SUFFIXES, VideoError, video_files
 from video.opencv import av
+from video.reader import Video
 
 T = TypeVar("T")
 TITLE = "Action-Recognition"
@@ -41,35 +39,23 @@ def find_examples(folder: Path) -> list[Path]:
     return list(first.values())[:EXAMPLES]
 
 
-def curves(recognition: Recognition) -> tuple[list[dict[str, object]], dict[str, str]]:
-    """Rows of second, action and probability for the most probable actions, and the color of each."""
-    probabilities = recognition.probabilities
+def curves(recognition: Recognition) -> tuple[pandas.DataFrame, dict[str, str]]:
+    """Second, action and probability of the most probable actions along a video, and the color of each."""
+    classes, probabilities = recognition.classes, recognition.probabilities
     shown = np.argsort(-probabilities.mean(axis=0), kind="stable")[:CURVES].tolist()
-    places = np.unique(np.linspace(0, len(probabilities) - 1, POINTS).round().astype(int))
-    rows = [
+    frames = np.unique(np.linspace(0, len(probabilities) - 1, POINTS).round().astype(int))
+    table = pandas.DataFrame(
         {
-            "second": round(float(recognition.times[place]), 3),
-            "action": recognition.classes[label],
-            "probability": round(float(probabilities[place, label]), 4),
+            "second": np.tile(recognition.times[frames].round(3), len(shown)),
+            "action": np.repeat([classes[label] for label in shown], len(frames)),
+            "probability": probabilities[np.ix_(frames, shown)].T.ravel().astype(float).round(4),
         }
-        for label in shown
-        for place in places.tolist()
-    ]
+    )
     # In the order in which they come up, as they are drawn.
-    colors = Overlay(recognition.classes, 0)
+    colors = Overlay(classes, 0)
     for label in [*(segment.label for segment in recognition.segments), *shown]:
         colors.color(label)
-    return rows, {
-        recognition.classes[label]: "#{:02x}{:02x}{:02x}".format(*colors.color(label)) for label in shown
-    }
-
-
-def _sentence(error: Exception, path: Path, folder: Path) -> Exception:
-    """A gradio.Error that says what is wrong with a video, and tells nothing of this machine's folders."""
-    message = str(error).replace(str(path), path.name).replace(f"{folder}/", "").replace("--only", "only")
-    if not isinstance(error, UserError):
-        message = f"{path.name}: {getattr(error, 'strerror', None) or error}; convert it to mp4 first"
-    return gradio.Error(message, duration=None, print_exception=False)
+    return table, {classes[label]: "#{:02x}{:02x}{:02x}".format(*colors.color(label)) for label in shown}
 
 
 class Page:
@@ -78,84 +64,71 @@ class Page:
     Args:
         settings: what it takes
         recognizer: what labels videos
-        room: where uploads lie, and annotated videos and tables
+        folder: where uploads lie, and annotated videos and tables
     """
 
-    def __init__(self, settings: PageSettings, recognizer: Recognizer, room: Room) -> None:
-        self.settings, self.recognizer, self.room = settings, recognizer, room
+    def __init__(self, settings: PageSettings, recognizer: Recognizer, folder: Path) -> None:
+        self.settings, self.recognizer, self.folder = settings, recognizer, folder
         self.examples = find_examples(settings.examples)
         # PyTorch keeps threads and memory for each thread that it is used from, and Gradio has 40.
-        self._worker = ThreadPoolExecutor(1)
-        self._closed, self._looked = False, 0.0
+        self._worker, self._closed = ThreadPoolExecutor(1), False
 
     def label(
-        self, path: Path, overlay: str, smooth: float, only: str, progress: Callable[..., object]
+        self,
+        chosen: str | int,
+        overlay: str,
+        smooth: float,
+        only: str,
+        # Gradio finds it by its being a default.
+        progress: Any = gradio.Progress(),  # noqa: B008
     ) -> Iterator[tuple[Any, ...]]:
         """What the page shows of a video, once those before it are done: first without the annotated video.
 
+        Args:
+            chosen: path of an upload, or the number of an example
+            overlay, smooth, only: as in `LabelSettings`
+
         Raises: gradio.Error with what is wrong, in one sentence.
         """
-        settings = replace(
-            self.recognizer.settings, overlay=overlay, smooth=smooth, only=only.strip() or None
-        )
-        output = self.room.files / "results" / secrets.token_hex(8) / f"{shortened(path.stem)}.mp4"
-        done = 0
+        path = self.examples[chosen] if isinstance(chosen, int) else Path(chosen)
+        output = self.folder / "results" / secrets.token_hex(8) / f"{shortened(path.stem)}.mp4"
 
-        def watch() -> None:
-            nonlocal done
-            done += 1
+        def watch(done: int, total: int) -> None:
             if self._closed:
                 raise VideoError(f"{path}: the page was closed down")
-            if time.monotonic() - self._looked > 1:
-                self._looked = time.monotonic()
-                self.room.check()
             if done % 10 == 0:
-                progress((done, None), unit="frames")
+                progress((done, total), unit="frames")
+
+        def recognize() -> tuple[Recognition, Video]:
+            settings = replace(
+                self.recognizer.settings, overlay=overlay, smooth=smooth, only=only.strip() or None
+            )
+            video = WatchedVideo(path, self.settings, watch)
+            return Recognizer(self.recognizer.model, settings)(video), video
+
+        def write() -> tuple[Path, Path]:
+            write_annotated(recognition, video, output, overlay=overlay)
+            # Nobody needs to know where things are on this machine.
+            return recognition.write_tables(output, path.name, Path(self.recognizer.name).name)
 
         try:
-            recognition, video = self._in_worker(self._recognize, path, settings, watch)
-            found = self._found(recognition)
-            yield (*found[:1], gradio.skip(), *found[1:], gradio.skip())
-            tables = self._in_worker(self._write, recognition, video, output, overlay)
+            recognition, video = self._in_worker(recognize)
+            action, *rest = _shown(recognition)
+            yield (action, gradio.skip(), *rest, gradio.skip())
+            tables = self._in_worker(write)
         except (UserError, OSError, av.FFmpegError) as error:
             shutil.rmtree(output.parent, ignore_errors=True)
-            raise _sentence(error, path, self.room.folder) from error
+            message = str(error).replace(str(path), path.name).replace("--only", "only")
+            if not isinstance(error, UserError):
+                message = f"{path.name}: {getattr(error, 'strerror', None) or error}; convert it to mp4 first"
+            raise _error(message.replace(f"{self.folder}/", "")) from error
         for problem in recognition.problems:
             gradio.Warning(f"{path.name}: {problem}")
-        yield (*found[:1], str(output), *found[1:], [str(table) for table in tables])
+        yield (action, str(output), *rest, [str(table) for table in tables])
 
-    def _in_worker(self, function: Callable[..., T], *inputs: Any) -> T:
+    def _in_worker(self, function: Callable[[], T]) -> T:
         # Progress finds its way to the browser by the variables of the context.
-        return self._worker.submit(contextvars.copy_context().run, function, *inputs).result()
-
-    def _recognize(
-        self, path: Path, settings: LabelSettings, watch: Callable[[], object]
-    ) -> tuple[Recognition, WatchedVideo]:
-        self.room.check()
-        video = WatchedVideo(path, self.settings, watch)
-        return Recognizer(self.recognizer.model, settings)(video), video
-
-    def _write(
-        self, recognition: Recognition, video: WatchedVideo, output: Path, overlay: str
-    ) -> tuple[Path, Path]:
-        write_annotated(recognition, video, output, overlay=overlay)
-        # Nobody needs to know where things are on this machine.
-        return recognition.write_tables(output, video.path.name, Path(self.recognizer.name).name)
-
-    @staticmethod
-    def _found(recognition: Recognition) -> tuple[Any, ...]:
-        """Actions, curves and segments."""
-        rows, colors = curves(recognition)
-        segments = [
-            [
-                segment.action,
-                round(segment.start, 2),
-                round(segment.end, 2),
-                round(100 * segment.probability, 1),
-            ]
-            for segment in recognition.segments
-        ]
-        return recognition.summary(), gradio.LinePlot(pandas.DataFrame(rows), color_map=colors), segments
+        return self._worker.submit(contextvars.copy_context().run, function).result()
 
     def close(self) -> None:
         """Give up the video under way, and those that wait."""
@@ -164,19 +137,17 @@ class Page:
 
     def build(self) -> Any:
         """The page as a gradio.Blocks."""
-        settings, room, count = self.settings, self.room, len(self.examples)
+        settings, folder, count = self.settings, self.folder, len(self.examples)
         classes = self.recognizer.model.classes
 
         class CheckedBlocks(gradio.Blocks):
-            """Inputs are checked before Gradio looks at them, which fetches what is a URL."""
-
             async def preprocess_data(
                 self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any
             ) -> Any:
                 try:
-                    check_inputs(str(block_fn.api_name), inputs, room.files, count)
+                    check_inputs(inputs, folder, count)
                 except UserError as error:
-                    raise gradio.Error(str(error), duration=None, print_exception=False) from error
+                    raise _error(str(error)) from error
                 return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
 
         with CheckedBlocks(title=TITLE, analytics_enabled=False) as page:
@@ -188,92 +159,67 @@ class Page:
             )
             with gradio.Row():
                 with gradio.Column(scale=1):
-                    inputs, picked = self._inputs()
+                    file, examples, *flags = self._inputs()
                 with gradio.Column(scale=2):
                     outputs = _outputs()
-            self._connect(inputs, picked, outputs)
+            shown: dict[str, Any] = {"show_progress_on": [outputs[0]], "concurrency_id": "model"}
+            read = file.upload(self.label, [file, *flags], outputs, api_name="annotate", **shown)
+            # Whatever became of it, the next one can be dropped.
+            for then in (read.success, read.failure):
+                then(None, None, file, js="() => null", api_visibility="private")
+            examples.click(self.label, [examples, *flags], outputs, api_name="example", **shown)
         # One at a time: the model takes the whole machine.
         page.queue(max_size=settings.max_waiting, default_concurrency_limit=1)
         return page
 
-    def _inputs(self) -> tuple[list[Any], Any]:
-        """File, overlay, smoothing and actions, and the examples, None where there are none."""
+    def _inputs(self) -> list[Any]:
+        """File, examples, overlay, smoothing and actions."""
         settings = self.recognizer.settings
         file = gradio.File(label="Video", file_types=list(VIDEO_SUFFIXES), elem_id="upload")
         overlay = gradio.Radio(list(OVERLAYS), value=settings.overlay, label="Overlay")
         smooth = gradio.Slider(
-            0,
-            MAX_SMOOTH,
-            value=min(MAX_SMOOTH, settings.smooth),
-            step=0.1,
-            label="Average over the last seconds",
+            0, MAX_SMOOTH, min(MAX_SMOOTH, settings.smooth), step=0.1, label="Average over so many seconds"
         )
-        picked = self.examples and gradio.Dataset(
-            components=[gradio.Textbox(visible=False)],
-            samples=[[path.parent.name] for path in self.examples],
-            label="Or pick an example",
-            type="index",
+        examples = gradio.Dataset(
+            components=[gradio.Textbox(visible=False)], type="index", visible=bool(self.examples),
+            samples=[[path.parent.name] for path in self.examples], label="Or pick an example",
             elem_id="examples",
-        )
+        )  # fmt: skip
         only = gradio.Textbox(
-            value=settings.only or "",
-            label="Only these actions, between commas",
+            settings.only or "", label="Only these actions, between commas", elem_id="only",
             placeholder=", ".join(self.recognizer.model.classes[:3]),
-            elem_id="only",
-        )
-        return [file, overlay, smooth, only], picked or None
+        )  # fmt: skip
+        return [file, examples, overlay, smooth, only]
 
-    def _connect(self, inputs: list[Any], picked: Any, outputs: list[Any]) -> None:
-        # gradio.Progress is found by being a default.
-        def upload(
-            file: str,
-            overlay: str,
-            smooth: float,
-            only: str,
-            progress: Any = gradio.Progress(),  # noqa: B008
-        ) -> Iterator[tuple[Any, ...]]:
-            yield from self.label(Path(file), overlay, smooth, only, progress)
 
-        def example(
-            number: int,
-            overlay: str,
-            smooth: float,
-            only: str,
-            progress: Any = gradio.Progress(),  # noqa: B008
-        ) -> Iterator[tuple[Any, ...]]:
-            yield from self.label(self.examples[number], overlay, smooth, only, progress)
+def _error(message: str) -> Exception:
+    return gradio.Error(message, duration=None, print_exception=False)
 
-        file, *how = inputs
-        shown: dict[str, Any] = {"show_progress_on": [outputs[0]], "concurrency_id": "model"}
-        read = file.upload(upload, inputs, outputs, api_name="annotate", **shown)
-        # Whatever became of it, the place is free for the next one.
-        for then in (read.success, read.failure):
-            then(None, None, file, js="() => null", api_visibility="private")
-        if picked is not None:
-            picked.click(example, [picked, *how], outputs, api_name="example", **shown)
+
+def _shown(recognition: Recognition) -> tuple[Any, ...]:
+    """Actions, curves and segments."""
+    table, colors = curves(recognition)
+    segments = [
+        [each.action, round(each.start, 2), round(each.end, 2), round(100 * each.probability, 1)]
+        for each in recognition.segments
+    ]
+    return recognition.summary(), gradio.LinePlot(table, color_map=colors), segments
 
 
 def _outputs() -> list[Any]:
     """Action, video, curves, segments and tables."""
-    action = gradio.Label(label="Action", num_top_classes=3, elem_id="action")
-    video = gradio.Video(
-        label="Annotated", autoplay=True, interactive=False, buttons=["download"], elem_id="video"
-    )
-    plot = gradio.LinePlot(
-        x="second",
-        y="probability",
-        color="action",
-        y_lim=[0, 1],
-        height=320,
-        title="Probabilities over time",
-        show_label=False,
-        elem_id="curves",
-    )
-    table = gradio.Dataframe(
-        headers=["action", "from, s", "to, s", "mean probability, %"],
-        label="Segments",
-        interactive=False,
-        elem_id="segments",
-    )
-    tables = gradio.File(label="Segments and frames", file_count="multiple", interactive=False)
-    return [action, video, plot, table, tables]
+    return [
+        gradio.Label(label="Action", num_top_classes=3, elem_id="action"),
+        gradio.Video(
+            label="Annotated", autoplay=True, interactive=False, buttons=["download"], elem_id="video"
+        ),
+        gradio.LinePlot(
+            x="second", y="probability", color="action", y_lim=[0, 1], height=320, show_label=False,
+            title="Probabilities over time", elem_id="curves",
+        ),
+        gradio.Dataframe(
+            headers=["action", "from, s", "to, s", "mean probability, %"], label="Segments",
+            interactive=False, elem_id="segments",
+        ),
+        gradio.File(label="Segments and frames", file_count="multiple", interactive=False),
+    ]  # fmt: skip

@@ -3,18 +3,20 @@
 from annotation.recognizer import Recognizer
 recognizer = Recognizer.load("model_checkpoints/best.pth")     # or Recognizer.pretrained("i3d")
 for segment in recognizer("x.avi").segments:
-print(segment.action, segment.start, segment.end, segment.probability)
+    print(segment.action, segment.start, segment.end, segment.probability)
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -41,10 +43,9 @@ from video.reader import Video, check_length
 
 
 class LastLayer(Head):
-    """An encoder's own last layer, as it was released: it names the classes that the encoder was trained on.
+    """An encoder's own last layer, as it was released, on the mean embedding of a clip.
 
-    Linear on the mean embedding of a clip. I3D and S3D average each two neighboring embeddings before it, so
-    the first and the last one count half; of a single one the average is itself.
+    I3D and S3D average each two neighboring embeddings before it, so the first and the last one count half.
 
     Args:
         network: with `last_layer`, (..., D) -> (..., C), and `averages_pairs`
@@ -90,23 +91,23 @@ def choose(only: str | None, classes: Sequence[str]) -> list[int]:
     if only is None:
         return list(range(len(classes)))
     known = {name.lower(): label for label, name in enumerate(classes)}
-    chosen: dict[int, None] = {}
-    for name in filter(None, (part.strip() for part in only.split(","))):
-        if name.lower() not in known:
+    chosen: list[int] = []
+    for name in filter(None, map(str.strip, only.split(","))):
+        label = known.get(name.lower())
+        if label is None:
             near = difflib.get_close_matches(name.lower(), known, 3, 0.4)
             near += [each for each in known if name.lower() in each and each not in near][:3]
-            names = ", ".join(classes[known[each]] for each in near)
+            names = "; near it are " + ", ".join(classes[known[each]] for each in near) if near else ""
             raise UserError(
-                f"--only {name}: the model knows no such action"
-                + (f"; near it are {names}" if near else "")
-                + "; --list_actions of test_on_video.py prints all"
+                f"--only {name}: the model knows no such action{names}; --list_actions of test_on_video.py "
+                "prints all"
             )
-        if known[name.lower()] in chosen:
+        if label in chosen:
             raise UserError(f"--only {name}: this action stands there twice; name each once")
-        chosen[known[name.lower()]] = None
+        chosen.append(label)
     if not chosen:
         raise UserError("--only names no action; write names between commas")
-    return list(chosen)
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,13 @@ class Recognition:
     @property
     def segments(self) -> list[Segment]:
         """Runs of frames with the same label."""
-        found = []
+        segments = []
         for first, last in runs(self.labels):
             label, rows = int(self.labels[first]), self.probabilities[first : last + 1]
             of_frame = rows.max(1) if label == NONE else rows[:, label]
             start, end = (round(float(second), 4) for second in (self.times[first], self.times[last + 1]))
-            found.append(Segment(self.name(label), start, end, float(of_frame.mean()), label, first, last))
-        return found
+            segments.append(Segment(self.name(label), start, end, float(of_frame.mean()), label, first, last))
+        return segments
 
     @property
     def mean(self) -> np.ndarray:
@@ -191,26 +192,25 @@ class Recognition:
         """
         listed = [
             {
-                "action": segment.action, "start_seconds": segment.start, "end_seconds": segment.end,
-                "first_frame": segment.first, "last_frame": segment.last,
-                "mean_probability": round(segment.probability, 6),
+                "action": each.action, "start_seconds": each.start, "end_seconds": each.end,
+                "first_frame": each.first, "last_frame": each.last,
+                "mean_probability": round(each.probability, 6),
             }
-            for segment in self.segments
+            for each in self.segments
         ]  # fmt: skip
-        whole = {
+        about = {
             "video": video, "checkpoint": model, "action": self.name(self.label),
             "mean_probability": round(float(self.mean.max()), 6), "lost_frames": self.lost_frames,
             "frames": len(self.labels), "fps": str(self.fps), "segments": listed,
         }  # fmt: skip
-        head = ["frame", "second", "action", *self.classes]
-        seconds = [round(float(second), 4) for second in self.times]
+        seconds = np.round(self.times, 4).tolist()
         rows = (
             [number, seconds[number], self.name(label), *(f"{value:.6f}" for value in row)]
             for number, (label, row) in enumerate(zip(self.labels.tolist(), self.probabilities, strict=True))
         )
         files = path.with_name(path.name + ".json"), path.with_name(path.name + ".csv")
-        write_whole(files[0], json_bytes(whole))
-        write_whole(files[1], csv_bytes(chain([head], rows)))
+        write_whole(files[0], json_bytes(about))
+        write_whole(files[1], csv_bytes(chain([["frame", "second", "action", *self.classes]], rows)))
         return files
 
 
@@ -268,9 +268,9 @@ class Recognizer:
         Raises: UserError if flags do not go together; else as `load_checkpoint`, `untrained`, `OnnxModel`.
         """
         settings, computed = settings or LabelSettings(), computed or DeviceSettings()
-        device = choose_device(computed.device)
+        device, path = choose_device(computed.device), backend.checkpoint_model
         if backend.backend == "onnxruntime":
-            if backend.checkpoint_model is None:
+            if path is None:
                 raise UserError(
                     "--backend onnxruntime runs what export.py wrote; name its folder with --checkpoint_model"
                 )
@@ -278,11 +278,11 @@ class Recognizer:
                 raise UserError(
                     f"--precision {computed.precision} is for --backend torch; an exported model is fp32"
                 )
-            return cls(OnnxModel(backend.checkpoint_model, settings.img_dim, threads), settings, backend.name)
+            return cls(OnnxModel(path, settings.img_dim, threads), settings, backend.name)
         if threads:
             torch.set_num_threads(threads)
-        if backend.checkpoint_model:
-            model = load_checkpoint(backend.checkpoint_model)
+        if path:
+            model = load_checkpoint(path)
             if settings.img_dim:
                 model.encoder = model.encoder.resized(settings.img_dim)
         else:
@@ -320,19 +320,17 @@ class Recognizer:
         """
         fps, cuts = video.fps(), not self.settings.no_cuts
         stride, layout = self.stride(fps), self.layout(fps)
-        length, step, every = layout.sequence_length, layout.step, layout.every
-        # Clips that label frames `every` at a time hold every step-th frame only.
-        if (
-            self.encoder.windows.frames == 1
-            and every % step == 0
-            and video.stated_count() // stride >= step * length
-        ):
-            stride, layout = stride * step, ClipLayout(length, 1, every // step)
+        step, every, enough = layout.step, layout.every, layout.step * layout.sequence_length
+        # Image encoders: clips that label frames `every` at a time hold every step-th frame only.
+        if self.encoder.windows.frames == 1 and every % step == 0 and video.stated_count() >= stride * enough:
+            stride, layout = stride * step, replace(layout, step=1, every=every // step)
         if folder is None:
             return embed_video(video, self.encoder, stride=stride, cuts=cuts, map=map_on_cores), layout
-        assert isinstance(self.encoder, Encoder)
+        if not isinstance(self.encoder, Encoder):
+            raise UserError("--store keeps what PyTorch encodes; leave it out with --backend onnxruntime")
         store = Store(folder, self.encoder, stride=stride, advice="name another --store")
-        name = shortened(video.path.stem)
+        # Videos of the same name lie in several folders.
+        name = f"{shortened(video.path.stem, 40)}-{crc32(os.fsencode(video.path.resolve())):08x}"
         embedded = store.load(name, video, cuts=cuts)
         return embedded or store.embed(name, video, cuts=cuts, map=map_on_cores), layout
 

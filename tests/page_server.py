@@ -17,36 +17,23 @@ from utils.flags import read
 gradio_client = pytest.importorskip("gradio_client", reason="the page's packages are not installed")
 
 # The command with the tiny encoder at hand.
-RUN = """
-import conftest, demo
-from utils import process
-conftest.add_tiny_encoder()
-process.run(demo.main)
-"""
+RUN = "import conftest, demo; conftest.add_tiny_encoder(); demo.run(demo.main)"
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+JSON = {"Content-Type": "application/json"}
 
 
 class Server:
     """The command as typed, and its temporary folder."""
 
     def __init__(self, checkpoint, folder, *flags, host="127.0.0.1", run=RUN):
-        self.temporary = folder
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.temporary, self.port = folder, free_port()
         flags = ["--checkpoint_model", checkpoint, "--port", self.port, "--precision", "fp32", *flags]
+        paths = {"PYTHONPATH": str(ROOT / "tests"), "TMPDIR": str(folder)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", run, *map(str, flags)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT / "tests"),
-                "TMPDIR": str(folder),
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self.process.stdout is not None
+            [sys.executable, "-c", run, *map(str, flags)], cwd=ROOT, text=True,
+            env={**os.environ, **paths, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
         line = self.process.stdout.readline()
         assert f"http://{host}:{self.port}" in line, line + self.process.stdout.read()
 
@@ -58,7 +45,8 @@ class Server:
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
     def client(self):
-        return gradio_client.Client(self.url, verbose=False, download_files=str(self.temporary / "client"))
+        folder = str(self.temporary / "client")
+        return gradio_client.Client(f"http://127.0.0.1:{self.port}", verbose=False, download_files=folder)
 
     def annotate(self, path, overlay="full", smooth=0.0, only=""):
         """The answer of the page: action, video, segments and the JSON file's contents."""
@@ -68,23 +56,40 @@ class Server:
         about = next(path for path in tables if path.endswith(".json"))
         return action, Path(video), segments, json.loads(Path(about).read_text())
 
-    def upload(self, body, headers):
-        """Answer to an upload as status and text."""
+    def ask(self, method, path, body=None, headers=None):
+        """Status, text and headers of an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.putrequest("POST", "/gradio_api/upload")
-        for name, value in {"Content-Type": "multipart/form-data; boundary=x", **headers}.items():
-            connection.putheader(name, value)
-        connection.endheaders()
-        connection.send(body)
+        connection.request(method, path, body, headers or {}, encode_chunked=True)
         answer = connection.getresponse()
-        text = answer.read().decode()
+        found = answer.status, answer.read().decode(errors="replace"), dict(answer.getheaders())
         connection.close()
-        return answer.status, text
+        return found
+
+    def send(self, name, content=b"x", headers=FORM):
+        """Status and text of the answer to an upload."""
+        return self.ask("POST", "/gradio_api/upload", form(name, content), headers)[:2]
+
+    def upload(self, path):
+        """A video that has been sent, as the page names it."""
+        return {
+            "path": json.loads(self.send(path.name, path.read_bytes())[1])[0],
+            "meta": {"_type": "gradio.FileData"},
+        }
+
+    def error(self, name, inputs):
+        """What the page says is wrong with inputs."""
+        _, text, _ = self.ask("POST", f"/gradio_api/call/{name}", json.dumps({"data": inputs}), JSON)
+        _, text, _ = self.ask("GET", f"/gradio_api/call/{name}/{json.loads(text)['event_id']}")
+        event, data = text.strip().split("\n\n")[-1].split("\n")
+        assert event == "event: error"
+        return json.loads(data.removeprefix("data: "))["error"]
 
     def end(self):
         self.process.send_signal(signal.SIGTERM)
         out, _ = self.process.communicate(timeout=30)
-        return out
+        assert "Traceback" not in out
+        assert self.process.returncode == 0
+        assert list(self.temporary.glob("action-recognition-*")) == []
 
 
 def form(name, content=b"x"):
@@ -92,15 +97,9 @@ def form(name, content=b"x"):
     return head.encode() + content + b"\r\n--x--\r\n"
 
 
-def send(server, name, content=b"x"):
-    body = form(name, content)
-    return server.upload(body, {"Content-Length": str(len(body))})
+def make_page(checkpoint, folder, *flags):
+    args = demo.get_args_parser().parse_args(["--checkpoint_model", str(checkpoint), *map(str, flags)])
+    recognizer = demo.Recognizer.open(read(demo.BackendSettings, args))
+    from annotation.page import Page
 
-
-def make_page(checkpoint, room, *flags):
-    args = demo.get_args_parser().parse_args(["--checkpoint_model", str(checkpoint), *flags])
-    backend, device = read(demo.BackendSettings, args), read(demo.DeviceSettings, args)
-    annotator = demo.Annotator(
-        read(demo.LabelSettings, args), *demo.open_model(backend, device), str(checkpoint)
-    )
-    return demo.Page(read(demo.PageSettings, args), annotator, room)
+    return Page(read(demo.PageSettings, args), recognizer, folder)

@@ -1,5 +1,6 @@
 """What a user sees: the page in a real browser, and the window of a live stream on a screen."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -30,20 +31,16 @@ FLAGS = (
 )
 
 
+@contextlib.contextmanager
 def serve(folder, *flags):
-    """The page's address, until it is asked for no more."""
+    """The address of a page."""
     port = free_port()
     command = [sys.executable, "demo.py", "--port", port, "--max_seconds", 10, *flags]
     server = subprocess.Popen(
-        [*map(str, command)],
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(folder)},
+        [*map(str, command)], cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, text=True,
         stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None
-    lines = iter(server.stdout.readline, "")
-    assert any(f"http://127.0.0.1:{port}" in line for line in lines)
+    )  # fmt: skip
+    assert any(f"http://127.0.0.1:{port}" in line for line in iter(server.stdout.readline, ""))
     yield f"http://127.0.0.1:{port}"
     server.terminate()
     server.wait(30)
@@ -51,7 +48,8 @@ def serve(folder, *flags):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    yield from serve(tmp_path_factory.mktemp("server"), "--checkpoint_model", MODEL)
+    with serve(tmp_path_factory.mktemp("server"), "--checkpoint_model", MODEL) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +59,20 @@ def browser(tmp_path_factory):
     assert chromium, "make test-browser installs it"
     with playwright.sync_playwright() as driver:
         yield driver.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"),
-            executable_path=chromium,
-            args=list(FLAGS),
+            tmp_path_factory.mktemp("profile"), executable_path=chromium, args=list(FLAGS),
             viewport={"width": 1280, "height": 1500},
-        )
+        )  # fmt: skip
 
 
 @pytest.fixture
 def page(browser, address):
-    yield from open_page(browser, address)
+    with open_page(browser, address) as opened:
+        yield opened
 
 
+@contextlib.contextmanager
 def open_page(browser, address):
-    """A page in the browser that asks nothing of any other host."""
+    """A page in the browser that asks nothing of any other host, and nothing that its own refuses."""
     opened = browser.new_page()
     elsewhere, broken, refused = [], [], []
     opened.on("request", lambda request: elsewhere.append(request.url))
@@ -84,11 +82,8 @@ def open_page(browser, address):
     opened.wait_for_selector("#upload input[type=file]", state="attached")
     yield opened
     opened.close()
-    # It works offline: nothing is asked of any other host.
     assert [url for url in elsewhere if not url.startswith((address, "data:", "blob:"))] == []
-    assert broken == []
-    # The server answers nothing but what the page uses.
-    assert refused == []
+    assert (broken, refused) == ([], [])
 
 
 def shot(page, name):
@@ -125,23 +120,18 @@ def test_an_uploaded_video_is_named_and_plays(page):
 
 
 def test_without_a_checkpoint_a_real_video_is_named(browser, subset, tmp_path):
-    server = serve(tmp_path)
-    opened = open_page(browser, next(server))
-    page = next(opened)
     clip = subset / "UCF-101/PushUps/v_PushUps_g01_c01.avi"
-    page.set_input_files("#upload input[type=file]", clip)
-    check_result(page, "push up")
-    shot(page, "untrained")
-    # Among names of one's own choice only.
-    page.locator("#only textarea, #only input").fill("juggling balls, pull ups")
-    page.set_input_files("#upload input[type=file]", clip)
-    page.wait_for_function(
-        "document.querySelector('#action h2').innerText.trim() !== 'push up'", timeout=60_000
-    )
-    assert page.locator("#action h2").inner_text().strip() in ("juggling balls", "pull ups")
-    shot(page, "only")
-    for ended in (opened, server):
-        next(ended, None)
+    with serve(tmp_path) as address, open_page(browser, address) as page:
+        page.set_input_files("#upload input[type=file]", clip)
+        check_result(page, "push up")
+        shot(page, "untrained")
+        # Among names of one's own choice only.
+        page.locator("#only textarea, #only input").fill("juggling balls, pull ups")
+        page.set_input_files("#upload input[type=file]", clip)
+        page.wait_for_function(
+            "document.querySelector('#action h2').innerText.trim() !== 'push up'", timeout=60_000
+        )
+        assert page.locator("#action h2").inner_text().strip() in ("juggling balls", "pull ups")
 
 
 def test_an_example_is_named_and_plays(page):
@@ -157,7 +147,7 @@ def test_progress_is_shown(page, tmp_path):
     page.set_input_files("#upload input[type=file]", tmp_path / "long.mp4")
     page.wait_for_function(
         "n => new RegExp('[0-9]+/' + n + ' frames').test(document.querySelector('#action').innerText)",
-        arg=len(frames),
+        arg=2 * len(frames),
         polling=20,
     )
     shot(page, "progress")
@@ -180,43 +170,33 @@ def test_what_is_wrong_is_said(page, tmp_path):
 
 def test_a_live_stream_is_shown_in_a_window(tmp_path):
     number = next(free for free in range(90, 200) if not Path(f"/tmp/.X{free}-lock").exists())
-    display = f":{number}"
+    display, address = f":{number}", f"tcp://127.0.0.1:{free_port()}"
     screen = subprocess.Popen(["Xvfb", display, "-screen", "0", "800x600x24"], stderr=subprocess.DEVNULL)
-    address = f"tcp://127.0.0.1:{free_port()}"
-    sender = subprocess.Popen(
-        [sys.executable, ROOT / "tests/send_stream.py", address, "150"], stdout=subprocess.PIPE, text=True
-    )
+    sending = [sys.executable, ROOT / "tests/send_stream.py", address, "150"]
+    sender = subprocess.Popen(sending, stdout=subprocess.PIPE, text=True)
     try:
-        assert sender.stdout is not None
         assert sender.stdout.readline() == "ready\n"
         command = [sys.executable, "test_on_video.py", "--video_path", address, "--checkpoint_model", MODEL]
         shown = subprocess.Popen(
-            [*map(str, command)],
-            cwd=ROOT,
-            env={**os.environ, "DISPLAY": display},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        best = Image.new("RGB", (1, 1))
+            [*map(str, command)], cwd=ROOT, env={**os.environ, "DISPLAY": display}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        best = np.zeros((1, 1, 3), np.uint8)
         while shown.poll() is None:
-            try:
-                seen = ImageGrab.grab(xdisplay=display)
-            except OSError:  # the screen is not there yet
-                seen = best
-            if len(np.unique(np.asarray(seen))) > len(np.unique(np.asarray(best))):
-                best = seen
+            with contextlib.suppress(OSError):  # the screen is not there yet
+                best = max(
+                    best, np.asarray(ImageGrab.grab(xdisplay=display)), key=lambda one: len(np.unique(one))
+                )
             time.sleep(0.3)
         out, err = shown.communicate()
         assert shown.returncode == 0, err
         assert "median latency" in out
         assert "Qt" not in err
         SHOTS.mkdir(parents=True, exist_ok=True)
-        best.save(SHOTS / "window.png")
+        Image.fromarray(best).save(SHOTS / "window.png")
         # The squares of the frames' numbers, twice as large, below the plate.
-        colors = np.asarray(best)
-        assert (colors > 220).all(axis=2).sum() > 500
-        assert len(np.unique(colors)) > 50
+        assert (best > 220).all(axis=2).sum() > 500
+        assert len(np.unique(best)) > 50
     finally:
         sender.kill()
         sender.communicate()
