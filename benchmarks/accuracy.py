@@ -1,9 +1,8 @@
-"""Accuracy: what only the order of frames tells, calibration, and a linear probe as a baseline.
+"""Accuracy: what only the order of frames tells, and calibration.
 
     python3 benchmarks/accuracy.py order          # toy data: the pairs that only the order of frames tells
-    python3 benchmarks/accuracy.py order --actions sequences --encoders i3d
+    python3 benchmarks/accuracy.py order --encoders i3d
     python3 benchmarks/accuracy.py calibration    # the error of probabilities, with and without temperature
-    python3 benchmarks/accuracy.py probe          # scikit-learn's logistic regression on mean embeddings
 
 Encoders and heads side by side are compared by compare.py. Settings are chosen on groups held out of the
 training lists, never on test clips.
@@ -21,35 +20,15 @@ from pathlib import Path
 
 import common
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from toy_motions import KINDS, ORDER_PAIRS
+from make_toy_actions import ORDER_PAIRS
 from tqdm import tqdm
 
 import test as test_script
 import train
-from dataset import fill_store, store_name
-from features.encoder import Encoder
-from features.store import Store, default_folder
 from models import MODELS
-from splits.datasets import Listed
-from splits.split import Clip
-from training.report import interval, markdown
+from training.report import markdown
 from utils.device import choose_device
-from utils.process import available_cores, run
-
-
-def open_store(args: argparse.Namespace, encoder: str, clips: list[Clip]) -> Store:
-    """The embeddings of clips, where train.py keeps them."""
-    made = Encoder(encoder).prepare()
-    folder = default_folder(args.cache_path, args.data / "UCF-101", made, made.spec.frame_stride)
-    store = Store(folder, made, stride=made.spec.frame_stride)
-    fill_store(store, clips, available_cores())
-    return store
-
-
-def means(store: Store, clips: list[Clip]) -> np.ndarray:
-    """The mean embedding of each clip (N, D)."""
-    return np.stack([store.array(store_name(clip))[0].mean(0, np.float32) for clip in clips])
+from utils.process import run
 
 
 def trained(words: Sequence[object], *tests: Sequence[object]) -> list[tuple[dict, list[dict[str, str]]]]:
@@ -79,14 +58,7 @@ def order(args: argparse.Namespace) -> list[list[str]]:
     rows = [["pair", "encoder", "model", "frames in order", "frames shuffled"]]
     with tempfile.TemporaryDirectory() as folder:
         toy = Path(folder)
-        drawing = [
-            sys.executable,
-            "data/make_toy_actions.py",
-            "--output_path",
-            folder,
-            "--actions",
-            args.actions,
-        ]
+        drawing = [sys.executable, "data/make_toy_actions.py", "--output_path", folder]
         subprocess.run(drawing, cwd=common.ROOT, check=True)
         data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]
         for encoder in args.encoders:
@@ -130,35 +102,17 @@ def calibration(args: argparse.Namespace) -> list[list[str]]:
     return rows
 
 
-def probe(args: argparse.Namespace) -> list[list[str]]:
-    """Logistic regression on mean embeddings."""
-    rows = [["encoder", "split", "top-1", "95 % interval"]]
-    listed = Listed(common.data_settings(args.data))
-    for encoder in args.encoders:
-        store = open_store(args, encoder, listed.all_clips().train)
-        for number in args.splits:
-            split = listed.split(number)
-            model = LogisticRegression(max_iter=10_000)
-            model.fit(means(store, split.train), [clip.label for clip in split.train])
-            right = model.predict(means(store, split.test)) == [clip.label for clip in split.test]
-            ends = interval(right, [clip.group_or_name for clip in split.test])
-            shown = f"{ends[0]:.1f} to {ends[1]:.1f} %" if ends else ""
-            rows.append([encoder, str(number), f"{100 * right.mean():.1f} %", shown])
-    return rows
-
-
 def main() -> int:
     """Train, test, and print a table; returns the exit status."""
     flags = common.parser(__doc__.split("\n")[0])
-    flags.add_argument("what", choices=("order", "calibration", "probe"))
+    flags.add_argument("what", choices=("order", "calibration"))
     flags.add_argument("--encoders", nargs="+", default=["efficientnet_lite0"])
     flags.add_argument("--models", nargs="+", default=list(MODELS))
     flags.add_argument("--splits", type=int, nargs="+", default=[1, 2, 3])
     flags.add_argument("--seeds", type=int, default=3)
     flags.add_argument("--num_epochs", type=int, default=20)
-    flags.add_argument("--actions", choices=KINDS, default="single", help="of the toy data, for order")
     args = flags.parse_args()
-    rows = {"order": order, "calibration": calibration, "probe": probe}[args.what](args)
+    rows = {"order": order, "calibration": calibration}[args.what](args)
     print(common.machine(choose_device(args.device)))
     print(
         f"\n### {args.what.capitalize()}, {args.seeds} seeds, {args.num_epochs} epochs\n\n{markdown(rows)}\n"

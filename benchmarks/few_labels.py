@@ -13,21 +13,35 @@ import statistics
 import common
 import numpy as np
 import torch
-from accuracy import means, open_store
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from dataset import EmbeddingClips, Sampling, batch_items
-from features.store import Store
+from dataset import EmbeddingClips, Sampling, batch_items, fill_store, store_name
+from features.encoder import Encoder
+from features.store import Store, default_folder
 from models import MODELS, build_head
 from splits.datasets import Listed
 from splits.split import Clip, Split
 from training.recipe import RECIPES, Optimization
 from training.report import markdown, predict_logits
 from utils.device import seed_everything
-from utils.process import UserError, run
+from utils.process import UserError, available_cores, run
 
 PROBE = "logistic regression"
+
+
+def open_store(args: argparse.Namespace, encoder: str, clips: list[Clip]) -> Store:
+    """The embeddings of clips, where train.py keeps them."""
+    made = Encoder(encoder).prepare()
+    folder = default_folder(args.cache_path, args.data / "UCF-101", made, made.spec.frame_stride)
+    store = Store(folder, made, stride=made.spec.frame_stride)
+    fill_store(store, clips, available_cores())
+    return store
+
+
+def means(store: Store, clips: list[Clip]) -> np.ndarray:
+    """The mean embedding of each clip (N, D)."""
+    return np.stack([store.array(store_name(clip))[0].mean(0, np.float32) for clip in clips])
 
 
 def draw(clips: list[Clip], groups: int, most: int | None, seed: list[int]) -> list[Clip]:

@@ -1,7 +1,6 @@
 import make_toy_actions as toys
 import numpy as np
 import pytest
-import toy_motions
 
 from conftest import ucf101_at
 from splits.datasets import Listed
@@ -10,7 +9,7 @@ from splits.datasets import Listed
 def test_layout_is_that_of_ucf101(toy):
     for number in (1, 2, 3):
         split = Listed(ucf101_at(toy)).split(number)
-        assert split.classes == list(toy_motions.ACTIONS)
+        assert split.classes == list(toys.ACTIONS)
         assert split.missing() is None
         assert len(split.train) + len(split.test) == 64
         assert not {clip.group[-4:] for clip in split.train} & {clip.group[-4:] for clip in split.test}, (
@@ -22,7 +21,7 @@ def test_layout_is_that_of_ucf101(toy):
     assert next(video.frames()).shape == (240, 320, 3)
 
 
-@pytest.mark.parametrize(("one", "other"), toy_motions.ORDER_PAIRS)
+@pytest.mark.parametrize(("one", "other"), toys.ORDER_PAIRS)
 def test_order_pairs_are_the_same_frames_run_backwards(one, other):
     first, second = toys.draw_clip(one, 0, 3, 1), toys.draw_clip(other, 0, 3, 1)
     assert np.array_equal(first, second[::-1])
@@ -56,11 +55,3 @@ def test_nothing_is_overwritten(call, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
     done = call(toys, "--groups", 2)
     assert (done.status, "--groups 2" in done.one_line_error()) == (2, True)
-
-
-def test_sequences_are_longer_and_have_lists_of_their_own(call, tmp_path):
-    flags = ["--output_path", tmp_path / "toy", "--groups", 4, "--actions", "sequences"]
-    assert call(toys, *flags).status == 0
-    split = Listed(ucf101_at(tmp_path / "toy")).split(1)
-    assert split.classes == list(toy_motions.SEQUENCES)
-    assert min(clip.video.count() for clip in split.test) >= 160
