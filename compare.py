@@ -19,6 +19,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,11 +57,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         epilog="Other flags are those of train.py; see its --help.",
     )
     parser.add_argument(
-        "--encoders",
-        nargs="+",
-        default=["efficientnet_lite0", "i3d"],
+        "--encoders", nargs="+", default=["efficientnet_lite0", "i3d"],
         help='encoders to compare; default: efficientnet_lite0 i3d; quotes take flags: "i3d --img_dim 112"',
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--models", nargs="+", default=list(MODELS), help="heads to compare; default: all; quotes take flags"
     )
@@ -115,12 +114,10 @@ def train_once(encoder: str, model: str, split: int, seed: int, flags: Sequence[
 
 def summarize(rows: Sequence[Row]) -> tuple[float, list[float], tuple[float, float] | None]:
     """Of a pair's rows: mean accuracy in percent, that of each seed, and the 95 % interval by groups."""
-    by_seed: dict[str, list[float]] = {}
-    right: dict[str, list[np.ndarray]] = {}
-    groups: dict[str, list[str]] = {}
+    by_seed, right, groups = defaultdict(list), defaultdict(list), dict[str, list[str]]()
     for row in rows:
-        by_seed.setdefault(row["seed"], []).append(float(row["top1_percent"]))
-        right.setdefault(row["split"], []).append(np.array(list(row["correct"])) == "1")
+        by_seed[row["seed"]].append(float(row["top1_percent"]))
+        right[row["split"]].append(np.array(list(row["correct"])) == "1")
         groups[row["split"]] = row["groups"].split(" ")
     means = [float(np.mean(values)) for values in by_seed.values()]
     pooled = np.concatenate([np.mean(values, axis=0) for values in right.values()])
@@ -129,33 +126,27 @@ def summarize(rows: Sequence[Row]) -> tuple[float, list[float], tuple[float, flo
 
 def write_results(folder: Path, rows: Sequence[Row], command: str) -> str:
     """Write compare.md and compare.png from the rows; returns the table."""
-    pairs: dict[tuple[str, str], list[Row]] = {}
+    pairs: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        pairs.setdefault((row["encoder"], row["model"]), []).append(row)
+        pairs[row["encoder"], row["model"]].append(row)
     splits = sorted({row["split"] for row in rows})
-    table = [
-        [
-            *("encoder", "model", "top-1, mean", *(f"split {number}" for number in splits)),
-            *("seeds", "95 % interval", "loss, nats", "trained parameters", "training, s"),
-        ]
-    ]
+    table = [[
+        *("encoder", "model", "top-1, mean", *(f"split {number}" for number in splits)),
+        *("seeds", "95 % interval", "loss, nats", "trained parameters", "training, s"),
+    ]]  # fmt: skip
     figure = Figure((9, 0.34 * len(pairs) + 1.8), layout="constrained")
     axes, encoders = figure.add_subplot(), list(dict.fromkeys(row["encoder"] for row in rows))
     for place, ((encoder, model), own) in enumerate(pairs.items()):
         mean, seeds, ends = summarize(own)
-        of_split = [
-            [float(row["top1_percent"]) for row in own if row["split"] == number] for number in splits
-        ]
-        table.append(
-            [
-                *(encoder, model, f"{mean:.1f} %", *(f"{np.mean(values):.1f}" for values in of_split)),
-                f"{min(seeds):.1f} to {max(seeds):.1f}",
-                f"{ends[0]:.1f} to {ends[1]:.1f} %" if ends else "",
-                f"{np.mean([float(row['loss_nats']) for row in own]):.2f}",
-                f"{int(own[0]['parameters']):,}",
-                f"{np.median([float(row['seconds']) for row in own]):.3g}",
-            ]
-        )
+        of_split = [[float(row["top1_percent"]) for row in own if row["split"] == each] for each in splits]
+        table.append([
+            *(encoder, model, f"{mean:.1f} %", *(f"{np.mean(values):.1f}" for values in of_split)),
+            f"{min(seeds):.1f} to {max(seeds):.1f}",
+            f"{ends[0]:.1f} to {ends[1]:.1f} %" if ends else "",
+            f"{np.mean([float(row['loss_nats']) for row in own]):.2f}",
+            f"{int(own[0]['parameters']):,}",
+            f"{np.median([float(row['seconds']) for row in own]):.3g}",
+        ])  # fmt: skip
         height, color = len(pairs) - place, COLORS[encoders.index(encoder) % len(COLORS)]
         if ends:
             axes.plot(ends, [height] * 2, color=color, alpha=0.35, linewidth=5, solid_capstyle="butt")
@@ -165,9 +156,7 @@ def write_results(folder: Path, rows: Sequence[Row], command: str) -> str:
         axes.text(1.01, height, label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set_yticks([])
     axes.set_ylim(0.4, len(pairs) + 0.6)
-    axes.set_xlabel(
-        "top-1 on the test clips, %: each seed, the mean, and its 95 % interval over groups", loc="left"
-    )
+    axes.set_xlabel("top-1 on the test clips, %: each seed, mean, 95 % interval over groups", loc="left")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     text = markdown(table)

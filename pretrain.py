@@ -46,11 +46,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_flags(parser, ClipSettings, without=("val_fraction",))
     add_flags(parser, LoopSettings, num_epochs=10)
     parser.add_argument(
-        "--output_path",
-        type=Path,
-        default=Path("model_checkpoints/pretrained"),
+        "--output_path", type=Path, default=Path("model_checkpoints/pretrained"),
         help="folder for <model>_<num_epochs>.pth; default: model_checkpoints/pretrained",
-    )
+    )  # fmt: skip
     add_flags(parser, DeviceSettings)
     return parser
 
@@ -93,9 +91,8 @@ class MaskedHead(nn.Module):
         regression = F.mse_loss(predicted, targets, reduction="none").mean(dim=1)
         similarity = F.normalize(predicted, dim=1) @ F.normalize(targets, dim=1).T / TEMPERATURE
         right = torch.arange(len(targets), device=similarity.device)
-        return regression + F.cross_entropy(similarity, right, reduction="none"), similarity.argmax(
-            1
-        ) == right
+        losses = regression + F.cross_entropy(similarity, right, reduction="none")
+        return losses, similarity.argmax(1) == right
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,11 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     if length < 2 or len(split.train) < 2:
         raise UserError("pretraining takes two clips and --sequence_length 2 at least, to tell one by others")
     make_writable_folder(args.output_path)
-    folder, flip = (
-        default_folder(args.cache_path, args.dataset_path, encoder, stride),
-        seen.mirrors(encoder.spec),
-    )
-    store = Store(folder, encoder, stride=stride, flip=flip)
+    folder = default_folder(args.cache_path, args.dataset_path, encoder, stride)
+    store = Store(folder, encoder, stride=stride, flip=(flip := seen.mirrors(encoder.spec)))
     fill_store(store, split.train, args.num_workers)
     clips = EmbeddingClips(store, split.train, Sampling(length, training=True, flip=flip, seed=args.seed))
     head, sizes = build_head(
@@ -144,13 +138,10 @@ def main(argv: list[str] | None = None) -> int:
         say(f"epoch {epoch} of {args.num_epochs}: loss {loss:.3f}, {percent:.1f} % of the hidden are picked")
     path = args.output_path / f"{args.model}_{args.num_epochs}.pth"
     settings = {"flip": args.flip, "no_flip": args.no_flip, "pretrained_on": str(args.dataset_path)}
-    save_checkpoint(
-        path,
-        Checkpoint(
-            encoder, head.eval(), args.model, sizes, split.classes, length, stride, args.split_number,
-            args.num_epochs, settings,
-        ),
-    )  # fmt: skip
+    save_checkpoint(path, Checkpoint(
+        encoder, head.eval(), args.model, sizes, split.classes, length, stride, args.split_number,
+        args.num_epochs, settings,
+    ))  # fmt: skip
     say(f"next: python3 train.py --checkpoint_model {path}")
     return 0
 

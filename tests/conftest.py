@@ -96,6 +96,8 @@ class Script:
 
     def __init__(self, script: str, *words: object, file_limit: int | None = None) -> None:
         self._out = Path(tempfile.mkdtemp())
+        for name in ("out", "err"):
+            (self._out / name).touch()
         given = [str(word) for word in words]
         self._process = _SERVER.Process(
             target=_run_as_script, args=(ROOT / script, given, self._out, file_limit)
