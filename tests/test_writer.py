@@ -57,7 +57,7 @@ def with_sound(path, codec, seconds=2, rate=44100, late=0.0, gap=(0.0, 0.0)):
     ("name", "codec", "rate", "expected"),
     [
         ("a.mp4", "aac", 44100, "aac"),
-        ("b.avi", "libmp3lame", 44100, "mp3"),
+        ("b.avi", "libmp3lame", 44100, "aac"),
         ("c.avi", "pcm_s16le", 44100, "aac"),
         # Rates that AAC has not.
         ("d.mov", "pcm_u8", 6000, "aac"),

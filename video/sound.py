@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import io
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +14,6 @@ from video.decoder import open_container
 from video.files import printable
 from video.opencv import av
 
-# What an mp4 file may hold as it is; other sound becomes AAC.
-MP4_SOUND = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
 # Samples a second that AAC has (ISO/IEC 14496-3, 1.6.3.4).
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 # Seconds that sound may be off before a gap is filled with silence.
@@ -28,10 +23,10 @@ LONG = Fraction(1, 2)
 
 
 class Sound:
-    """The sound of a video, packet by packet: copied where an mp4 may hold it, else encoded anew.
+    """The sound of a video, packet by packet, as AAC.
 
     It keeps its times against the picture, which begins at the second `begin` of the clock of `source`. What
-    is damaged is left out. Where nothing can be done with it there is none, and a warning.
+    is damaged is left out. Where nothing of it decodes there is none, and a warning.
     """
 
     def __init__(self, source: Path, target: av.container.OutputContainer, begin: Fraction) -> None:
@@ -47,50 +42,17 @@ class Sound:
         best = self._source.streams.best("audio")
         usable = [stream for stream in streams if stream.codec_context is not None]
         stream = best if best in usable else next(iter(usable), None)
-        if stream is not None and stream.duration and stream.time_base:
+        if stream is None or not _can_decode(source, stream.index):
+            return warn(f"{printable(source)}: the output is without its sound, which does not decode")
+        if stream.duration and stream.time_base:
             self._ends = ((stream.start_time or 0) + stream.duration) * stream.time_base - begin
-        elif stream is not None and self._source.duration:
+        elif self._source.duration:
             self._ends = (self._source.start_time + self._source.duration) * Fraction(1, 10**6) - begin
-        if stream is None:
-            self._leave_out("nothing here decodes it")
-        elif stream.codec_context.codec.canonical_name in MP4_SOUND and _can_copy(source, stream.index):
-            self._packets = self._copy(stream, target.add_stream_from_template(stream))
-        elif _can_decode(source, stream.index):
-            rate = next((rate for rate in AAC_RATES if rate >= stream.rate), AAC_RATES[-1])
-            # Uncompressed sound does not say which channel is which.
-            layout = "mono" if stream.layout.nb_channels == 1 else "stereo"
-            self._encoder = target.add_stream("aac", rate=rate, layout=layout)
-            self._packets = self._encode(stream, self._encoder)
-        else:
-            self._leave_out("it does not decode")
-
-    def _leave_out(self, why: str) -> None:
-        warn(f"{printable(self._path)}: the output is without its sound, since {why}")
-        self._packets, self._encoder = iter(()), None
-
-    def _demux(self, stream: av.AudioStream) -> Iterator[av.Packet]:
-        with contextlib.suppress(av.FFmpegError):  # what follows cannot be read
-            yield from self._source.demux(stream)
-
-    def _copy(self, stream: av.AudioStream, copy: av.AudioStream) -> Iterator[av.Packet]:
-        base = stream.time_base or Fraction(1, stream.rate)
-        begin, last = round(self._begin / base), None
-        for packet in self._demux(stream):
-            if not packet.size or packet.is_discard:
-                continue
-            if packet.pts is None:
-                packet.pts = packet.dts
-            if packet.pts is None or packet.pts < begin:
-                continue
-            packet.pts -= begin
-            # The two are the same for sound, and must rise.
-            packet.dts = packet.pts
-            if last is not None and packet.dts <= last:
-                continue
-            last = packet.dts
-            self._done = last * base
-            packet.stream = copy
-            yield packet
+        rate = next((rate for rate in AAC_RATES if rate >= stream.rate), AAC_RATES[-1])
+        # Uncompressed sound does not say which channel is which.
+        layout = "mono" if stream.layout.nb_channels == 1 else "stereo"
+        self._encoder = target.add_stream("aac", rate=rate, layout=layout)
+        self._packets = self._encode(stream, self._encoder)
 
     def _encode(self, stream: av.AudioStream, encoder: av.AudioStream) -> Iterator[av.Packet]:
         written: int | None = None
@@ -111,11 +73,10 @@ class Sound:
     def _samples(self, stream: av.AudioStream, encoder: av.AudioStream) -> Iterator[tuple[int, np.ndarray]]:
         """The place of the first sample, from the picture's start, and samples (channels, n), as encoded."""
         resampler, before, follows = None, None, 0
-        for packet in self._demux(stream):
-            try:
+        for packet in _packets(self._source, stream):
+            frames = []
+            with contextlib.suppress(av.FFmpegError):
                 frames = packet.decode()
-            except av.FFmpegError:
-                continue
             for frame in frames:
                 assert isinstance(frame, av.AudioFrame)
                 kind = frame.format.name, frame.layout.name, frame.rate
@@ -140,8 +101,8 @@ class Sound:
 
     def write(self, seconds: float | Fraction) -> None:
         """Write on to a second of the picture, beside which it lies in the file. Raises: OSError."""
-        while self._done <= seconds and self._mux():
-            pass
+        while self._done <= seconds and (packet := next(self._packets, None)):
+            self._target.mux(packet)
 
     def finish(self, seconds: Fraction) -> None:
         """Write the last, where the picture ends at a second; a warning tells of sound that goes on."""
@@ -150,48 +111,22 @@ class Sound:
             left_out = float(self._ends - seconds)
             warn(f"{printable(self._path)}: the last {left_out:.1f} s of its sound go, as the picture ends")
         if self._encoder is not None and self._done:
-            self._packets = iter(self._encoder.encode(None))
-            while self._mux():
-                pass
-
-    def _mux(self) -> bool:
-        """Write the next packet; whether there was one, and it could be written."""
-        try:
-            packet = next(self._packets, None)
-            if packet is not None:
-                self._target.mux(packet)
-        except (av.FFmpegError, ValueError) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-                raise
-            self._leave_out(f"from second {float(self._done):.1f} on an mp4 cannot take it")
-            return False
-        return packet is not None
+            self._target.mux(self._encoder.encode(None))
 
     def close(self) -> None:
         """Close the source."""
         self._source.close()
 
 
-def _can_copy(path: Path, index: int) -> bool:
-    """Whether an mp4 takes the packets of a stream as they are, tried in memory."""
-    try:
-        with open_container(path) as source, av.open(io.BytesIO(), "w", format="mp4") as target:
-            stream = source.streams[index]
-            copy = target.add_stream_from_template(stream)
-            packets = (packet for packet in source.demux(stream) if packet.size and packet.dts is not None)
-            for packet in islice(packets, 2):
-                packet.pts = packet.dts
-                packet.stream = copy
-                target.mux(packet)
-    except (av.FFmpegError, ValueError):
-        return False
-    return True
+def _packets(source: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.Packet]:
+    with contextlib.suppress(av.FFmpegError):  # what follows cannot be read
+        yield from source.demux(stream)
 
 
 def _can_decode(path: Path, index: int) -> bool:
     """Whether anything of a stream decodes."""
-    with open_container(path) as source, contextlib.suppress(av.FFmpegError):
-        for packet in source.demux(source.streams[index]):
+    with open_container(path) as source:
+        for packet in _packets(source, source.streams[index]):
             with contextlib.suppress(av.FFmpegError):
                 if packet.decode():
                     return True
