@@ -12,12 +12,11 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections import Counter, defaultdict
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-import numpy as np
 
 from splits import hmdb51, ucf101
 from splits.split import Lists
@@ -163,54 +162,36 @@ class Folds:
 def draw_folds(dataset_path: Path, group_of_clip: Callable[[str], str | None] = source) -> Folds:
     """Five folds over groups, or as many as a class has groups; the same for the same names.
 
-    Groups are dealt out, those of several classes first and then those of each class, the largest first, to
-    the fold that has the fewest clips of their classes. Raises: UserError if a class lies in one fold.
+    They are scikit-learn's StratifiedGroupKFold: each class has about as many clips in each fold.
+
+    Raises: UserError if a class lies in one fold.
     """
-    clips = scan(dataset_path)
-    by_class: list[dict[str, list[str]]] = []
-    for name, names in clips.items():
-        groups: dict[str, list[str]] = defaultdict(list)
-        for clip in names:
-            groups[group_of_clip(clip) or clip].append(clip)
-        if len(groups) < 2:
-            group = next(iter(groups)).removeprefix(f"{name}/")
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    classes, group_of = scan(dataset_path), dict[str, str]()
+    for name, clips in classes.items():
+        group_of |= {clip: group_of_clip(clip) or clip for clip in clips}
+        if len(groups := {group_of[clip] for clip in clips}) < 2:
+            group = groups.pop().removeprefix(f"{name}/")
             raise UserError(
-                f"{dataset_path / name}: all its clips ({len(names)}) are of one group, {group!r}; add clips "
+                f"{dataset_path / name}: all its clips ({len(clips)}) are of one group, {group!r}; add clips "
                 "out of another video, or say what tells it: --group_pattern '.+' takes each clip for its own"
             )
-        by_class.append(groups)
-    count = min(len(FOLDS), max(map(len, by_class)))
-    clips_of: dict[str, Counter[int]] = defaultdict(Counter)
-    for label, groups in enumerate(by_class):
-        for group, names in groups.items():
-            clips_of[group][label] += len(names)
-    sizes = np.zeros((len(clips), count), int)  # clips of each class in each fold
-    chosen: dict[str, int] = {}
-
-    def cost(group: str, number: int) -> tuple[int, int, int]:
-        of_label = clips_of[group]
-        # A class must not be in one fold alone.
-        rest = [[chosen.get(other) for other in by_class[label] if other != group] for label in of_label]
-        alone = sum(all(fold == number for fold in folds) for folds in rest)
-        same = sum(clips * int(sizes[label, number]) for label, clips in of_label.items())
-        return alone, same, int(sizes[:, number].sum())
-
-    shared = sorted(group for group, of_label in clips_of.items() if len(of_label) > 1)
-    parts = [(len(clips), shared), *((label, sorted(groups)) for label, groups in enumerate(by_class))]
-    for seed, names in parts:
-        order = np.random.default_rng([0, seed]).permutation(names).tolist()
-        for group in sorted(order, key=lambda group: -clips_of[group].total()):
-            if group not in chosen:
-                chosen[group] = min(range(count), key=lambda number: cost(group, number))
-                for label, number in clips_of[group].items():
-                    sizes[label, chosen[group]] += number
-    for name, of_fold in zip(clips, sizes, strict=True):
-        if np.count_nonzero(of_fold) < 2:
+    count = min(len(FOLDS), max(len({group_of[clip] for clip in clips}) for clips in classes.values()))
+    names = [clip for clips in classes.values() for clip in clips]
+    labels = [label for label, clips in enumerate(classes.values()) for _ in clips]
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class may have fewer clips than there are folds
+        drawn = list(folds.split(names, labels, [group_of[name] for name in names]))
+    fold = {names[place]: number for number, (_, tested) in enumerate(drawn, 1) for place in tested}
+    for name, clips in classes.items():
+        if len({fold[clip] for clip in clips}) < 2:
             raise UserError(
                 f"{dataset_path / name}: all its groups fall into one fold, since they are of other classes "
                 "too; add clips of another group, or narrow --group_pattern"
             )
-    return Folds(clips, {clip: chosen[g] + 1 for groups in by_class for g in groups for clip in groups[g]})
+    return Folds(classes, fold)
 
 
 def write_lists(folder: Path, folds: Folds, group_pattern: str | None) -> None:
