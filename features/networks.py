@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,21 +31,11 @@ KINETICS = "Kinetics-400"
 UCF101_FPS = 25
 
 
-class Build(Protocol):
-    """Makes a network without its last layer.
-
-    An image network maps (N, 3, H, W) to (N, D), a video network (N, 3, T, H, W) to (N, K, D).
-
-    Args:
-        pretrained: load the released weights; without, weights are random, to be loaded from a checkpoint
-        state: load these instead, named as the network's library names them
-
-    Raises: WeightsError if weights cannot be had, or do not fit.
-    """
-
-    def __call__(self, *, pretrained: bool, state: State | None = None) -> nn.Module:
-        """Make it."""
-        ...
+# build(pretrained=..., state=...) -> a network without its last layer: images (N, 3, H, W) -> (N, D), or
+# videos (N, 3, T, H, W) -> (N, K, D). `pretrained` loads the released weights, else they are random, to be
+# loaded from a checkpoint; `state` loads these instead, named as the network's library names them. It raises
+# WeightsError if weights cannot be had, or do not fit.
+Build = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
@@ -37,21 +37,12 @@ from utils.files import write_whole
 from utils.process import UserError, say
 from video.opencv import cv2
 
+if TYPE_CHECKING:
+    from features.encoder import Encoder
+
 INSTALL = "run pip install -r requirements-openvino.txt, or use --precision bf16"
 # Windows that measure the ranges; those of i3d are 2,048 frames.
 WINDOWS = 32
-
-
-class Quantizable(Protocol):
-    """What is needed of an encoder."""
-
-    name: str
-    img_dim: int
-    dtype: torch.dtype
-    windows: Windows
-
-    def sha256(self) -> str:
-        """Of its weights."""
 
 
 def can_quantize() -> bool:
@@ -65,7 +56,7 @@ def cache_folder() -> Path:
     return Path(base) / "action-recognition"
 
 
-def quantized_network(encoder: Quantizable, network: Normalized) -> QuantizedNetwork:
+def quantized_network(encoder: Encoder, network: Normalized) -> QuantizedNetwork:
     """The quantized network of an encoder, from the user's cache or made now.
 
     Args:
@@ -146,7 +137,7 @@ def moving_windows(layout: Windows, side: int) -> list[np.ndarray]:
     return made
 
 
-def _quantize(encoder: Quantizable, network: Normalized, path: Path, openvino: Any, nncf: Any) -> None:
+def _quantize(encoder: Encoder, network: Normalized, path: Path, openvino: Any, nncf: Any) -> None:
     """Write <path> and the weights beside it, each whole or not at all."""
     nncf.set_log_level(logging.ERROR)
     model = _convert(encoder, network, openvino)
@@ -160,7 +151,7 @@ def _quantize(encoder: Quantizable, network: Normalized, path: Path, openvino: A
         write_whole(path, (Path(folder) / "network.xml").read_bytes())
 
 
-def _convert(encoder: Quantizable, network: Normalized, openvino: Any) -> Any:
+def _convert(encoder: Encoder, network: Normalized, openvino: Any) -> Any:
     """The network as OpenVINO's model, of windows of any number and any length.
 
     Raises: UserError if OpenVINO cannot take it, or computes other numbers.

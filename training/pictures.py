@@ -10,7 +10,6 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
 
 from training.calibration import Reliability
 from utils.fonts import USUAL, font_runs
@@ -19,8 +18,6 @@ from utils.fonts import USUAL, font_runs
 NUMBERED_CLASSES = 20
 # Classes of a picture: more would be taller than libpng and memory allow.
 PICTURED_CLASSES = 250
-# Height in pixels of the frames of a strip.
-STRIP = 112
 
 
 def png(figure: Figure) -> bytes:
@@ -103,24 +100,16 @@ def reliability_diagram(reliability: Reliability, title: str) -> bytes:
 
 def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> bytes:
     """Frames (H, W, 3) uint8 RGB of some clips, a row for each with its caption above, as a PNG file."""
-    font, caption_height = ImageFont.load_default(13), 20
-    parts = []
-    for caption, frames in rows:
-        images = [Image.fromarray(frame) for frame in frames]
-        widths = [max(1, round(image.width * STRIP / image.height)) for image in images]
-        images = [image.resize((width, STRIP)) for image, width in zip(images, widths, strict=True)]
-        width = max(sum(image.width for image in images), round(font.getlength(caption)) + 8)
-        part = Image.new("RGB", (width, caption_height + STRIP), "white")
-        ImageDraw.Draw(part).text((4, 2), caption, "black", font)
-        for place, image in enumerate(images):
-            part.paste(image, (sum(earlier.width for earlier in images[:place]), caption_height))
-        parts.append(part)
-    whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
-    for place, part in enumerate(parts):
-        whole.paste(part, (0, sum(earlier.height for earlier in parts[:place])))
-    contents = io.BytesIO()
-    whole.save(contents, format="png")
-    return contents.getvalue()
+    columns = max(len(frames) for _, frames in rows)
+    figure = Figure((1.5 * max(4, columns), 1.5 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), max(1, columns), squeeze=False)
+    for (caption, frames), row in zip(rows, grid, strict=True):
+        row[0].set_title(caption, loc="left", fontsize=9)
+        for axes in row:
+            axes.axis("off")
+        for axes, frame in zip(row, frames, strict=False):
+            axes.imshow(frame)
+    return png(figure)
 
 
 COLORS = {"train": "#4878a8", "val": "#6aa56e", "test": "#c8553d"}
