@@ -8,58 +8,122 @@ python3 demo.py --checkpoint_model y.pth --examples clips/ --port 8000
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import socket
 import sys
-import tempfile
 import time
-from pathlib import Path
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
 
+from annotation.allowed import PageSettings
+from annotation.folder import page_folder, sweep
 from annotation.recognizer import Recognizer
 from annotation.settings import BackendSettings, LabelSettings
 from features.settings import DeviceSettings
-from utils.flags import add_flags, number, read
+from utils.flags import NATURAL, POSITIVE, add_flags, read, setting
 from utils.process import UserError, run
+
+INSTALL = "run pip install -r requirements-demo.txt"
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Where the page is, and how long it keeps files."""
+
+    host: str = setting(
+        "127.0.0.1",
+        "address to listen at; 127.0.0.1 (default, recommended) or ::1 is for this machine alone; 0.0.0.0 "
+        "lets in anybody who can reach it: the page asks for no password",
+    )
+    host_names: str = setting(
+        "",
+        "names between commas under which others open the page, as behind a proxy; default: addresses, "
+        "localhost and this machine's name, and no other, so that no other site leads its visitors here",
+    )
+    port: int = setting(7860, "0 takes any that is free", NATURAL)
+    keep_minutes: float = setting(
+        60.0, "after which uploads and results are deleted, default 60; all of them at the end", POSITIVE
+    )
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The flags of demo.py."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--examples", type=Path, default=Path("data/toy-actions/UCF-101"),
-        help="folder of videos to pick from, the first of each of its folders; default: the toy data",
-    )  # fmt: skip
-    parser.add_argument(
-        "--port", type=number("[1, 65535]", int), help="default: 7860, or the next one that is free"
-    )
-    for settings in (BackendSettings, LabelSettings, DeviceSettings):
+    for settings in (ServerSettings, PageSettings, BackendSettings, LabelSettings, DeviceSettings):
         add_flags(parser, settings)
     return parser
+
+
+def launch(page: Any, server: ServerSettings) -> tuple[Any, str]:
+    """Start to serve a page; returns it and its address.
+
+    Raises: UserError if the port is taken.
+    """
+    import gradio
+
+    from annotation.guard import Guard
+
+    limit, host = page.settings.max_megabytes * MEGABYTE, server.host.strip("[]")
+    names = {"localhost", socket.gethostname(), *filter(None, map(str.strip, server.host_names.split(",")))}
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        names.add(socket.getfqdn())
+
+    @contextlib.asynccontextmanager
+    async def guarded(app: Any) -> AsyncIterator[None]:
+        # What `add_middleware` adds stands behind Gradio's own, which answers other sites by itself.
+        app.middleware_stack = Guard(app.middleware_stack, names, limit)
+        yield
+
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind((host, server.port))
+            port = free.getsockname()[1]
+    except OSError as error:
+        raise UserError(
+            f"--host {server.host} --port {server.port}: {error.strerror or error}; choose an address of "
+            "this machine, or another --port where a page runs already"
+        ) from error
+    in_url, blocks = f"[{host}]" if ":" in host else host, page.build()
+    blocks.launch(
+        server_name=in_url, server_port=port, prevent_thread_lock=True, quiet=True, show_error=True,
+        max_file_size=limit, app_kwargs={"lifespan": guarded}, footer_links=[], run_history=False,
+        state_session_capacity=2 * page.settings.max_waiting, enable_monitoring=False, ssr_mode=False,
+        # Those of Gradio itself would be fetched from elsewhere.
+        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+    )  # fmt: skip
+    return blocks, f"http://{in_url}:{port}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until the user ends it; returns the exit status."""
     args = get_args_parser().parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="action-recognition-") as folder:
+    server, backend = read(ServerSettings, args), read(BackendSettings, args)
+    with page_folder() as folder:
         # They are read when Gradio is loaded: no word about us to anybody, nothing fetched from elsewhere.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": folder}
+        os.environ |= {
+            "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(folder)
+        }  # fmt: skip
         try:
             from annotation.page import Page
         except ImportError as error:
-            raise UserError(
-                f"the page needs the package {error.name}; run pip install -r requirements-demo.txt"
-            ) from error
-        recognizer = Recognizer.open(
-            read(BackendSettings, args), read(LabelSettings, args), read(DeviceSettings, args)
-        )
-        page = Page(args.examples, recognizer, Path(folder))
-        print(f"open {page.launch(args.port)} in a browser; Ctrl-C ends it", flush=True)
+            raise UserError(f"the page needs the package {error.name}; {INSTALL}") from error
+        recognizer = Recognizer.open(backend, read(LabelSettings, args), read(DeviceSettings, args))
+        page = Page(read(PageSettings, args), recognizer, folder)
+        blocks, address = launch(page, server)
+        print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
         try:
             while True:
-                time.sleep(60)
+                time.sleep(min(60.0, 20 * server.keep_minutes))
+                sweep(folder, 60 * server.keep_minutes)
         except KeyboardInterrupt:
             print("ended", file=sys.stderr)
         finally:
             page.close()
+            blocks.close(verbose=False)
     return 0
 
 

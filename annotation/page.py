@@ -1,7 +1,4 @@
-"""The web page: what it shows of a video, and how it is laid out. Gradio makes it.
-
-It is for this machine alone: it listens at 127.0.0.1, and answers under no other name.
-"""
+"""The web page: what it shows of a video, and how it is laid out. Gradio makes it."""
 
 from __future__ import annotations
 
@@ -17,25 +14,21 @@ from typing import Any, TypeVar
 import gradio
 import numpy as np
 import pandas
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from annotation.allowed import EXAMPLES, MAX_SMOOTH, PageSettings, WatchedVideo, check_inputs
 from annotation.annotate import write_annotated
 from annotation.overlay import OVERLAYS, Overlay
 from annotation.recognizer import Recognition, Recognizer
 from utils.files import shortened
 from utils.process import UserError
-from video.decoder import Frame
 from video.files import VIDEO_SUFFIXES, VideoError, video_files
 from video.opencv import av
 from video.reader import Video
 
 T = TypeVar("T")
 TITLE = "Action-Recognition"
-HOST = "127.0.0.1"
-# Actions with a curve, points of each, and videos to pick from.
-CURVES, POINTS, EXAMPLES = 5, 300, 8
-MAX_SMOOTH = 3.0
+# Actions with a curve, and points of each.
+CURVES, POINTS = 5, 300
 
 
 def find_examples(folder: Path) -> list[Path]:
@@ -69,13 +62,14 @@ class Page:
     """The page, and what it does with a video.
 
     Args:
-        examples: folder of videos to pick from
+        settings: what it takes
         recognizer: what labels videos
         folder: where uploads lie, and annotated videos and tables
     """
 
-    def __init__(self, examples: Path, recognizer: Recognizer, folder: Path) -> None:
-        self.recognizer, self.folder, self.examples = recognizer, folder, find_examples(examples)
+    def __init__(self, settings: PageSettings, recognizer: Recognizer, folder: Path) -> None:
+        self.settings, self.recognizer, self.folder = settings, recognizer, folder
+        self.examples = find_examples(settings.examples)
         # PyTorch keeps threads and memory for each thread that it is used from, and Gradio has 40.
         self._worker, self._closed = ThreadPoolExecutor(1), False
 
@@ -98,24 +92,19 @@ class Page:
         """
         path = self.examples[chosen] if isinstance(chosen, int) else Path(chosen)
         output = self.folder / "results" / secrets.token_hex(8) / f"{shortened(path.stem)}.mp4"
-        video, read = Video(path), 0
 
-        def watch(_: Frame) -> None:
-            nonlocal read
-            read += 1
+        def watch(done: int, total: int) -> None:
             if self._closed:
                 raise VideoError(f"{path}: the page was closed down")
-            if read % 10 == 0:
-                # Both times that it is read.
-                progress((read, 2 * video.stated_count()), unit="frames")
+            if done % 10 == 0:
+                progress((done, total), unit="frames")
 
-        video.watch = watch
-
-        def recognize() -> Recognition:
+        def recognize() -> tuple[Recognition, Video]:
             settings = replace(
                 self.recognizer.settings, overlay=overlay, smooth=smooth, only=only.strip() or None
             )
-            return Recognizer(self.recognizer.model, settings)(video)
+            video = WatchedVideo(path, self.settings, watch)
+            return Recognizer(self.recognizer.model, settings)(video), video
 
         def write() -> tuple[Path, Path]:
             write_annotated(recognition, video, output, overlay=overlay)
@@ -123,7 +112,7 @@ class Page:
             return recognition.write_tables(output, path.name, Path(self.recognizer.name).name)
 
         try:
-            recognition = self._in_worker(recognize)
+            recognition, video = self._in_worker(recognize)
             action, *rest = _shown(recognition)
             yield (action, gradio.skip(), *rest, gradio.skip())
             tables = self._in_worker(write)
@@ -141,35 +130,30 @@ class Page:
         # Progress finds its way to the browser by the variables of the context.
         return self._worker.submit(contextvars.copy_context().run, function).result()
 
-    def launch(self, port: int | None = None) -> str:
-        """Start to serve it; returns its address. Raises: UserError if the port is taken."""
-        blocks = self.build()
-        try:
-            blocks.launch(
-                server_name=HOST, server_port=port, prevent_thread_lock=True, quiet=True, show_error=True,
-                # No other site leads its visitors here under a name of its own.
-                app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, [HOST, "localhost"])]},
-                footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
-                # Those of Gradio itself would be fetched from elsewhere.
-                theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-            )  # fmt: skip
-        except OSError as error:
-            raise UserError(f"--port {port} is taken; choose another one, or leave it out") from error
-        self._blocks = blocks
-        return str(blocks.local_url)
-
     def close(self) -> None:
         """Give up the video under way, and those that wait."""
         self._closed = True
         self._worker.shutdown(cancel_futures=True)
-        self._blocks.close(verbose=False)
 
     def build(self) -> Any:
         """The page as a gradio.Blocks."""
+        settings, folder, count = self.settings, self.folder, len(self.examples)
         classes = self.recognizer.model.classes
-        with gradio.Blocks(title=TITLE, analytics_enabled=False) as page:
+
+        class CheckedBlocks(gradio.Blocks):
+            async def preprocess_data(
+                self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any
+            ) -> Any:
+                try:
+                    check_inputs(inputs, folder, count)
+                except UserError as error:
+                    raise _error(str(error)) from error
+                return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+
+        with CheckedBlocks(title=TITLE, analytics_enabled=False) as page:
             gradio.Markdown(
-                f"# {TITLE}\nDrop a video. The model knows {len(classes)} actions: "
+                f"# {TITLE}\nDrop a video of up to {settings.max_seconds} seconds and "
+                f"{settings.max_megabytes} MB. The model knows {len(classes)} actions: "
                 + ", ".join(classes[:12])
                 + (", ..." if len(classes) > 12 else ".")
             )
@@ -185,7 +169,7 @@ class Page:
                 then(None, None, file, js="() => null", api_visibility="private")
             examples.click(self.label, [examples, *flags], outputs, api_name="example", **shown)
         # One at a time: the model takes the whole machine.
-        page.queue(default_concurrency_limit=1)
+        page.queue(max_size=settings.max_waiting, default_concurrency_limit=1)
         return page
 
     def _inputs(self) -> list[Any]:

@@ -35,7 +35,7 @@ FLAGS = (
 def serve(folder, *flags):
     """The address of a page."""
     port = free_port()
-    command = [sys.executable, "demo.py", "--port", port, *flags]
+    command = [sys.executable, "demo.py", "--port", port, "--max_seconds", 10, *flags]
     server = subprocess.Popen(
         [*map(str, command)], cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)}, text=True,
         stdout=subprocess.PIPE,
@@ -161,6 +161,11 @@ def test_what_is_wrong_is_said(page, tmp_path):
     page.get_by_text("Drop File Here").wait_for()
     time.sleep(1)  # until the message has slid in
     shot(page, "error")
+    # And one that is larger than the page takes, which the browser does not even send.
+    with (tmp_path / "large.mp4").open("wb") as file:
+        file.truncate(2 * 2**30)
+    page.set_input_files("#upload input[type=file]", tmp_path / "large.mp4")
+    page.get_by_text("exceed the maximum allowed size").first.wait_for(timeout=30_000)
 
 
 def test_a_live_stream_is_shown_in_a_window(tmp_path):

@@ -1,203 +1,294 @@
-"""The web page: the command as typed, with the tiny encoder, and what a visitor of the page gets."""
+"""What a page does with requests that a browser would not send, and with videos that ask for too much."""
 
-import http.client
+import io
 import json
 import os
-import signal
+import shutil
 import socket
-import subprocess
-import sys
+import tempfile
+import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
-from test_odd_files import spoiled
+from page_server import FORM, JSON, RUN, Server, form, gradio_client, make_page
 
-import demo
-from annotation.overlay import PALETTE
-from annotation.recognizer import Recognizer
-from conftest import CLASSES, ROOT, free_port, gray_frames, save_untrained
+from annotation import folder as folder_module
+from conftest import ROOT, gray_frames, save_untrained
 from video.reader import Video
 from video.writer import write_video
 
-gradio_client = pytest.importorskip("gradio_client", reason="the page's packages are not installed")
 # One server is enough for all.
 pytestmark = pytest.mark.xdist_group("page")
-# The command with the tiny encoder at hand.
-RUN = "import conftest, demo; conftest.add_tiny_encoder(); demo.run(demo.main)"
 
+# A limit that a test can reach, a video that decodes slowly, and one whose sound FFmpeg refuses.
+SLOW = """
+import time
+from annotation import allowed, annotate
+from video.opencv import av
+from video.reader import Video
 
-class Server:
-    """The command as typed, and its temporary folder."""
+allowed.SPARE_SECONDS = 1
+frames, write = Video.timed_frames, annotate.write_video
 
-    def __init__(self, checkpoint, folder, *flags):
-        self.temporary, self.port = folder, free_port()
-        flags = ["--checkpoint_model", checkpoint, "--port", self.port, "--precision", "fp32", *flags]
-        paths = {"PYTHONPATH": str(ROOT / "tests"), "TMPDIR": str(folder)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", RUN, *map(str, flags)], cwd=ROOT, text=True,
-            env={**os.environ, **paths, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        line = self.process.stdout.readline()
-        assert f"http://127.0.0.1:{self.port}" in line, line + self.process.stdout.read()
+def slowly(self):
+    for number, frame in enumerate(frames(self)):
+        time.sleep("slow" in self.path.name and number > 2)
+        yield frame
 
-    def client(self):
-        folder = str(self.temporary / "client")
-        return gradio_client.Client(f"http://127.0.0.1:{self.port}", verbose=False, download_files=folder)
+def refusing(path, *args, **kwargs):
+    if "refused" in path.name:
+        raise av.error.InvalidDataError(1094995529, "Invalid data found when processing input")
+    return write(path, *args, **kwargs)
 
-    def annotate(self, path, overlay="full", smooth=0.0, only=""):
-        """The answer of the page: action, video, segments and the JSON file's contents."""
-        action, video, _, segments, tables = self.client().predict(
-            gradio_client.handle_file(str(path)), overlay, smooth, only, api_name="/annotate"
-        )
-        about = next(path for path in tables if path.endswith(".json"))
-        return action, Path(video), segments, json.loads(Path(about).read_text())
-
-    def get(self, **headers):
-        """Status and headers of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request("GET", "/config", None, headers)
-        answer = connection.getresponse()
-        found = answer.status, dict(answer.getheaders())
-        connection.close()
-        return found
-
-    def end(self):
-        self.process.send_signal(signal.SIGTERM)
-        out, _ = self.process.communicate(timeout=30)
-        assert "Traceback" not in out
-        assert self.process.returncode == 0
-        assert list(self.temporary.glob("action-recognition-*")) == []
+Video.timed_frames, annotate.write_video = slowly, refusing
+"""
+ADDRESS = "192.0.2.7"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save_untrained(tmp_path_factory.mktemp("demo") / "model.pth")
+    return save_untrained(tmp_path_factory.mktemp("page") / "model.pth")
 
 
 @pytest.fixture(scope="module")
 def server(checkpoint, tmp_path_factory, toy):
-    started = Server(checkpoint, tmp_path_factory.mktemp("server"), "--examples", toy / "UCF-101")
+    flags = ("--max_megabytes", 2, "--max_seconds", 6, "--max_slowness", 5, "--examples", toy / "UCF-101")
+    flags += ("--host", "0.0.0.0", "--host_names", "page.example")
+    started = Server(checkpoint, tmp_path_factory.mktemp("page"), *flags, host="0.0.0.0", run=SLOW + RUN)
     yield started
     started.end()
 
 
-def test_an_upload_is_answered_and_nothing_of_this_machines_folders_is_told(server, toy):
-    clip = toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
-    action, video, segments, about = server.annotate(clip, smooth=0.5)
-    assert action["label"] in CLASSES
-    assert sum(one["confidence"] for one in action["confidences"]) == pytest.approx(1, abs=1e-3)
-    assert Video(video).count() == Video(clip).count() == about["frames"]
-    assert segments["headers"][0] == "action"
-    assert segments["data"][0][0] in CLASSES
-    assert (about["video"], about["checkpoint"]) == (clip.name, "model.pth")
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("POST", f"/gradio_api/{name}") for name in ("process_recording", "component_server", "cancel")),
+        *(
+            ("POST", f"/gradio_api/{name}")
+            for name in ("run/annotate", "api/annotate", "call/other", "reset")
+        ),
+        *(("GET", f"/gradio_api/{name}") for name in ("file=http://127.0.0.1:1/x", "proxy=http://x", "user")),
+        *(("GET", f"/gradio_api/{name}") for name in ("deep_link?session_hash=x", "openapi.json", "upload")),
+        *(("GET", "/monitoring"), ("GET", "/logout"), ("POST", "/login"), ("PUT", "/"), ("OPTIONS", "/")),
+    ],
+)
+def test_only_what_the_page_uses_answers(server, method, path):
+    before = server.files()
+    body = form("x.mp4", b"x" * 10_000) if method == "POST" else None
+    assert server.ask(method, path, body, FORM)[:2] == (404, "there is nothing here")
+    assert server.files() == before
 
 
-def test_an_example_shows_its_labels_before_its_video(server):
-    job = server.client().submit(1, "minimal", 0.0, "WalkRight", api_name="/example")
-    job.result()
-    first, last = job.outputs()
-    assert first[0]["label"] == last[0]["label"] == "WalkRight"
-    assert "_g01_c01" in last[1], "the first of its folder"
-    assert first[3]["data"] == last[3]["data"] != []
-    assert not isinstance(first[1], str)
-    assert isinstance(last[1], str)
-
-
-def test_several_at_once_are_all_answered(server, toy):
-    clips = sorted((toy / "UCF-101").glob("*/*_g0[12]_c01.avi"))[:4] * 2
-    with ThreadPoolExecutor(8) as pool:
-        for (_, video, _, about), clip in zip(pool.map(server.annotate, clips), clips, strict=True):
-            assert Video(video).count() == Video(clip).count()
-            assert about["video"] == clip.name, "each his own"
+def test_what_is_too_large_or_of_no_stated_size_is_refused(server):
+    before, files = server.peak_megabytes(), server.files()
+    megabyte = b" " * 2**20
+    assert server.send("x.mp4", 3 * megabyte)[0] == 413
+    # A form may be a little larger than the file in it, and the file is counted.
+    assert server.send("x.mp4", 2 * megabyte + b"x")[0] == 413
+    assert server.send("x.mp4", b"x", {**FORM, "Content-Length": "9" * 18})[0] == 413
+    for path, kind in (("upload", FORM), ("queue/join", JSON), ("call/annotate", JSON)):
+        chunked = {**kind, "Transfer-Encoding": "chunked"}
+        assert server.ask("POST", f"/gradio_api/{path}", iter([megabyte] * 9), chunked)[0] == 413
+    assert server.ask("POST", "/gradio_api/queue/join", megabyte + b" ", JSON)[0] == 413
+    assert server.peak_megabytes() - before < 30
+    assert server.files() == files
 
 
 def test_other_sites_are_refused(server):
-    assert server.get()[0] == 200
-    assert server.get(Host=f"localhost:{server.port}")[0] == 200
-    # A page elsewhere that sends its visitors' browsers here under a name of its own, and one under its own.
-    assert server.get(Host=f"elsewhere.example:{server.port}")[0] == 400
-    headers = {
-        name.lower(): value for name, value in server.get(Origin="http://elsewhere.example")[1].items()
-    }
-    assert "access-control-allow-origin" not in headers
+    for name in (f"127.0.0.1:{server.port}", f"{ADDRESS}:{server.port}"):
+        for origin in ("http://elsewhere.example", "null", "http://localhost:1", f"http://{name}1"):
+            headers = {"Host": name, "Origin": origin, **FORM}
+            for method, path in (("POST", "/gradio_api/upload"), ("GET", "/config"), ("OPTIONS", "/config")):
+                status, _, answered = server.ask(method, path, form("x.mp4"), headers)
+                assert status == 403, (headers, method)
+                assert not [each for each in answered if each.lower().startswith("access-control")]
+    assert server.send("x.mp4", headers={"Sec-Fetch-Site": "cross-site", **FORM})[0] == 403
+    # A link from elsewhere opens the page, and its own browser's requests are answered.
+    assert server.ask("GET", "/", None, {"Sec-Fetch-Site": "cross-site"})[0] == 200
+    assert server.ask("GET", "/config", None, {"Origin": f"http://127.0.0.1:{server.port}"})[0] == 200
+
+
+def test_a_page_has_known_names_only(server):
+    for host in ("127.0.0.1", ADDRESS, "[2001:db8::7]", "localhost", socket.gethostname(), "page.example"):
+        assert server.ask("GET", "/theme.css", None, {"Host": f"{host.upper()}:{server.port}"})[0] == 200, (
+            host
+        )
+    for host in ("elsewhere.example", "127.0.0.1.elsewhere.example", "page.example.org", "", "[", "a:b:c"):
+        status, text, _ = server.ask("GET", "/theme.css", None, {"Host": host})
+        assert (status, "--host_names" in text) == (400, True), host
+
+
+def test_nothing_is_fetched_from_elsewhere_and_no_file_of_the_machine_is_read(server, toy):
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(1)
+        url = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/x.mp4"
+        with pytest.raises(Exception, match="nothing is fetched from elsewhere"):
+            server.client().predict(gradio_client.handle_file(url), "full", 0.0, "", api_name="/annotate")
+        own = server.upload(next((toy / "UCF-101").rglob("*.avi")))
+        fetched = {"path": url, "meta": {"_type": "gradio.FileData"}}
+        secret = next(server.temporary.glob("action-*")).parent / "secret.mp4"
+        secret.write_bytes(b"x")
+        paths = [{**own, "path": path} for path in ("/etc/passwd", str(secret), "../x.mp4", "a\0b", None)]
+        for video in (fetched, {**own, "url": url}, url, [fetched], *paths):
+            assert "nothing is fetched from elsewhere" in server.error("annotate", [video, "full", 0, ""])
+        # Nor in another place.
+        assert "choose one of full, minimal" in server.error("annotate", [own, fetched, 0, ""])
+        assert "names of actions" in server.error("annotate", [own, "full", 0, fetched])
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+    for path in (
+        "/etc/passwd",
+        str(ROOT / "README.md"),
+        str(secret),
+        f"{server.temporary}/../x",
+        "../README.md",
+    ):
+        assert server.ask("GET", f"/gradio_api/file={path}")[0] in (403, 404)
+    secret.unlink()
 
 
 @pytest.mark.parametrize(
-    ("name", "only", "reason"),
+    "name",
     [
-        ("text.avi", "", "text.avi: no video in this file"),
-        ("half.avi", "", "half.avi: the file is truncated"),
-        ("good.avi", ", ,", "only names no action; write names between commas"),
-        ("good.avi", "WalkLefd", "near it are WalkLeft"),
+        "v. 2 (final)..mp4",
+        "Bogenschießen.mp4",
+        "../../evil.mp4",
+        "/etc/evil.mp4",
+        "..\\evil.mp4",
+        "%2e%2e%2fevil",
+        "..",
     ],
 )
-def test_what_is_wrong_is_a_sentence(server, toy, tmp_path, name, only, reason):
+def test_a_name_with_a_path_leads_nowhere_else(server, name):
+    status, text = server.send(name)
+    assert status == 200 or ".." in name
+    if status == 200:
+        (stored,) = json.loads(text)
+        assert Path(stored).resolve().is_relative_to(next(server.temporary.glob("action-recognition-*")))
+        assert Path(stored).is_file()
+    for folder in (server.temporary.parent, server.temporary, ROOT):
+        assert not list(folder.glob("*evil*"))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ([99, "full", 0, ""], "example 99: there are 8"),
+        ([-1, "full", 0, ""], "example -1: there are 8"),
+        ([True, "full", 0, ""], "example True: there are 8"),
+        ([None, "full", 0, ""], "choose a video first"),
+        ([0, ["full"], 0, ""], "choose one of full, minimal"),
+        ([0, "full", "1", ""], "seconds from 0 to 3"),
+        ([0, "full", float("nan"), ""], "seconds from 0 to 3"),
+        ([0, "full", -5, ""], "average over -5: choose a number of seconds from 0 to 3"),
+        ([0, "full", 0, None], "only None: write fewer names of actions"),
+        ([0, "full", 0, "x" * 900_000], "write fewer names of actions"),
+        ([0, "full", 0, ", ,"], "only names no action; write names between commas"),
+        ([0, "full", 0, "WalkLefd"], "near it are WalkLeft"),
+        ([0], "choose a video first"),
+    ],
+)
+def test_wrong_inputs_are_sentences(server, inputs, reason):
+    told = server.error("example", inputs)
+    assert reason in told
+    assert len(told) < 400
+
+
+def test_what_is_no_video_or_too_much_of_one_is_a_sentence(server, tmp_path, toy):
+    bomb, files = io.BytesIO(), set(server.files())
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(200 * 2**20))
+    (tmp_path / "bomb.mp4").write_bytes(bomb.getvalue())
+    (tmp_path / "text.avi").write_text("this is not a video")
+    (tmp_path / "notes.txt").write_text("this is not named as one")
     good = next((toy / "UCF-101").rglob("*.avi")).read_bytes()
-    content = {"text": b"this is not a video", "half": good[: len(good) // 2], "good": good}
-    (tmp_path / name).write_bytes(content[name[:4]])
-    with pytest.raises(Exception, match=reason) as caught:
-        server.annotate(tmp_path / name, only=only)
-    assert str(server.temporary) not in str(caught.value)
+    (tmp_path / "half.avi").write_bytes(good[: len(good) // 2])
+    write_video(tmp_path / "long.mp4", gray_frames([90] * 175), Fraction(25))
+    write_video(tmp_path / "large.mp4", gray_frames([90] * 2, 4400, 4400), Fraction(25))
+    write_video(tmp_path / "refused.mp4", gray_frames([90] * 20), Fraction(25))
+    before = server.peak_megabytes()
+    for name, reason in (
+        ("bomb.mp4", "is it a video?"),
+        ("text.avi", "is it a video?"),
+        ("notes.txt", "not a video"),
+        ("half.avi", "truncated"),
+        ("long.mp4", "7 seconds are too long for this page; cut it to 6"),
+        ("large.mp4", "frames of 4400 x 4400 pixels are too large"),
+        ("refused.mp4", "Invalid data found when processing input; convert it to mp4 first"),
+    ):
+        told = server.error("annotate", [server.upload(tmp_path / name), "full", 0, ""])
+        assert told.startswith(name)
+        assert reason in told
+        assert str(server.temporary) not in told
+    assert server.peak_megabytes() - before < 400
+    assert not [path for path in set(server.files()) - files if "results" in path.parts]
 
 
-def test_it_ends_in_the_middle_of_a_video(checkpoint, tmp_path):
-    (tmp_path / "temporary").mkdir()
-    write_video(tmp_path / "long.mp4", gray_frames([90]) * 7000, Fraction(60))
-    server = Server(checkpoint, tmp_path / "temporary", "--label_every", 1, "--examples", tmp_path)
-    job = server.client().submit(0, "full", 0.0, "", api_name="/example")
-    while not list(tmp_path.rglob("*.partial.mp4")):
-        assert not job.done()
-    server.end()
+def test_a_video_has_its_time_and_others_wait(server, toy):
+    path = server.temporary / "slow.mp4"
+    write_video(path, gray_frames([90] * 20), Fraction(50))
+    slow, begun = server.upload(path), time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        given_up = pool.submit(server.error, "annotate", [slow, "full", 0, ""])
+        time.sleep(0.5)
+        assert server.client().predict(0, "full", 0.0, "", api_name="/example")
+        assert "it takes more than 3 seconds, and others wait" in given_up.result()
+    assert time.monotonic() - begun < 30
 
 
-def shown(checkpoint, folder, path, progress=lambda *_, **__: None):
-    page = page_module().Page(folder, Recognizer.load(checkpoint), folder)
-    return page, list(page.label(str(path), "full", 0.0, "", progress))
+@pytest.mark.parametrize("stated", [2, 60])
+def test_more_than_a_file_states_ends_at_the_limit(checkpoint, tmp_path, monkeypatch, stated):
+    write_video(tmp_path / "x.mp4", gray_frames([90] * 60), Fraction(25))
+    monkeypatch.setattr(Video, "length", lambda self: self.fps() and Fraction(1))
+    monkeypatch.setattr(Video, "stated_count", lambda self: stated)
+    page = make_page(checkpoint, tmp_path, "--max_seconds", 1)
+    with pytest.raises(Exception, match="too many for this page; cut it to 1 seconds"):
+        list(page.label(str(tmp_path / "x.mp4"), "full", 0.0, "", lambda *_, **__: None))
+    assert not (tmp_path / "results").exists()
 
 
-def page_module():
-    from annotation import page
-
-    return page
-
-
-def test_progress_curves_and_their_colors(checkpoint, tmp_path):
-    write_video(tmp_path / "x.mp4", gray_frames(list(np.arange(700) % 200)), Fraction(25))
-    told = []
-    page, (first, last) = shown(
-        checkpoint, tmp_path, tmp_path / "x.mp4", lambda done, unit: told.append((*done, unit))
-    )
-    assert told[::70] == [(10, 1400, "frames"), (710, 1400, "frames")]
-    assert first[2] is last[2]
-    assert last[2].color_map[last[3][0][0]] == "#{:02x}{:02x}{:02x}".format(*PALETTE[0]), "the timeline's"
-    recognition = page.recognizer(tmp_path / "x.mp4")
-    table, _ = page_module().curves(recognition)
-    assert len(table) == 2 * page_module().POINTS
-    assert table["second"].iloc[[0, -1]].tolist() == pytest.approx([0, 699 / 25], abs=0.001)
-    for _, (second, action, probability) in table.iloc[::50].iterrows():
-        label, frame = CLASSES.index(action), round(25 * second)
-        assert probability == pytest.approx(recognition.probabilities[frame, label], abs=1e-4)
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with folder_module.page_folder() as made:
+        yield made
 
 
-def test_what_is_wrong_with_a_file_is_told_on_the_page(checkpoint, tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(page_module().gradio, "Warning", told.append)
-    spoiled(tmp_path / "x.avi", gray_frames([2 * number for number in range(100)]), [40])
-    shown(checkpoint, tmp_path, tmp_path / "x.avi")
-    assert told == ["x.avi: 99 of 100 frames decoded"]
+def test_old_files_are_swept_and_new_ones_stay(folder):
+    for name in ("old/a.mp4", "old/b.csv", "new/c.mp4"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    for path in [*(folder / "old").iterdir(), folder / "lock"]:
+        os.utime(path, (time.time() - 100,) * 2)
+    folder_module.sweep(folder, 60)
+    assert sorted(path.name for path in folder.rglob("*")) == ["c.mp4", "lock", "new", "old"]
+    os.utime(folder / "old", (time.time() - 100,) * 2)
+    folder_module.sweep(folder, 60)
+    assert sorted(path.name for path in folder.rglob("*")) == ["c.mp4", "lock", "new"]
 
 
-def test_what_cannot_be_served_ends_in_one_line(call, checkpoint, tmp_path, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = call(demo, "--checkpoint_model", checkpoint, "--port", port)
-    assert (done.status, f"--port {port} is taken" in done.one_line_error()) == (1, True)
-    assert "gone.pth" in call(demo, "--checkpoint_model", tmp_path / "gone.pth").one_line_error()
-    monkeypatch.delitem(sys.modules, "annotation.page")
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    done = call(demo, "--checkpoint_model", checkpoint)
-    assert "requirements-demo.txt" in done.one_line_error()
+def test_a_page_removes_what_killed_pages_left_and_nothing_else(checkpoint, folder, monkeypatch):
+    """One at an IPv6 address."""
+    beside = folder.parent
+    monkeypatch.setattr(tempfile, "tempdir", str(beside))
+    killed = Server(checkpoint, beside, "--host", "::1", host="[::1]")
+    with socket.create_connection(("::1", killed.port)) as reader:
+        reader.sendall(b"GET /theme.css HTTP/1.0\r\nHost: [::1]\r\n\r\n")
+        assert b" 200 " in reader.recv(100)
+    (left,) = set(beside.glob("action-recognition-*")) - {folder}
+    foreign, link = beside / "action-recognition-of-another-program", beside / "action-recognition-link"
+    foreign.mkdir()
+    link.symlink_to(left)
+    folder_module.remove_left(folder)
+    assert (left / "lock").is_file(), "a page that runs keeps its folder"
+    killed.process.kill()
+    killed.process.wait()
+    if os.geteuid() == 0:
+        shutil.copytree(left, beside / "action-recognition-other")
+        os.chown(beside / "action-recognition-other", 12345, 12345)
+    others = [path for path in beside.glob("action-recognition-*") if path != left]
+    with folder_module.page_folder() as next_page:
+        assert sorted(beside.glob("action-recognition-*")) == sorted([*others, next_page])

@@ -1,0 +1,78 @@
+"""Which requests reach Gradio: those of the page itself and of Gradio's clients, by names of this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.responses import PlainTextResponse
+
+# All that the page asks for, and Gradio's clients for Python and JavaScript. Others of Gradio's paths fetch
+# what is elsewhere, or run programs on what was sent.
+READ = re.compile(
+    r"/|/config|/theme\.css|/manifest\.json|/favicon\.ico|/(assets|static)/.+|/gradio_api/file=/.+"
+    r"|/gradio_api/(info|startup-events|upload_progress|queue/data|heartbeat/[^/]+)"
+    r"|/gradio_api/call/(annotate|example)/[^/]+"
+)
+WRITE = re.compile(r"/gradio_api/(upload|queue/join|call/(annotate|example))")
+# Of a request that is no upload, and of the form around one.
+OTHER_BYTES, FORM_BYTES = 2**20, 2**16
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Guard:
+    """An ASGI middleware that refuses what the page does not use, what is too large, and other sites.
+
+    Gradio allows any other site to read its answers where the page has another name than localhost, so this
+    must stand before what Gradio itself adds.
+
+    Args:
+        app: what comes behind it
+        names: of this machine that its visitors may use, besides addresses
+        upload_bytes: of a file
+    """
+
+    def __init__(self, app: App, names: Collection[str], upload_bytes: int) -> None:
+        self.app, self.names, self.upload_bytes = app, {name.lower() for name in names}, upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 400, 403, 404 or 413 and a sentence."""
+        if scope["type"] == "websocket":  # which the page does not use
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        refusal = self._refusal(scope)
+        answer = PlainTextResponse(refusal[1], refusal[0]) if refusal else self.app
+        await answer(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        method, path, host = scope["method"], scope["path"], headers.get("host", "").lower()
+        if not self._is_name(host):
+            # A page elsewhere that sends its visitors' browsers here under a name of its own.
+            return 400, "this page has no such name; whoever serves it can add it with --host_names"
+        origin = headers.get("origin")
+        is_foreign = origin is not None and origin.lower().partition("://")[2] != host
+        if is_foreign or (method == "POST" and headers.get("sec-fetch-site") == "cross-site"):
+            return 403, "this page answers no other site"
+        if method not in ("GET", "HEAD", "POST") or not (WRITE if method == "POST" else READ).fullmatch(path):
+            return 404, "there is nothing here"
+        limit = self.upload_bytes + FORM_BYTES if path.endswith("/upload") else OTHER_BYTES
+        length = headers.get("content-length", "0")
+        # Browsers and Gradio's clients state it; the server reads no more than that.
+        if "transfer-encoding" in headers or not re.fullmatch(r"\d{1,15}", length) or int(length) > limit:
+            return 413, f"this is larger than {limit // 2**20} MB, or its size is not stated"
+        return None
+
+    def _is_name(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return name in self.names or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
