@@ -74,7 +74,9 @@ def launch(page: Any, server: ServerSettings) -> tuple[Any, str]:
     @contextlib.asynccontextmanager
     async def guarded(app: Any) -> AsyncIterator[None]:
         # What `add_middleware` adds stands behind Gradio's own, which answers other sites by itself.
-        app.middleware_stack = Guard(app.middleware_stack, names, limit)
+        app.middleware_stack = Guard(
+            app.middleware_stack, names, limit, page.folder, page.settings.keep_megabytes
+        )
         yield
 
     try:

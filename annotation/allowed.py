@@ -39,6 +39,9 @@ class PageSettings:
         Path,
     )
     max_megabytes: int = setting(100, "of an upload; 100 (default) is some minutes of HD", COUNT)
+    keep_megabytes: int = setting(
+        2000, "of uploads and results at a time, default 2000; beyond, nothing more is taken", COUNT
+    )
     max_seconds: int = setting(120, "of a video; 120 (default) takes half a minute on 2 cores", COUNT)
     max_slowness: float = setting(
         10.0,

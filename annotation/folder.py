@@ -45,6 +45,29 @@ def remove_left(beside: Path) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
+def no_room(folder: Path, megabytes: int, more: int = 0) -> str | None:
+    """A sentence if `more` bytes and what the files in a folder take on the disk are above a limit."""
+    used = more
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            # A file of a single byte takes a block.
+            used += 512 * path.stat().st_blocks
+    if used <= megabytes * 2**20:
+        return None
+    return (
+        f"the page has room for {megabytes} MB of videos at a time, which are taken; try again when older "
+        "ones are deleted, or a smaller video"
+    )
+
+
+def remove_strays(folder: Path) -> None:
+    """Delete uploads that were begun and not ended: Gradio gives those that were a folder each."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.name != LOCK:
+                path.unlink()
+
+
 def sweep(folder: Path, seconds: float) -> None:
     """Delete what has not changed for some seconds in a page's folder: files, and folders that are empty.
 

@@ -17,6 +17,7 @@ import pandas
 
 from annotation.allowed import EXAMPLES, MAX_SMOOTH, PageSettings, WatchedVideo, check_inputs
 from annotation.annotate import write_annotated
+from annotation.folder import no_room
 from annotation.overlay import OVERLAYS, Overlay
 from annotation.recognizer import Recognition, Recognizer
 from utils.files import shortened
@@ -112,6 +113,8 @@ class Page:
             return recognition.write_tables(output, path.name, Path(self.recognizer.name).name)
 
         try:
+            if problem := no_room(self.folder, self.settings.keep_megabytes):
+                raise UserError(problem)
             recognition, video = self._in_worker(recognize)
             action, *rest = _shown(recognition)
             yield (action, gradio.skip(), *rest, gradio.skip())

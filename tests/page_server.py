@@ -87,7 +87,7 @@ class Server:
     def end(self):
         self.process.send_signal(signal.SIGTERM)
         out, _ = self.process.communicate(timeout=30)
-        assert "Traceback" not in out
+        assert "Traceback" not in out, out
         assert self.process.returncode == 0
         assert list(self.temporary.glob("action-recognition-*")) == []
 

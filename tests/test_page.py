@@ -97,6 +97,27 @@ def test_what_is_too_large_or_of_no_stated_size_is_refused(server):
     assert server.files() == files
 
 
+def test_the_folder_has_a_limit_and_half_an_upload_does_not_stay(checkpoint, tmp_path):
+    server = Server(checkpoint, tmp_path, "--max_megabytes", 2, "--keep_megabytes", 6)
+    with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+        head = "".join(f"{name}: {value}\r\n" for name, value in {**FORM, "Content-Length": 2**20}.items())
+        request = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n".encode()
+        leaving.sendall(request + form("left.mp4", b"x" * 2**19)[:-9])
+    sent = [server.send("x.mp4", bytes([number]) * 2 * 10**6) for number in range(4)]
+    assert [status for status, _ in sent] == [200, 200, 200, 507]
+    assert "room for 6 MB" in sent[-1][1]
+    until = time.monotonic() + 20
+    while len(server.files()) > 3 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert [path.name for path in server.files()] == ["x.mp4"] * 3, "nothing that is half written"
+    # A result has no room either.
+    stored = json.loads(sent[0][1])[0]
+    Path(stored).write_bytes(bytes(2**22))
+    inputs = [{"path": stored, "meta": {"_type": "gradio.FileData"}}, "full", 0, ""]
+    assert "room for 6 MB" in server.error("annotate", inputs)
+    server.end()
+
+
 def test_other_sites_are_refused(server):
     for name in (f"127.0.0.1:{server.port}", f"{ADDRESS}:{server.port}"):
         for origin in ("http://elsewhere.example", "null", "http://localhost:1", f"http://{name}1"):
