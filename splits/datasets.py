@@ -199,6 +199,13 @@ class Listed:
                 f"{len(self._folds.clips):,} classes, {len(self.numbers)} folds over groups by "
                 f"{self._pattern or 'the form of their names'}; {self._folds.balance()}"
             ]
+            inside = path.resolve()
+            outside = [n for n in self._folds.fold if not (path / n).resolve().is_relative_to(inside)]
+            if outside:
+                lines.append(
+                    f"{len(outside):,} clips are links that leave {path} and are read where they lead, the "
+                    f"first {outside[0]}"
+                )
             for name, dataset in DATASETS.items():
                 unused = filter(dataset.is_lists, list_places(name, path))
                 lines += [f"the lists in {place} are not used" for place in unused]

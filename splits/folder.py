@@ -108,8 +108,16 @@ def scan(dataset_path: Path) -> dict[str, list[str]]:
     folders = class_folders(dataset_path)
     if len(folders) < 2:
         raise UserError(f"{dataset_path}: {folders[0].name} is the only class folder; {LAYOUT}")
-    classes = {}
+    classes, spellings = {}, dict[str, str]()
     for folder in folders:
+        # But 1_1 is not 11.
+        plain = re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFKC", folder.name).casefold())
+        plain = re.sub(r"(?<!\d)_|_(?!\d)", "", plain) or folder.name
+        if (other := spellings.setdefault(plain, folder.name)) != folder.name:
+            raise UserError(
+                f"{folder}: {folder.name} and {other} look like one class in two spellings; put the clips "
+                "into one folder, or give the classes other names"
+            )
         clips = dict(clip_names(folder))
         if not clips:
             raise UserError(

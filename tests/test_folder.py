@@ -214,6 +214,8 @@ CLIPS = ["1.mp4", "2.mp4"]
         ({"A": ["1.mp4", "a\nb.mp4"], "B": CLIPS}, r"A/a\\nb.mp4'.* rename it"),
         ({"A": ["1.mp4", os.fsdecode(b"\xff.mp4")], "B": CLIPS}, "rename it"),
         ({" A": CLIPS, "B": CLIPS}, "rename it"),
+        # But 1_1 is not 11.
+        ({"1_1": CLIPS, "11": CLIPS, "Push Up": CLIPS, "push_up": CLIPS}, "ush_?.?[Uu]p look like one class"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_folder_is_told_in_a_line(call, classes, message, tmp_path):
@@ -229,7 +231,9 @@ def test_what_is_wrong_with_a_folder_is_told_in_a_line(call, classes, message, t
 
 def test_links_are_followed_and_a_broken_one_is_told(mine, toy):
     (mine / "wälk left/linked.avi").symlink_to(toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi")
-    assert "wälk left/linked.avi" in names(listed_at(mine).all_clips().train)
+    listed = listed_at(mine)
+    assert "wälk left/linked.avi" in names(listed.all_clips().train)
+    assert "1 clips are links that leave" in listed.describe()[1]
     (mine / "wälk left/broken.avi").symlink_to("gone.avi")
     with pytest.raises(FileNotFoundError, match=r"broken\.avi: a link to what is not there, gone\.avi"):
         listed_at(mine)
