@@ -9,7 +9,6 @@ from that compare.md and compare.png. Rows that are there are not done again.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import itertools
@@ -34,7 +33,7 @@ from splits.datasets import ALL, DataSettings, Listed
 from training.pictures import png
 from training.report import interval, markdown
 from utils.files import csv_bytes, make_writable_folder, write_whole
-from utils.flags import COUNT, read, typed
+from utils.flags import COUNT, Parser, read, typed
 from utils.process import UserError, run
 
 # Flags of train.py that are set here for each training.
@@ -48,9 +47,9 @@ COLORS = ("#4878a8", "#c8803d", "#5a9a5a", "#8a5fa8", "#a85f5f", "#777777")
 Row = dict[str, str]
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """The flags of compare.py."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         # A short --seed is train.py's, not the beginning of --seeds.
         allow_abbrev=False,
         description=__doc__.split("\n")[0],

@@ -7,7 +7,6 @@ Shapes: B clips, T embeddings along a video, D embedding width; L frames of a wi
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from splits.check import check
 from splits.datasets import DataSettings, Listed
 from splits.split import Clip
 from utils.files import beside
-from utils.flags import add_flags, read
+from utils.flags import Parser, add_flags, read
 from utils.process import UserError, available_cores, run
 from utils.ranks import ALONE, Ranks
 from video.files import VideoError
@@ -35,9 +34,9 @@ from video.reader import Video, check_length
 NEAR, NEARER = 0.95, 8
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """The flags of dataset.py."""
-    parser = argparse.ArgumentParser(description="Look after a data set.")
+    parser = Parser(description="Look after a data set.")
     commands = parser.add_subparsers(dest="command", required=True)
     checking = commands.add_parser(
         "check", help="decode everything, compare it with the lists, and read all embeddings that are kept"

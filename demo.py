@@ -7,7 +7,6 @@ python3 demo.py --checkpoint_model y.pth --examples clips/ --port 8000
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import socket
@@ -22,7 +21,7 @@ from annotation.folder import page_folder, sweep
 from annotation.recognizer import Recognizer
 from annotation.settings import BackendSettings, LabelSettings
 from features.settings import DeviceSettings
-from utils.flags import NATURAL, POSITIVE, add_flags, read, setting
+from utils.flags import NATURAL, POSITIVE, Parser, add_flags, read, setting
 from utils.process import UserError, run
 
 INSTALL = "run pip install -r requirements-demo.txt"
@@ -49,9 +48,9 @@ class ServerSettings:
     )
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """The flags of demo.py."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     for settings in (ServerSettings, PageSettings, BackendSettings, LabelSettings, DeviceSettings):
         add_flags(parser, settings)
     return parser

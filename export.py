@@ -8,7 +8,6 @@ python3 test_on_video.py --backend onnxruntime --checkpoint_model exported/ConvL
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,13 @@ from annotation.settings import DEFAULT_ENCODER, ModelSettings
 from features.settings import read_state
 from training.checkpoint import load_checkpoint, save_checkpoint
 from utils.files import make_writable_folder
-from utils.flags import add_flags, read
+from utils.flags import Parser, add_flags, read
 from utils.process import run
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """The flags of export.py."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--output", type=Path, help="folder to write, with --pth a file; default: exported/<model>"
     )

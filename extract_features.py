@@ -23,16 +23,16 @@ from features.store import Store, default_folder
 from splits.folder import class_folders, clip_names
 from utils.device import choose_device, seed_everything
 from utils.files import shortened
-from utils.flags import add_flags, read
+from utils.flags import Parser, add_flags, read
 from utils.process import MissingFileError, UserError, run, say
 from utils.ranks import Ranks
 from video.files import find_videos, printable
 from video.reader import Video
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """The flags of extract_features.py."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     sources = parser.add_mutually_exclusive_group(required=True)
     sources.add_argument("--video_path", nargs="+", help="videos, folders of videos, or patterns")
     sources.add_argument(

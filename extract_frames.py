@@ -8,7 +8,6 @@ Training does not need this: train.py reads the videos just as well.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.files import beside, make_writable_folder, shortened
-from utils.flags import COUNT, number
+from utils.flags import COUNT, Parser, number
 from utils.process import MissingFileError, UserError, available_cores, run, warn
 from video.files import find_videos, printable
 from video.opencv import cv2
@@ -28,9 +27,9 @@ from video.reader import Video, worker_context
 DEFAULT_DATASET = Path(__file__).resolve().parent / "data" / "UCF-101"
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """The flags of extract_frames.py."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--dataset_path", type=Path, default=DEFAULT_DATASET, help="folder of videos; default: data/UCF-101")
     jpeg = "of the JPEG files; 90 (default) takes 36 GB for UCF-101, 75 (the original's) 24 GB"

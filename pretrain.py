@@ -12,7 +12,6 @@ neighbors of a single frame give it away.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +30,15 @@ from training.recipe import Optimization, read_recipe
 from training.settings import ClipSettings, LoopSettings, ModelSettings
 from utils.device import seed_everything
 from utils.files import make_writable_folder
-from utils.flags import add_flags, read
+from utils.flags import Parser, add_flags, read
 from utils.process import UserError, run, say
 
 MASKED_SHARE, MEAN_SPAN, TEMPERATURE = 0.5, 6, 0.1
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """The flags of pretrain.py."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     for group in (DataSettings, StoreSettings, EncoderSettings):
         add_flags(parser, group)
     add_flags(parser, ModelSettings, without=("checkpoint_model", "channels"))

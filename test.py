@@ -20,16 +20,16 @@ from training.checkpoint import Checkpoint, load_checkpoint
 from training.report import about, predict, summary, write_report
 from utils.device import choose_device, seed_everything
 from utils.files import unused
-from utils.flags import COUNT, add_flags, read
+from utils.flags import COUNT, Parser, add_flags, read
 from utils.process import UserError, run, say
 from utils.ranks import Ranks
 
 SHOWN_MISTAKES = 5
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """The flags of test.py."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--checkpoint_model", type=Path, required=True, help="of this project or of the original"
     )

@@ -11,7 +11,6 @@ python3 test_on_video.py --video_path rtsp://host/path --checkpoint_model y.pth 
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -30,20 +29,20 @@ from annotation.settings import DEFAULT_ENCODER, BackendSettings, LabelSettings
 from features.networks import encoder_spec
 from features.settings import DeviceSettings
 from utils.files import make_writable_folder, shortened, unused
-from utils.flags import add_flags, read
-from utils.process import Deferred, UserError, available_cores, run, warn
+from utils.flags import Parser, add_flags, read
+from utils.process import Deferred, UserError, available_cores, run, say, warn
 from video.files import VideoError, find_videos, printable
 from video.opencv import cv2
 from video.reader import Video
 from video.writer import OUTPUT_SUFFIXES, write_video
 
-# Pixels that small pictures are shown at.
-WINDOW_WIDTH = 640
+# Pixels that small pictures are shown at, and bytes of a gif for each value of a pixel, about.
+WINDOW_WIDTH, GIF_BYTES = 640, 0.45
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """The flags of test_on_video.py."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--video_path",
         nargs="+",
@@ -65,6 +64,10 @@ def get_args_parser() -> argparse.ArgumentParser:
             f"--{name}", help="accepted as the original's; the checkpoint has what it told, so it is not used"
         )
     parser.add_argument("--list_actions", action="store_true", help="print the actions that the model knows")
+    parser.add_argument(
+        "--all_probabilities", action="store_true",
+        help="those of all actions in <output>.csv; default: the five most probable of each frame",
+    )  # fmt: skip
     for group in (BackendSettings, LabelSettings, DeviceSettings):
         add_flags(parser, group)
     return parser
@@ -76,7 +79,8 @@ def tell(source: str, output: str | Path, recognition: Recognition, tables: tupl
     source, output = printable(source), printable(output)
     for problem in recognition.problems:
         warn(f"{source}: {problem}")
-    percent = f", mean probability {100 * recognition.mean.max():.1f} %" if label != NONE else ""
+    many = len(recognition.classes)
+    percent = f", mean probability {100 * recognition.mean.max():.1f} % among {many}" if label != NONE else ""
     print(f"{source}: {recognition.name(label)}{percent}")
     print(
         f"wrote {output}: {frames} frame{'s'[: frames != 1]} at {float(recognition.fps):.2f} frames/s, "
@@ -85,7 +89,9 @@ def tell(source: str, output: str | Path, recognition: Recognition, tables: tupl
     )
 
 
-def annotate_file(recognizer: Recognizer, video: Video, output: Path, store: Path | None) -> None:
+def annotate_file(
+    recognizer: Recognizer, video: Video, output: Path, store: Path | None, *, all_probabilities: bool
+) -> None:
     """Recognize the actions of a video file and write a copy with them, behind bars."""
     make_writable_folder(output.parent)
     name, frame_bar = printable(video.path.name), partial(tqdm, unit="frame", dynamic_ncols=True)
@@ -93,9 +99,17 @@ def annotate_file(recognizer: Recognizer, video: Video, output: Path, store: Pat
         video.watch = lambda _: bar.update()
         recognition = recognizer(video, store=store)
     video.watch = lambda _: None
+    if (
+        output.suffix == ".gif"
+        and (size := GIF_BYTES * len(recognition.labels) * next(video.frames()).size) > 1e7
+    ):
+        say(f"{printable(output)}: about {size / 1e6:.0f} MB; .mp4 takes a hundredth")
     with frame_bar(desc=f"{name}, writing", total=len(recognition.labels)) as bar:
         write_annotated(recognition, video, output, overlay=recognizer.settings.overlay, progress=bar.update)
-    tell(video.name, output, recognition, recognition.write_tables(output, video.name, recognizer.name))
+    tables = recognition.write_tables(
+        output, video.name, recognizer.name, all_probabilities=all_probabilities
+    )
+    tell(video.name, output, recognition, tables)
 
 
 def show(name: str, frames: Iterator[np.ndarray]) -> None:
@@ -114,7 +128,7 @@ def show(name: str, frames: Iterator[np.ndarray]) -> None:
     cv2.destroyAllWindows()
 
 
-def watch_live(recognizer: Recognizer, name: str, output: Path | None) -> None:
+def watch_live(recognizer: Recognizer, name: str, output: Path | None, *, all_probabilities: bool) -> None:
     """Show or write a camera or a stream with its labels, until it ends or the user ends it.
 
     Raises: VideoError if there is no such source, or nothing comes from it; OSError if the output cannot be
@@ -148,7 +162,8 @@ def watch_live(recognizer: Recognizer, name: str, output: Path | None) -> None:
     )
     if output:
         recognition = log.recognition(recognizer.classes, video.fps)
-        tell(name, output, recognition, recognition.write_tables(output, name, recognizer.name))
+        tables = recognition.write_tables(output, name, recognizer.name, all_probabilities=all_probabilities)
+        tell(name, output, recognition, tables)
 
 
 def output_problem(output: Path, videos: list[Video], checkpoint: Path | None, live: bool) -> str | None:
@@ -202,7 +217,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error("there is no screen for a window; write a file with --output x.mp4")
         # Threads of one computation wait for each other, for seconds where another program has taken a core.
         recognizer = Recognizer.open(backend, settings, device, max(1, available_cores() // 2))
-        watch_live(recognizer, live, output_of("live") if args.output else None)
+        target = output_of("live") if args.output else None
+        watch_live(recognizer, live, target, all_probabilities=args.all_probabilities)
         return 0
     # What is wrong with a single video is told before a model is loaded.
     if len(videos) == 1:
@@ -210,7 +226,8 @@ def main(argv: list[str] | None = None) -> int:
     recognizer, failed = Recognizer.open(backend, settings, device), 0
     for video in videos:
         try:
-            annotate_file(recognizer, video, output_of(video.path.stem), args.store)
+            target = output_of(video.path.stem)
+            annotate_file(recognizer, video, target, args.store, all_probabilities=args.all_probabilities)
         except (UserError, OSError) as error:
             if len(videos) == 1:
                 raise

@@ -22,7 +22,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ from training.report import (
 from training.settings import ClipSettings, LoopSettings, ModelSettings, OutputSettings, StopSettings
 from utils.device import choose_device, seed_everything
 from utils.files import make_writable_folder, unused, write_whole
-from utils.flags import add_flags, read, typed
+from utils.flags import Parser, add_flags, read, typed
 from utils.process import MissingFileError, UserError, run, say
 from utils.ranks import Ranks
 
@@ -77,9 +77,9 @@ FREE = (
 SIZES = ("img_dim", "sequence_length", "frame_stride", "flip", "no_flip")
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser() -> Parser:
     """The flags of train.py."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     for group in GROUPS:
         add_flags(parser, group)
     return parser
@@ -92,9 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     given = typed(parser, argv, args)
     if problem := check_flags(args):
         parser.error(problem)
-    device = choose_device(args.device)
-    with contextlib.closing(Ranks.from_environment(device)) as ranks:
-        first = args.output_path / "split1" / LAST
+    device, first = choose_device(args.device), args.output_path / "split1" / LAST
+    with contextlib.closing(Ranks.from_environment(device)) as ranks, told_how_to_go_on(args.output_path):
         if args.resume and not (args.output_path / LAST).is_file() and first.is_file():
             args.split_number = ALL
         if args.split_number != ALL:
@@ -122,6 +121,17 @@ def main(argv: list[str] | None = None) -> int:
         if reports:
             print(table_of_splits(reports))
     return 0
+
+
+@contextlib.contextmanager
+def told_how_to_go_on(output_path: Path) -> Iterator[None]:
+    """Print the command that goes on with a training that is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if any(next(output_path.glob(name), None) for name in (LAST, f"split*/{LAST}")):
+            say(f"to go on: python3 train.py --resume --output_path {output_path}")
+        raise
 
 
 def resumed(args: argparse.Namespace, given: dict[str, Any], loaded: Checkpoint) -> argparse.Namespace:

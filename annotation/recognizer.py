@@ -41,6 +41,9 @@ from utils.files import csv_bytes, json_bytes, shortened, write_whole
 from utils.process import UserError, say
 from video.reader import Video, check_length
 
+# Actions of each frame in a table.
+BEST = 5
+
 
 class LastLayer(Head):
     """An encoder's own last layer, as it was released, on the mean embedding of a clip.
@@ -185,8 +188,13 @@ class Recognition:
             return {NO_ACTION: 1 - float(self.mean.max())}
         return dict(zip(self.classes, self.mean.tolist(), strict=True))
 
-    def write_tables(self, path: Path, video: str, model: str) -> tuple[Path, Path]:
+    def write_tables(
+        self, path: Path, video: str, model: str, *, all_probabilities: bool = False
+    ) -> tuple[Path, Path]:
         """Write <path>.json, with the segments, and <path>.csv, a row for each frame; returns the two.
+
+        Args:
+            all_probabilities: of all actions, a column each; else of the most probable ones of each frame
 
         Raises: UserError if one cannot be written.
         """
@@ -203,14 +211,25 @@ class Recognition:
             "mean_probability": round(float(self.mean.max()), 6), "lost_frames": self.lost_frames,
             "frames": len(self.labels), "fps": str(self.fps), "segments": listed,
         }  # fmt: skip
-        seconds = np.round(self.times, 4).tolist()
+        seconds, columns = np.round(self.times, 4).tolist(), list(self.classes)
+        best = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :BEST].tolist()
+        if not all_probabilities:
+            columns = [
+                f"{kind}{place}" for place in range(1, len(best[0]) + 1) for kind in ("name", "probability")
+            ]
+
+        def cells(row: np.ndarray, labels: list[int]) -> list[str]:
+            if all_probabilities:
+                return [f"{value:.6f}" for value in row]
+            return [cell for label in labels for cell in (self.classes[label], f"{row[label]:.6f}")]
+
         rows = (
-            [number, seconds[number], self.name(label), *(f"{value:.6f}" for value in row)]
+            [number, seconds[number], self.name(label), *cells(row, best[number])]
             for number, (label, row) in enumerate(zip(self.labels.tolist(), self.probabilities, strict=True))
         )
         files = path.with_name(path.name + ".json"), path.with_name(path.name + ".csv")
         write_whole(files[0], json_bytes(about))
-        write_whole(files[1], csv_bytes(chain([["frame", "second", "action", *self.classes]], rows)))
+        write_whole(files[1], csv_bytes(chain([["frame", "second", "action", *columns]], rows)))
         return files
 
 

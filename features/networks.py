@@ -105,8 +105,8 @@ def _load_released(network: nn.Module, name: str, weights: Any, *, instead: str)
     # No network, no such host, a full disk, a wrong hash, a broken file: the way out is the same.
     except Exception as error:
         raise WeightsError(
-            f"no weights for {name} ({first_line(error)}); download {weights.url} elsewhere and put the file "
-            f"{weights.url.rsplit('/', 1)[-1]} into {folder}, or use --encoder {instead}, which works offline"
+            f"no weights for {name} ({first_line(error)}); use --encoder {instead}, which works offline, or "
+            f"download {weights.url} elsewhere and put {weights.url.rsplit('/', 1)[-1]} into {folder}"
         ) from error
 
 

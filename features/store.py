@@ -238,8 +238,8 @@ class Store:
         # What a file system keeps for itself, and what the estimate is off by.
         if 1.05 * need + 1e8 > free:
             raise StoreError(
-                f"{self.folder}: about {need / 1e9:.2f} GB needed and {free / 1e9:.2f} GB free; make room, "
-                f"{self.advice}, or encode fewer frames with --frame_stride 2"
+                f"{self.folder}: about {max(1, need / 1e6):,.0f} MB needed, {free / 1e6:,.0f} MB free; make "
+                f"room, {self.advice}, or encode fewer frames with --frame_stride 2"
             )
 
     def _need(self, videos: Mapping[str, Video], missing: list[str]) -> float:

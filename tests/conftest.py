@@ -45,9 +45,9 @@ class Outcome:
     def one_line_error(self) -> str:
         """The error, having checked that it is one line and no traceback."""
         printed = self.err.replace("\r", "\n").splitlines()
-        # Bars and argparse's reminder of the flags may stand before it.
+        # Bars may stand before it.
         lines = [line for line in printed if line.strip() and "it/s" not in line and "/s]" not in line]
-        lines = [line for line in lines if not line.startswith(("usage:", " ")) and "%|" not in line]
+        lines = [line for line in lines if "%|" not in line]
         assert len(lines) == 1, self.err
         assert "error:" in lines[0]
         return lines[0]

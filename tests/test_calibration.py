@@ -111,7 +111,7 @@ def test_a_temperature_from_held_out_groups_is_in_the_checkpoint_and_used(call, 
     done = call(test_script, *data, "--precision", "fp32")
     assert done.status == 0, done.err
     figures = json.loads((tmp_path / "t/report.json").read_text())["figures"]
-    assert f"calibration error {figures['calibration_error_percent']:.1f} %" in done.out
+    assert "calibration error" not in done.out, "of 16 clips it is chance"
     with (tmp_path / "t/predictions.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     probabilities = np.array([row[5:] for row in rows[1:]], float)
@@ -136,7 +136,7 @@ def test_an_exported_model_has_the_temperature(call, trained, tmp_path):
 def test_the_most_certain_mistakes_are_shown(trained, tmp_path):
     report = json.loads((tmp_path / "run/test/report.json").read_text())
     picture = cv2.imread(str(tmp_path / "run/test/mistakes.png"))
-    assert picture.shape[0] == 132 * min(12, len(report["mistakes"]))
+    assert picture.shape[0] == 180 * min(12, len(report["mistakes"]))
 
 
 def test_training_from_a_checkpoint_begins_without_its_temperature(call, trained, toy, train_flags, tmp_path):

@@ -157,7 +157,7 @@ def test_without_a_network_the_error_says_which_file_to_put_where(name, monkeypa
     with pytest.raises(WeightsError) as caught:
         Encoder(name)
     message, url = str(caught.value), released(name).url
-    for part in (url, f"the file {url.rsplit('/', 1)[1]} ", str(tmp_path), "--encoder i3d"):
+    for part in (url, f"put {url.rsplit('/', 1)[1]} ", str(tmp_path), "--encoder i3d"):
         assert part in message
     assert "\n" not in message
 

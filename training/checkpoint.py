@@ -129,7 +129,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is an exported model; test_on_video.py takes it with --backend onnxruntime"
         )
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such checkpoint; train.py writes them to model_checkpoints/")
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth"))[:10]) or "none"
+        raise MissingFileError(
+            f"{path.absolute()}: no such checkpoint; in that folder: {there}; train.py writes them to "
+            "model_checkpoints/"
+        )
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -42,6 +42,8 @@ RESAMPLES = 10_000
 # Mistakes that are shown, and frames of each.
 MISTAKES, FRAMES = 12, 8
 TEST_BATCH = 64
+# Clips that it takes to tell a calibration error.
+CALIBRATED = 50
 
 
 @dataclass(frozen=True)
@@ -163,14 +165,16 @@ def summary(values: dict[str, Any]) -> str:
     """The figures in a line."""
     ends = values["top1_interval95_percent"]
     before = values.get("calibration_error_without_temperature_percent")
+    # Of few clips it is chance.
+    enough = values["clips"] >= CALIBRATED
     return (
         f"loss {values['loss_nats']:.3f} nats, accuracy {values['top1_percent']:.2f} % "
         f"({values['correct']:,} of {values['clips']:,} clips"
         + (f"; 95 % interval {ends[0]:.1f} to {ends[1]:.1f} %)" if ends else ")")
         + (f", top-5 {values['top5_percent']:.2f} %" if values["top5_percent"] is not None else "")
         + f", mean of the classes {values['mean_class_accuracy_percent']:.2f} %"
-        + f", calibration error {values['calibration_error_percent']:.1f} %"
-        + (f" ({before:.1f} % without the temperature)" if before is not None else "")
+        + (f", calibration error {values['calibration_error_percent']:.1f} %" if enough else "")
+        + (f" ({before:.1f} % without the temperature)" if enough and before is not None else "")
     )
 
 

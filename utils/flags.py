@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, field, fields
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from utils.process import UserError
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the flag that may be meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and end with status 2."""
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[1], flags, 1)
+            message = f"unknown flag {unknown[1]}" + (
+                f", did you mean {near[0]}?" if near else "; see --help"
+            )
+        self.exit(2, f"error: {message}\n")
 
 
 def number(interval: str, kind: type[int] | type[float] = float) -> Callable[[str], Any]:
