@@ -1,7 +1,7 @@
 """Train an action classifier: a frozen encoder, whose embeddings are kept, and a small head over them.
 
     python3 train.py --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
-    python3 train.py --encoder i3d --model AttentiveProbe --num_epochs 10   # recommended; needs no download
+    python3 train.py --encoder i3d --model LinearProbe                  # recommended; needs no download
     python3 train.py --encoder efficientnet_lite0                       # the fastest, needs none either
     python3 train.py --split_number all                                 # all three splits, and their mean
     python3 train.py --dataset_path my_clips --encoder i3d              # any folder of class folders

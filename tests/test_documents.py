@@ -108,3 +108,14 @@ def test_where_things_lie_is_not_told():
     assert results.without_places(words) == ["order", "--encoders", "i3d --frame_stride 2"]
     with pytest.raises(UserError, match="lies on this machine"):
         results.without_places(["--encoders", "i3d --encoder_weights /home/me/w.pt"])
+
+
+def test_the_documents_are_short_and_so_are_their_sentences():
+    assert len((ROOT / "README.md").read_text().split()) <= 1000
+    for name in DOCUMENTS:
+        text = re.sub(r"```.*?```", "", (ROOT / name).read_text(), flags=re.DOTALL)
+        for paragraph in re.split(r"\n\n|\n- ", text):
+            if not paragraph.startswith(("|", "    ", "<", "#")):
+                sentences = re.split(r"(?<=[.!?:])\s+(?=[A-Z`\[])", paragraph.strip())
+                assert max(len(sentence.split()) for sentence in sentences) <= 30, (name, paragraph)
+                assert name != "README.md" or len(sentences) <= 3, paragraph

@@ -18,8 +18,8 @@ class ModelSettings:
 
     model: str = setting(
         "ConvLSTM",
-        "ConvLSTM (default) is the original's; ActionBERT a Transformer; AttentiveProbe is recommended for "
-        "video encoders, LinearProbe for few labels; ConvClassifier a baseline",
+        "ConvLSTM (default) is the original's; LinearProbe is recommended with i3d; others: ActionBERT (a "
+        "Transformer), AttentiveProbe, ConvClassifier",
         accepted_by(check_model),
     )
     latent_dim: int = setting(
