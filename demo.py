@@ -34,13 +34,13 @@ class ServerSettings:
 
     host: str = setting(
         "127.0.0.1",
-        "address to listen at; 127.0.0.1 (default, recommended) or ::1 is for this machine alone; 0.0.0.0 "
-        "lets in anybody who can reach it: the page asks for no password",
+        "address to listen at; 127.0.0.1 (default) is for this machine alone; 0.0.0.0 lets in anybody, "
+        "without a password",
     )
     host_names: str = setting(
         "",
         "names between commas under which others open the page, as behind a proxy; default: addresses, "
-        "localhost and this machine's name, and no other, so that no other site leads its visitors here",
+        "localhost and this machine's name",
     )
     port: int = setting(7860, "0 takes any that is free", NATURAL)
     keep_minutes: float = setting(

@@ -78,27 +78,26 @@ class DataSettings:
 
     dataset_path: Path = setting(
         Path("data/UCF-101"),
-        "videos or extracted frames, in a folder for each class; videos take a fifth of the disk; default: "
-        "data/UCF-101, for test.py what the checkpoint was trained on",
+        "videos or extracted frames, in a folder for each class; default: data/UCF-101, for test.py that of "
+        "the training",
         Path,
     )
     split_path: Path | None = setting(
         None,
-        "folder of the lists; default: the official ones in data/ or beside the data set where they fit, for "
-        "test.py those of the training; else folds are drawn and kept in the folder of the run",
+        "folder of the lists; default: official ones in data/ or beside the data set, for test.py those of "
+        "the training, else folds are drawn",
         Path,
     )
     dataset: str = setting(
         AUTO,
-        "auto (default) is ucf101 or hmdb51 where such lists name most of the clips that are there, else "
-        "folder: classes are the folders in --dataset_path, splits are five folds over groups of clips",
+        "auto (default): ucf101 or hmdb51 where their lists name most of the clips, else folder: five folds "
+        "over groups of clips",
         choices=(AUTO, *DATASETS),
     )
     group_pattern: str | None = setting(
         None,
-        "regular expression for the part of a file's name that tells the video a clip is cut out of, since "
-        "such clips must lie on one side of a split, as 'person[0-9]+'; default: by the form of UCF-101's or "
-        "HMDB-51's names, else holiday_1 and holiday_2 are of one video, other names each of their own",
+        "regular expression for the part of a clip's name that tells its group, as 'person[0-9]+'; default: "
+        "holiday_1 and holiday_2 are of one group",
         accepted_by(_check_pattern),
     )
 

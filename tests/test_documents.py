@@ -1,6 +1,7 @@
 """The commands that the documents name can be typed, and the sections of docs/results.md are written anew."""
 
 import argparse
+import importlib
 import re
 import runpy
 import shlex
@@ -115,7 +116,17 @@ def test_the_documents_are_short_and_so_are_their_sentences():
     for name in DOCUMENTS:
         text = re.sub(r"```.*?```", "", (ROOT / name).read_text(), flags=re.DOTALL)
         for paragraph in re.split(r"\n\n|\n- ", text):
-            if not paragraph.startswith(("|", "    ", "<", "#")):
+            if not paragraph.startswith(("|", " ", "<", "#")):
                 sentences = re.split(r"(?<=[.!?:])\s+(?=[A-Z`\[])", paragraph.strip())
                 assert max(len(sentence.split()) for sentence in sentences) <= 30, (name, paragraph)
                 assert name != "README.md" or len(sentences) <= 3, paragraph
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train", "test", "test_on_video", "extract_features", "pretrain", "demo", "export", "compare"],
+)
+def test_each_flag_has_help_of_at_most_25_words(name):
+    for action in importlib.import_module(name).get_args_parser()._actions:
+        assert action.help, action.option_strings
+        assert len(action.help.split()) <= 25, action.option_strings
