@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
                 own.split_number, own.resume = number, False
                 known = {name: getattr(own, name) for name in SIZES} | given
                 if own.run_path and "run_path" not in given:
-                    own.run_path = own.run_path.with_name(f"split{number}")
+                    name = own.run_path.name.replace("split1", f"split{number}")
+                    own.run_path = own.run_path.with_name(name)
             tested.append(train(own, known, listed, device, ranks))
         reports = [each for each in tested if each is not None]
         if reports:
