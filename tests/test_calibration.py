@@ -15,8 +15,7 @@ from annotation.onnx_model import OnnxModel
 from splits.split import Clip
 from training import report
 from training.calibration import Reliability, fit_temperature, with_temperature
-from training.checkpoint import CheckpointError, load_checkpoint
-from training.pictures import reliability_diagram, strips
+from training.checkpoint import load_checkpoint
 from video.reader import Video
 
 
@@ -84,16 +83,6 @@ def test_the_calibration_error_by_hand():
     assert Reliability.of(np.ones((3, 1)), np.zeros(3, int)).error == 0
 
 
-def test_pictures_are_drawn():
-    found = Reliability.of(np.random.default_rng(0).dirichlet(np.ones(3), 50), np.zeros(50, int))
-    for contents in (
-        reliability_diagram(found, "title"),
-        strips([("a clip", [np.full((24, 32, 3), 90, np.uint8)] * 3), ("another", [])]),
-    ):
-        picture = cv2.imdecode(np.frombuffer(contents, np.uint8), cv2.IMREAD_COLOR)
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5
-
-
 @pytest.fixture
 def trained(call, toy, train_flags, tmp_path):
     """A training that holds groups out, and its last checkpoint."""
@@ -149,14 +138,6 @@ def test_training_from_a_checkpoint_begins_without_its_temperature(call, trained
     contents = torch.load(trained, weights_only=True)
     torch.save({**contents, "temperature": 1.0}, tmp_path / "plain.pth")
     assert losses(trained) == losses(tmp_path / "plain.pth")
-
-
-@pytest.mark.parametrize("temperature", ["x", 0.0, float("nan"), -1.0])
-def test_a_damaged_temperature_is_told(trained, tmp_path, temperature):
-    contents = torch.load(trained, weights_only=True)
-    torch.save({**contents, "temperature": temperature}, tmp_path / "bad.pth")
-    with pytest.raises(CheckpointError, match="temperature"):
-        load_checkpoint(tmp_path / "bad.pth")
 
 
 def test_a_clip_that_is_gone_costs_no_report(tmp_path):

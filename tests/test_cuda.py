@@ -19,8 +19,6 @@ from features.encoder import Encoder
 DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 pytestmark = [
     pytest.mark.cuda,
-    # What other processes train is compared with it.
-    pytest.mark.full_size,
     pytest.mark.skipif(
         DEVICE == "cuda" and not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here"
     ),
@@ -79,6 +77,7 @@ def test_trained_twice_and_killed_and_resumed_the_weights_are_the_same(call, fla
         assert torch.equal(one[name], other[name]), name
 
 
+@pytest.mark.full_size
 def test_one_process_of_torchrun_trains_as_none(call, flags, tmp_path):
     flags += ["--num_epochs", 2, "--cache_path", tmp_path / "cache"]
     assert call(train, *flags, "--output_path", tmp_path / "alone").status == 0
