@@ -19,6 +19,8 @@ pytestmark = pytest.mark.xdist_group("spoiled")
 
 # Of each kind; with many more it is a stress test.
 CASES = int(os.environ.get("CASES", "5"))
+# Films that are cut can be told in all but those of ASF, which states no end.
+TOLD = [kind for kind in KINDS if not kind[0].endswith(("wmv", "asf"))]
 # What a list or a table may hold that it should not.
 WORDS = (
     b"../../outside/x.avi", b"/etc/passwd", b"-1", b"0", b"99999999999999999999", b"1e9", b"NaN", b"null",
@@ -116,7 +118,7 @@ def spoiled_case(kind, good, out, rng):
         elif kind == "video":
             clip = target = shutil.copy(clip, out / rng.choice(("x.avi", "x.mp4", "x.mov")))
         else:
-            name, codec, pixels = rng.choice(KINDS)
+            name, codec, pixels = rng.choice(TOLD)
             clip = target = draw_kind(out / name, codec, pixels)[0]
         command = [
             "test_on_video.py",

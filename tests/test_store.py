@@ -240,6 +240,9 @@ def test_damaged_embeddings_are_found_by_the_check(call, small, tmp_path):
     np.save(path, array)
     done = call(dataset, *checking)
     assert (done.status, f"1 clips are damaged, the first {WALK}" in done.out) == (1, True)
+    path.write_bytes(path.read_bytes().replace(b"(", b" ", 1))
+    done = call(dataset, *checking)
+    assert (done.status, f"1 clips are damaged, the first {WALK}" in done.out) == (1, True)
 
 
 def test_near_copies_on_both_sides_of_a_split_are_remarked(call, small, tmp_path):
