@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -77,8 +77,9 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     ["train", "test", "extract_features", "test_on_video", "torch._dynamo", "matplotlib.backends.backend_agg"]
 )
-# Numbers of the ConvLSTM of tests, which has 1024 for users: checkpoints took most of many tests' time.
-NARROW = 64
+# The ConvLSTM of tests has 64 numbers, that of users 1024: checkpoints took most of many tests' time.
+_LSTM_SIZES = ConvLSTM.__init__.__kwdefaults__
+FULL_SIZE, _LSTM_SIZES["hidden_dim"] = _LSTM_SIZES["hidden_dim"], 64
 # How often a command is killed and begun again; with many more it is a stress test.
 KILLS = int(os.environ.get("KILLS", "3"))
 
@@ -86,8 +87,6 @@ KILLS = int(os.environ.get("KILLS", "3"))
 def _run_as_script(script: Path, words: list[str], out: Path, more: dict[str, Any]) -> None:
     os.chdir(ROOT)
     os.environ.update(more["env"])
-    add_tiny_encoder()
-    ConvLSTM.__init__.__kwdefaults__["hidden_dim"] = NARROW
     for number, path in ((1, out / "out"), (2, out / "err")):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     if limit := more["file_limit"]:
@@ -113,9 +112,6 @@ class Script:
         self._out = Path(tempfile.mkdtemp())
         for name in ("out", "err"):
             (self._out / name).touch()
-        # It finds the modules of the folder that it begins in.
-        with contextlib.chdir(ROOT):
-            forkserver.ensure_running()
         given, more = [str(word) for word in words], {"file_limit": file_limit, "env": env}
         self._process = _SERVER.Process(target=_run_as_script, args=(ROOT / script, given, self._out, more))
         self._process.start()
@@ -219,8 +215,7 @@ TINY_VIDEO = networks.EncoderSpec(
 )  # fmt: skip
 
 
-def add_tiny_encoder() -> None:
-    networks.ENCODERS |= {"tiny": lambda: TINY, "tiny_video": lambda: TINY_VIDEO}
+networks.ENCODERS |= {"tiny": lambda: TINY, "tiny_video": lambda: TINY_VIDEO}
 
 
 def embed_frames(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
@@ -243,17 +238,8 @@ def untrained_checkpoint(encoder: str = "tiny", model: str = "ConvLSTM", **sizes
 
 def save_untrained(path: Path, encoder: str = "tiny") -> Path:
     """A file with such a checkpoint."""
-    add_tiny_encoder()
     save_checkpoint(path, untrained_checkpoint(encoder))
     return path
-
-
-@pytest.fixture(autouse=True)
-def tiny_encoder() -> Iterator[str]:
-    """Entries `tiny` and `tiny_video` in the table of encoders."""
-    add_tiny_encoder()
-    yield "tiny"
-    del networks.ENCODERS["tiny"], networks.ENCODERS["tiny_video"]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -261,13 +247,16 @@ def user_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Quantized networks of tests are not those of the user; the list of fonts, made in seconds, is."""
     os.environ.setdefault("MPLCONFIGDIR", matplotlib.get_cachedir())
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    # What processes are forked from finds the modules of the folder that it begins in.
+    with contextlib.chdir(ROOT):
+        forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)
-def narrow_lstm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A narrow ConvLSTM, but for a test that is marked `full_size` and for what `run_script` runs."""
-    if request.node.get_closest_marker("full_size") is None:
-        monkeypatch.setitem(ConvLSTM.__init__.__kwdefaults__, "hidden_dim", NARROW)
+def full_size_lstm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ConvLSTM that users have, for a test that is marked `full_size`; `run_script` has it too."""
+    if request.node.get_closest_marker("full_size"):
+        monkeypatch.setitem(_LSTM_SIZES, "hidden_dim", FULL_SIZE)
 
 
 @pytest.fixture(scope="session")
@@ -338,11 +327,20 @@ def gray_video(tmp_path: Path) -> Callable[..., Path]:
 TRAIN_FLAGS = ("--encoder", "tiny", "--img_dim", 32, "--sequence_length", 8, "--precision", "fp32")
 
 
+def data_flags(path: Path) -> list[object]:
+    """Flags that name a data set."""
+    return ["--dataset_path", path / "UCF-101", "--split_path", path / "ucfTrainTestlist"]
+
+
 @pytest.fixture
 def train_flags() -> Callable[[Path], list[object]]:
     """Flags that train on a data set in seconds."""
+    return lambda path: [*data_flags(path), *TRAIN_FLAGS]
 
-    def flags(path: Path) -> list[object]:
-        return ["--dataset_path", path / "UCF-101", "--split_path", path / "ucfTrainTestlist", *TRAIN_FLAGS]
 
-    return flags
+def trained_in(folder: Path, data: Path, *words: object) -> Outcome:
+    """What a training printed; checkpoints and reports are in `out` and `run`."""
+    places = ["--output_path", folder / "out", "--run_path", folder / "run"]
+    done = Script("train.py", *data_flags(data), *TRAIN_FLAGS, *places, *words).outcome()
+    assert done.status == 0, done.err
+    return done

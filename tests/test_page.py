@@ -23,10 +23,8 @@ from video.reader import Video
 from video.writer import write_video
 
 gradio_client = pytest.importorskip("gradio_client", reason="the page's packages are not installed")
-# One server is enough for all.
-pytestmark = pytest.mark.xdist_group("page")
 # The command with the tiny encoder at hand.
-RUN = "import conftest, demo; conftest.add_tiny_encoder(); demo.run(demo.main)"
+RUN = "import conftest, demo; demo.run(demo.main)"
 
 
 class Server:
@@ -146,7 +144,7 @@ def test_what_is_wrong_is_a_sentence(server, toy, tmp_path, name, only, reason):
 
 def test_it_ends_in_the_middle_of_a_video(checkpoint, tmp_path):
     (tmp_path / "temporary").mkdir()
-    write_video(tmp_path / "long.mp4", gray_frames([90]) * 7000, Fraction(60))
+    write_video(tmp_path / "long.mp4", gray_frames([90]) * 3000, Fraction(60))
     server = Server(checkpoint, tmp_path / "temporary", "--label_every", 1, "--examples", tmp_path)
     job = server.client().submit(0, "full", 0.0, "", api_name="/example")
     while not list(tmp_path.rglob("*.partial.mp4")):

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 from test_odd_files import KINDS, draw_kind
 
-from conftest import ROOT, TRAIN_FLAGS, Script, make_small
+from conftest import ROOT, TRAIN_FLAGS, Script, data_flags, make_small
 from video.files import VideoError
 from video.reader import Video
-
-pytestmark = pytest.mark.xdist_group("spoiled")
 
 # Of each kind; with many more it is a stress test.
 CASES = int(os.environ.get("CASES", "5"))
@@ -86,17 +84,9 @@ def good(toy, tmp_path_factory):
 
 
 def train_flags(data, folder):
-    places = (("cache_path", "cache"), ("output_path", "model"), ("run_path", "run"))
-    flags = [word for flag, name in places for word in (f"--{flag}", folder / name)]
-    flags += [
-        "--dataset_path",
-        data / "UCF-101",
-        "--split_path",
-        data / "ucfTrainTestlist",
-        "--num_epochs",
-        1,
-    ]
-    return [*flags, *TRAIN_FLAGS, "--latent_dim", 4, "--num_workers", 0]
+    flags = [*data_flags(data), *TRAIN_FLAGS, "--num_epochs", 1, "--latent_dim", 4, "--num_workers", 0]
+    flags += ["--cache_path", folder / "cache", "--output_path", folder / "model"]
+    return [*flags, "--run_path", folder / "run"]
 
 
 def spoiled_case(kind, good, out, rng):
@@ -120,16 +110,8 @@ def spoiled_case(kind, good, out, rng):
         else:
             name, codec, pixels = rng.choice(TOLD)
             clip = target = draw_kind(out / name, codec, pixels)[0]
-        command = [
-            "test_on_video.py",
-            "--video_path",
-            clip,
-            "--checkpoint_model",
-            model,
-            "--precision",
-            "fp32",
-        ]
-        command += ["--output", out / "y.mp4"]
+        command = ["test_on_video.py", "--video_path", clip, "--checkpoint_model", model]
+        command += ["--precision", "fp32", "--output", out / "y.mp4"]
     data = target.read_bytes()
     if kind == "bit":
         data = bytearray(data)
