@@ -53,7 +53,7 @@ def test_weights_that_cannot_be_had_say_which_file_to_put_where(name, file, othe
     with pytest.raises(WeightsError) as caught:
         Encoder(name)
     message = str(caught.value)
-    assert [part for part in (file, str(tmp_path), other) if part not in message] == []
+    assert [part for part in (f"the file {file} ", str(tmp_path), other) if part not in message] == []
     assert "\n" not in message
 
 
