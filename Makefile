@@ -12,7 +12,7 @@ DEMO_MODEL := $(DEMO)/ConvLSTM_$(DEMO_EPOCHS).pth
 DEMO_CLIP := $(TOY)/UCF-101/JumpingJack/v_JumpingJack_g01_c01.avi
 DEMO_RUN := runs/demo
 DEMO_VIDEO := annotated/demo.mp4
-# One more than cores, since some tests wait for processes of their own.
+# One more than cores, since some tests wait for processes of their own; a file shares what it sets up.
 TEST_PROCESSES = $(shell $(PY) -c "from utils.process import available_cores; print(min(8, 1 + available_cores()))")
 
 .PHONY: demo test test-browser test-cuda assets
@@ -54,7 +54,7 @@ test: .venv/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadgroup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # The page names the action with the model that `make demo` trains.
 test-browser: .venv/installed-browser demo

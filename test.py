@@ -110,7 +110,7 @@ def choose_split(
                 f"{path} was trained on other classes than those of {data.dataset_path}; name its data set "
                 "with --dataset_path, and its lists with --split_path"
             )
-        split = split.relabelled(checkpoint.classes)
+        split = split.relabeled(checkpoint.classes)
     if not split.test:
         raise UserError(f"{data.dataset_path}: not one test clip of split {number} is there")
     return split, number, note

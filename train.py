@@ -115,7 +115,8 @@ def main(argv: list[str] | None = None) -> int:
                 own.split_number, own.resume = number, False
                 known = {name: getattr(own, name) for name in SIZES} | given
                 if own.run_path and "run_path" not in given:
-                    own.run_path = own.run_path.with_name(f"split{number}")
+                    name = own.run_path.name.replace("split1", f"split{number}")
+                    own.run_path = own.run_path.with_name(name)
             tested.append(train(own, known, listed, device, ranks))
         reports = [each for each in tested if each is not None]
         if reports:
@@ -241,7 +242,7 @@ def fit(
             f"of the test clips of split {args.split_number}"
         )
     if start and sorted(start.classes) == sorted(split.classes):
-        split = split.relabelled(start.classes)
+        split = split.relabeled(start.classes)
     clips, held_out = split.train, list[Clip]()
     if args.val_fraction:
         clips, held_out = hold_out(split.train, args.val_fraction, args.seed)

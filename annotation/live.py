@@ -173,7 +173,7 @@ class LiveLabels:
 
     Attributes:
         memory: frames up to the newest one that a `LiveFrame` must hold
-        labelled: number of the frame that the last label is of
+        labeled: number of the frame that the last label is of
     """
 
     def __init__(self, recognizer: Recognizer, fps: Fraction) -> None:
@@ -186,21 +186,21 @@ class LiveLabels:
         self._coming: Future[tuple[Tensor, int]] | None = None
         # Embeddings, as far back as a clip reaches, each with the number of its last frame.
         self._held: deque[tuple[int, Tensor]] = deque()
-        self.labelled = 0
+        self.labeled = 0
         self._last: Tensor | None = None
 
     def label(self, frame: LiveFrame) -> Tensor:
         """Class probabilities (C,) of a frame, later than those before it."""
         # What works beside changes what is held.
         if self._coming is None:
-            due = self._last is None or frame.number - self.labelled >= self.layout.every * self._unit
+            due = self._last is None or frame.number - self.labeled >= self.layout.every * self._unit
             needed = not self._held or frame.number - self._held[-1][0] >= self.layout.step * self._unit
             if self._beside and (due or needed):
                 self._coming = self._beside.submit(self._compute, frame, due)
             elif due or needed:
-                self._last, self.labelled = self._compute(frame, due)
+                self._last, self.labeled = self._compute(frame, due)
         if self._coming is not None and (self._last is None or self._coming.done()):
-            (self._last, self.labelled), self._coming = self._coming.result(), None
+            (self._last, self.labeled), self._coming = self._coming.result(), None
         assert self._last is not None
         return self._last
 
@@ -227,7 +227,7 @@ class LiveLabels:
         while len(self._held) > 1 and self._held[1][0] <= begin:
             self._held.popleft()
         if not due and self._last is not None:
-            return self._last, self.labelled
+            return self._last, self.labeled
         count = frame.number // self._unit + 1
         clip = window_indices(count, self.layout.sequence_length, step=self.layout.step, start=count - 1)
         wanted = frame.number - self._unit * (count - 1 - clip[0])
@@ -323,7 +323,7 @@ def watch(
             now = Fraction(frame.arrived - begun).limit_denominator(90_000)
             elapsed = float(now - log.times[-1]) if log.times else 0.0
             row, label = smoother.add(labels.label(frame), elapsed)
-            log.delays.append((frame.number - labels.labelled) / float(video.fps))
+            log.delays.append((frame.number - labels.labeled) / float(video.fps))
             log.times.append(now)
             log.probabilities.append(row)
             log.labels.append(label)

@@ -1,4 +1,4 @@
-"""What is drawn onto a labelled video: the probable actions, and below it a timeline of them."""
+"""What is drawn onto a labeled video: the probable actions, and below it a timeline of them."""
 
 from __future__ import annotations
 

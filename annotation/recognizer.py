@@ -238,7 +238,7 @@ class Recognizer:
 
     Args:
         model: its encoder is prepared, on the device of its head; or an exported model
-        settings: how frames are labelled
+        settings: how frames are labeled
         name: of the model, for tables
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Flags of the commands that recognize actions in videos: which model, how frames are labelled."""
+"""Flags of the commands that recognize actions in videos: which model, how frames are labeled."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class BackendSettings(ModelSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSettings:
-    """How frames are labelled."""
+    """How frames are labeled."""
 
     img_dim: int | None = setting(
         None, "frame size in pixels for the encoder; default (recommended): the checkpoint's", COUNT,

@@ -12,8 +12,6 @@ import argparse
 import csv
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,9 +55,7 @@ def order(args: argparse.Namespace) -> list[list[str]]:
     """Pairs of classes that only the order of frames tells apart; a guess is right in half of the cases."""
     rows = [["pair", "encoder", "model", "frames in order", "frames shuffled"]]
     with tempfile.TemporaryDirectory() as folder:
-        toy = Path(folder)
-        drawing = [sys.executable, "data/make_toy_actions.py", "--output_path", folder]
-        subprocess.run(drawing, cwd=common.ROOT, check=True)
+        toy = common.draw_toy(Path(folder))
         data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]
         for encoder in args.encoders:
             sizes = ["--sequence_length", 16, "--no_flip"]

@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "data")]
 
+import make_toy_actions
 import torch
 import torchvision
 
@@ -52,6 +53,12 @@ def data_flags(args: argparse.Namespace) -> list[str]:
     words = ["--dataset_path", args.data / "UCF-101", "--split_path", args.data / "ucfTrainTestlist"]
     words += ["--cache_path", args.cache_path] if args.cache_path else []
     return [str(word) for word in words]
+
+
+def draw_toy(path: Path, groups: int = 50) -> Path:
+    """The drawn data set, in UCF-101's layout."""
+    make_toy_actions.main(["--output_path", str(path), "--groups", str(groups)])
+    return path
 
 
 def clips(data: Path) -> list[Clip]:

@@ -26,11 +26,10 @@ def main() -> None:
     flags.add_argument("--img_dim", type=int)
     flags.add_argument("--frames", type=int, default=3000, help="about how many are encoded each time")
     flags.add_argument("--frame_stride", type=int, default=1)
-    flags.add_argument("--no_flip", action="store_true", help="one view of each frame, not two")
     args = flags.parse_args()
     device = choose_device(args.device)
     encoder = common.make_encoder(args.encoder, args, device, args.img_dim)
-    views = 2 if encoder.spec.flip and not args.no_flip else 1
+    views = 2 if encoder.spec.flip else 1
     every = common.clips(args.data)
     # Clips from all over the data set, as many as hold the frames asked for.
     chosen, held = [], 0

@@ -8,8 +8,6 @@ python3 benchmarks/gpu.py --encoders i3d resnet152 --data ../shared/ucf101-subse
 """
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -28,14 +26,6 @@ from utils.process import UserError, available_cores, run
 from video.reader import Video
 
 EPOCH_CLIPS, BATCH = 1024, 64
-
-
-def draw_clips(path: Path, groups: int) -> Path:
-    """A drawn data set in UCF-101's layout."""
-    script = common.ROOT / "data/make_toy_actions.py"
-    command = [sys.executable, script, "--output_path", path, "--groups", groups]
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
-    return path
 
 
 def epoch(store: Store, clips: list[Clip], device: torch.device) -> float:
@@ -95,7 +85,7 @@ def main() -> int:
     args = flags.parse_args()
     device = choose_device(args.device)
     with tempfile.TemporaryDirectory() as folder:
-        clips = common.clips(args.data or draw_clips(Path(folder) / "toy", 8 if args.quick else 16))
+        clips = common.clips(args.data or common.draw_toy(Path(folder) / "toy", 8 if args.quick else 16))
         clips = clips[:4] if args.quick else clips
         print(common.machine(device), flush=True)
         print(f"bf16 matrix peak: {common.matrix_peak(device) / 1000:.2f} TFLOP/s; {len(clips)} clips\n")

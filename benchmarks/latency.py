@@ -7,7 +7,6 @@ A second process sends clips over the loopback interface, as MPEG-TS with H.264,
 drawn into each frame tells when it was sent.
 """
 
-import argparse
 import multiprocessing
 import statistics
 import tempfile
@@ -30,23 +29,19 @@ from video.reader import Video
 
 # The number of a frame, one square of this many pixels for each binary digit, from the upper right corner.
 SQUARE, DIGITS = 8, 14
+PLACES = [slice(-(digit + 1) * SQUARE, -digit * SQUARE or None) for digit in range(DIGITS)]
 WHITE, BLACK = 235, 20
 # Opening a stream takes a second, whose frames come all at once.
 WARM_UP = 2.0
 
 
-def places() -> Iterator[tuple[slice, slice]]:
-    for digit in range(DIGITS):
-        yield slice(0, SQUARE), slice(-(digit + 1) * SQUARE, -digit * SQUARE or None)
-
-
 def write_number(frame: np.ndarray, number: int) -> None:
-    for digit, place in enumerate(places()):
-        frame[place] = WHITE if number >> digit & 1 else BLACK
+    for digit, place in enumerate(PLACES):
+        frame[:SQUARE, place] = WHITE if number >> digit & 1 else BLACK
 
 
 def read_number(frame: np.ndarray) -> int:
-    return sum(1 << digit for digit, place in enumerate(places()) if frame[place].mean() > 128)
+    return sum(1 << digit for digit, place in enumerate(PLACES) if frame[:SQUARE, place].mean() > 128)
 
 
 def send(address: str, videos: list[Path], frames: int, fps: int, ready: Connection) -> None:
@@ -67,7 +62,7 @@ def send(address: str, videos: list[Path], frames: int, fps: int, ready: Connect
         container.mux(stream.encode(None))
 
 
-def get_args() -> argparse.Namespace:
+def main() -> None:
     flags = common.parser(__doc__.split("\n")[0])
     flags.add_argument("--encoder", default="efficientnet_lite0")
     flags.add_argument("--img_dim", type=int)
@@ -75,11 +70,7 @@ def get_args() -> argparse.Namespace:
     flags.add_argument("--seconds", type=int, default=60)
     flags.add_argument("--label_every", type=int, default=10)
     flags.add_argument("--port", type=int, default=9177)
-    return flags.parse_args()
-
-
-def main() -> None:
-    args = get_args()
+    args = flags.parse_args()
     device = choose_device(args.device)
     encoder = common.make_encoder(args.encoder, args, device, args.img_dim)
     videos = [clip.video.path for clip in common.clips(args.data)][::10]
@@ -108,13 +99,9 @@ def main() -> None:
         sender.start()
         ready.recv()
         time.sleep(0.5)
-        test_on_video.main(
-            [
-                *("--video_path", address, "--checkpoint_model", str(here / "model.pth")),
-                *("--output", str(here / "out.mp4"), "--label_every", str(args.label_every)),
-                *("--device", args.device),
-            ]
-        )
+        words = ["--video_path", address, "--checkpoint_model", here / "model.pth", "--device", args.device]
+        words += ["--output", here / "out.mp4", "--label_every", args.label_every]
+        test_on_video.main([str(word) for word in words])
         begun = ready.recv()
         sender.join()
     first = round(WARM_UP * args.fps)

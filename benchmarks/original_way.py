@@ -51,16 +51,11 @@ class Original:
 
 
 class OriginalProcess:
-    """The original in a process of its own: there the C library manages memory as it did for the original.
-
-    Args:
-        name: of the encoder
-        img_dim: height and width of the frames in pixels
-    """
+    """The original in a process of its own: there the C library manages memory as it did for the original."""
 
     def __init__(self, name: str, img_dim: int, device: torch.device) -> None:
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        self._pool.submit(_start, name, img_dim, device).result()
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, spawn, _start, (name, img_dim, device))
 
     def extract(self, video: Video) -> Path:
         """Write the frames of a clip as JPEG files."""

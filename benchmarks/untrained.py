@@ -2,20 +2,15 @@
 
 python3 benchmarks/untrained.py
 python3 benchmarks/untrained.py --encoder i3d --img_dim 112
-python3 benchmarks/untrained.py --reference names.csv
 
-Each clip is labelled as test_on_video.py labels it; its name is that with the highest mean probability. What
-another implementation says is compared with one window of the whole clip, of 200 frames at most.
+Each clip is labeled as test_on_video.py labels it; its name is that with the highest mean probability.
 Counted are clips of classes that Kinetics-400 has too, under any of the names that stand for them there.
 """
 
-import csv
 import itertools
-from pathlib import Path
 
 import common
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from annotation.recognizer import Recognizer, choose
@@ -23,7 +18,6 @@ from annotation.settings import DEFAULT_ENCODER, BackendSettings, LabelSettings
 from features.settings import DeviceSettings
 from splits.split import Clip
 from utils.device import choose_device
-from video.frames import resize_frames
 
 # What Kinetics-400 calls classes of UCF-101.
 NAMES = {
@@ -46,7 +40,6 @@ NAMES = {
     "TrampolineJumping": ["bouncing on trampoline"],
     "WalkingWithDog": ["walking the dog"],
 }  # fmt: skip
-WHOLE_FRAMES = 200
 LIMITS = (0.1, 0.2, 0.3, 0.5)
 
 
@@ -57,51 +50,27 @@ def with_names(clips: list[Clip]) -> tuple[list[Clip], dict[str, list[str]]]:
     return some, {name: names for name, names in NAMES.items() if name in there}
 
 
-def whole_name(recognizer: Recognizer, clip: Clip) -> str:
-    """The first name of a clip that is seen in one window."""
-    encoder = recognizer.encoder
-    frames = list(itertools.islice(clip.video.frames(), WHOLE_FRAMES))
-    window = resize_frames(frames, encoder.img_dim, encoder.resize)[None]
-    with torch.inference_mode():
-        logits = recognizer.head.classify(encoder.embed(window))
-    return recognizer.model.classes[int(logits.argmax())]
-
-
 def main() -> None:
     flags = common.parser(__doc__.split("\n")[0])
     flags.add_argument("--encoder", default=DEFAULT_ENCODER)
     flags.add_argument("--img_dim", type=int)
     flags.add_argument("--every", type=int, default=1, help="take every N-th clip only")
-    flags.add_argument(
-        "--reference",
-        type=Path,
-        help="a CSV file of another implementation, with the columns clip and name1: how often both agree",
-    )
     args = flags.parse_args()
-    reference = {}
-    if args.reference:
-        with args.reference.open(newline="") as file:
-            lines = (line for line in file if not line.startswith("#"))
-            reference = {row["clip"]: row["name1"] for row in csv.DictReader(lines)}
     device = choose_device(args.device)
     computed = DeviceSettings(device=args.device, precision=args.precision)
     settings = LabelSettings(img_dim=args.img_dim)
     recognizer = Recognizer.open(BackendSettings(encoder=args.encoder), settings, computed)
-    everything = common.clips(args.data)[:: args.every]
-    clips, there = with_names(everything)
+    clips, there = with_names(common.clips(args.data)[:: args.every])
     classes = recognizer.classes
     chosen = choose(",".join(itertools.chain(*there.values())), classes)
     right: list[tuple[bool, bool]] = []
-    highest, agree = [], []
-    for clip in tqdm(everything if reference else clips, unit="clip", dynamic_ncols=True):
-        if told := reference.get(Path(clip.name).stem):
-            agree.append(whole_name(recognizer, clip) == told)
-        if wanted := NAMES.get(clip.name.split("/")[0]):
-            recognition = recognizer(clip.video)
-            names = {classes.index(name) for name in wanted}
-            mean = recognition.probabilities.mean(0)
-            right.append((int(mean.argmax()) in names, chosen[int(mean[chosen].argmax())] in names))
-            highest.append(recognition.probabilities[:, chosen].max(1))
+    highest = []
+    for clip in tqdm(clips, unit="clip", dynamic_ncols=True):
+        probabilities = recognizer(clip.video).probabilities
+        names = {classes.index(name) for name in there[clip.name.split("/")[0]]}
+        mean = probabilities.mean(0)
+        right.append((int(mean.argmax()) in names, chosen[int(mean[chosen].argmax())] in names))
+        highest.append(probabilities[:, chosen].max(1))
     print(common.machine(device))
     of_all, shares = np.concatenate(highest), np.mean(right, axis=0)
     common.table(
@@ -115,7 +84,6 @@ def main() -> None:
                  f"{100 * (of_all >= limit).mean():.1f} %")
                 for limit in LIMITS
             ),
-            *([("the first name is the reference's", f"{sum(agree)} of {len(agree)}")] if agree else []),
         ],
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How well frames of untrimmed video are labelled: test clips in a row, with a second of gray between them.
+"""How well frames of untrimmed video are labeled: test clips in a row, with a second of gray between them.
 
 python3 benchmarks/untrimmed.py --checkpoint_model split1/ActionBERT_20.pth --min_probability 0.5
 python3 benchmarks/untrimmed.py --only kinetics --min_probability 0.1         # without training

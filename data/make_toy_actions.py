@@ -1,4 +1,4 @@
-"""Draw a small labelled data set of a jointed figure in UCF-101's layout.
+"""Draw a small labeled data set of a jointed figure in UCF-101's layout.
 
     python3 data/make_toy_actions.py                         # 400 clips into data/toy-actions, 7 s
     python3 data/make_toy_actions.py --groups 10 --output_path toy

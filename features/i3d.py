@@ -129,7 +129,7 @@ class InceptionI3d(nn.Module):
         layers: up to the end point Mixed_5c
         last_layer: the released network's, (..., 1024) -> (..., 400); its classes are in the order of
             torchvision's Kinetics-400 categories
-        averages_pairs: each two neighbouring time steps are averaged before it, and its answers over time
+        averages_pairs: each two neighboring time steps are averaged before it, and its answers over time
     """
 
     averages_pairs = True

@@ -135,7 +135,7 @@ class VideoNetwork(nn.Module):
 
     Attributes:
         last_layer: the released one, (..., D) -> (..., classes)
-        averages_pairs: each two neighbouring embeddings are averaged before it. S3D does so, over all
+        averages_pairs: each two neighboring embeddings are averaged before it. S3D does so, over all
             positions of a frame of 224 pixels (Xie et al., ECCV 2018)
     """
 

@@ -19,6 +19,7 @@ import os
 import shutil
 import threading
 import time
+import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass, fields, replace
@@ -46,6 +47,8 @@ FLAGS = {
     "precision": "--precision",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What NumPy raises for a damaged array.
+UNREADABLE = (OSError, ValueError, SyntaxError, tokenize.TokenError)
 
 
 class StoreError(UserError):
@@ -174,7 +177,7 @@ class Store:
         if name not in self._arrays:
             try:
                 array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-            except (OSError, ValueError) as error:
+            except UNREADABLE as error:
                 raise StoreError(f"{self.folder / name}.npy: damaged; delete it, it is made again") from error
             if len(self._arrays) >= 512:
                 self._arrays.clear()
@@ -330,7 +333,7 @@ def damaged_pairs(folder: Path) -> tuple[int, list[str]]:
             about = json.loads(path.with_suffix("").with_name(path.stem + ".json").read_bytes())
             array = np.load(path)
             good = array.shape[:2] == (about["views"], about["embeddings"]) and np.isfinite(array).all()
-        except (OSError, ValueError, KeyError, TypeError):
+        except (*UNREADABLE, KeyError, TypeError):
             good = False
         if not good:
             wrong.append(os.fspath(path.relative_to(folder).with_suffix("")))

@@ -58,7 +58,7 @@ class Split:
     test: list[Clip]
     listed: int
 
-    def relabelled(self, classes: list[str]) -> Self:
+    def relabeled(self, classes: list[str]) -> Self:
         """The same clips with labels in another order of the same classes."""
         labels = [classes.index(name) for name in self.classes]
         train, test = (

@@ -45,18 +45,18 @@ def read_classes(path: Path) -> list[str]:
     return classes
 
 
-def read_list(path: Path, classes: Sequence[str], *, labelled: bool) -> list[tuple[str, int]]:
-    """Names and labels of a trainlist (`labelled`) or a testlist.
+def read_list(path: Path, classes: Sequence[str], *, labeled: bool) -> list[tuple[str, int]]:
+    """Names and labels of a trainlist (`labeled`) or a testlist.
 
     The label is that of the class folder: UCF-101 spells HandstandPushups another way in its file names.
 
     Raises: MissingFileError; UserError for a wrong line.
     """
-    form = "'<Class>/<clip>.avi <label>'" if labelled else "'<Class>/<clip>.avi'"
+    form = "'<Class>/<clip>.avi <label>'" if labeled else "'<Class>/<clip>.avi'"
     entries = []
     for number, line in read_lines(path, GET_LISTS):
         # Names may hold spaces.
-        name, _, stated = line.rpartition(" ") if labelled else (line, "", "")
+        name, _, stated = line.rpartition(" ") if labeled else (line, "", "")
         name = name.rstrip()
         parts, where = PurePosixPath(name).parts, f"{path}, line {number}"
         if len(parts) != 2 or ".." in parts or "\\" in name or not re.search(r"\.\w+$", name):
@@ -64,7 +64,7 @@ def read_list(path: Path, classes: Sequence[str], *, labelled: bool) -> list[tup
         if parts[0] not in classes:
             raise UserError(f"{where}: the class {parts[0]} is not in classInd.txt; add it there")
         label = classes.index(parts[0])
-        if labelled and stated != str(label + 1):
+        if labeled and stated != str(label + 1):
             raise UserError(f"{where}: label {stated} is not that of {parts[0]} in classInd.txt, {label + 1}")
         entries.append((name, label))
     return entries
@@ -73,8 +73,8 @@ def read_list(path: Path, classes: Sequence[str], *, labelled: bool) -> list[tup
 def read_lists(folder: Path, number: int) -> Lists:
     """The lists of a split. Raises: as `read_classes` and `read_list`."""
     classes = read_classes(folder / "classInd.txt")
-    train = read_list(folder / f"trainlist{number:02d}.txt", classes, labelled=True)
-    return Lists(classes, train, read_list(folder / f"testlist{number:02d}.txt", classes, labelled=False))
+    train = read_list(folder / f"trainlist{number:02d}.txt", classes, labeled=True)
+    return Lists(classes, train, read_list(folder / f"testlist{number:02d}.txt", classes, labeled=False))
 
 
 def source(name: str) -> str | None:

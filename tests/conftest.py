@@ -1,5 +1,6 @@
 """What the tests share: small drawn clips, a tiny encoder, and ways to run the commands."""
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -9,11 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -70,15 +74,23 @@ def free_port() -> int:
 
 # A process of these has what takes seconds to import already.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["train", "test", "extract_features", "test_on_video"])
+_SERVER.set_forkserver_preload(
+    ["train", "test", "extract_features", "test_on_video", "torch._dynamo", "matplotlib.backends.backend_agg"]
+)
+# The ConvLSTM of tests has 64 numbers, that of users 1024: checkpoints took most of many tests' time.
+_LSTM_SIZES = ConvLSTM.__init__.__kwdefaults__
+FULL_SIZE, _LSTM_SIZES["hidden_dim"] = _LSTM_SIZES["hidden_dim"], 64
+# How often a command is killed and begun again; with many more it is a stress test.
+KILLS = int(os.environ.get("KILLS", "3"))
 
 
-def _run_as_script(script: Path, words: list[str], out: Path, file_limit: int | None) -> None:
+def _run_as_script(script: Path, words: list[str], out: Path, more: dict[str, Any]) -> None:
     os.chdir(ROOT)
+    os.environ.update(more["env"])
     for number, path in ((1, out / "out"), (2, out / "err")):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    if file_limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if limit := more["file_limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = [str(script), *words]
     runpy.run_path(str(script), run_name="__main__")
 
@@ -86,22 +98,22 @@ def _run_as_script(script: Path, words: list[str], out: Path, file_limit: int | 
 class Script:
     """A command of the repository in a process of its own, to be killed or waited for.
 
-    Forked, so that it begins within a moment; `run_script` starts Python anew, as a user does.
+    Forked, with the tiny encoders and a narrow ConvLSTM, so that it begins within a moment; `run_script`
+    starts Python anew, as a user does.
 
     Args:
         script: its file
         words: its flags
-        file_limit: bytes that a file may have, as on a disk that is full then
+        file_limit: bytes that a file may have, as on a disk that is full then; 0 for no limit
+        env: more variables of its environment
     """
 
-    def __init__(self, script: str, *words: object, file_limit: int | None = None) -> None:
+    def __init__(self, script: str, *words: object, file_limit: int = 0, **env: str) -> None:
         self._out = Path(tempfile.mkdtemp())
         for name in ("out", "err"):
             (self._out / name).touch()
-        given = [str(word) for word in words]
-        self._process = _SERVER.Process(
-            target=_run_as_script, args=(ROOT / script, given, self._out, file_limit)
-        )
+        given, more = [str(word) for word in words], {"file_limit": file_limit, "env": env}
+        self._process = _SERVER.Process(target=_run_as_script, args=(ROOT / script, given, self._out, more))
         self._process.start()
 
     def running(self) -> bool:
@@ -203,8 +215,7 @@ TINY_VIDEO = networks.EncoderSpec(
 )  # fmt: skip
 
 
-def add_tiny_encoder() -> None:
-    networks.ENCODERS |= {"tiny": lambda: TINY, "tiny_video": lambda: TINY_VIDEO}
+networks.ENCODERS |= {"tiny": lambda: TINY, "tiny_video": lambda: TINY_VIDEO}
 
 
 def embed_frames(encoder: Encoder, frames: torch.Tensor) -> torch.Tensor:
@@ -227,34 +238,25 @@ def untrained_checkpoint(encoder: str = "tiny", model: str = "ConvLSTM", **sizes
 
 def save_untrained(path: Path, encoder: str = "tiny") -> Path:
     """A file with such a checkpoint."""
-    add_tiny_encoder()
     save_checkpoint(path, untrained_checkpoint(encoder))
     return path
 
 
-@pytest.fixture(autouse=True)
-def tiny_encoder() -> Iterator[str]:
-    """Entries `tiny` and `tiny_video` in the table of encoders."""
-    add_tiny_encoder()
-    yield "tiny"
-    del networks.ENCODERS["tiny"], networks.ENCODERS["tiny_video"]
-
-
 @pytest.fixture(autouse=True, scope="session")
 def user_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Quantized networks of tests are not those of the user."""
+    """Quantized networks of tests are not those of the user; the list of fonts, made in seconds, is."""
+    os.environ.setdefault("MPLCONFIGDIR", matplotlib.get_cachedir())
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    # What processes are forked from finds the modules of the folder that it begins in.
+    with contextlib.chdir(ROOT):
+        forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)
-def narrow_lstm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ConvLSTM with 64 in place of 1024 numbers, whose checkpoints took most of many tests' time.
-
-    For what runs in this process; a command in another one has it as users do, and so has a test that is
-    marked `full_size`.
-    """
-    if request.node.get_closest_marker("full_size") is None:
-        monkeypatch.setitem(ConvLSTM.__init__.__kwdefaults__, "hidden_dim", 64)
+def full_size_lstm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ConvLSTM that users have, for a test that is marked `full_size`; `run_script` has it too."""
+    if request.node.get_closest_marker("full_size"):
+        monkeypatch.setitem(_LSTM_SIZES, "hidden_dim", FULL_SIZE)
 
 
 @pytest.fixture(scope="session")
@@ -325,11 +327,20 @@ def gray_video(tmp_path: Path) -> Callable[..., Path]:
 TRAIN_FLAGS = ("--encoder", "tiny", "--img_dim", 32, "--sequence_length", 8, "--precision", "fp32")
 
 
+def data_flags(path: Path) -> list[object]:
+    """Flags that name a data set."""
+    return ["--dataset_path", path / "UCF-101", "--split_path", path / "ucfTrainTestlist"]
+
+
 @pytest.fixture
 def train_flags() -> Callable[[Path], list[object]]:
     """Flags that train on a data set in seconds."""
+    return lambda path: [*data_flags(path), *TRAIN_FLAGS]
 
-    def flags(path: Path) -> list[object]:
-        return ["--dataset_path", path / "UCF-101", "--split_path", path / "ucfTrainTestlist", *TRAIN_FLAGS]
 
-    return flags
+def trained_in(folder: Path, data: Path, *words: object) -> Outcome:
+    """What a training printed; checkpoints and reports are in `out` and `run`."""
+    places = ["--output_path", folder / "out", "--run_path", folder / "run"]
+    done = Script("train.py", *data_flags(data), *TRAIN_FLAGS, *places, *words).outcome()
+    assert done.status == 0, done.err
+    return done

@@ -17,7 +17,7 @@ from utils.flags import read
 gradio_client = pytest.importorskip("gradio_client", reason="the page's packages are not installed")
 
 # The command with the tiny encoder at hand.
-RUN = "import conftest, demo; conftest.add_tiny_encoder(); demo.run(demo.main)"
+RUN = "import conftest, demo; demo.run(demo.main)"
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 JSON = {"Content-Type": "application/json"}
 

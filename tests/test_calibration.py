@@ -12,11 +12,11 @@ import export
 import test as test_script
 import train
 from annotation.onnx_model import OnnxModel
+from conftest import trained_in
 from splits.split import Clip
 from training import report
 from training.calibration import Reliability, fit_temperature, with_temperature
-from training.checkpoint import CheckpointError, load_checkpoint
-from training.pictures import reliability_diagram, strips
+from training.checkpoint import load_checkpoint
 from video.reader import Video
 
 
@@ -84,23 +84,12 @@ def test_the_calibration_error_by_hand():
     assert Reliability.of(np.ones((3, 1)), np.zeros(3, int)).error == 0
 
 
-def test_pictures_are_drawn():
-    found = Reliability.of(np.random.default_rng(0).dirichlet(np.ones(3), 50), np.zeros(50, int))
-    for contents in (
-        reliability_diagram(found, "title"),
-        strips([("a clip", [np.full((24, 32, 3), 90, np.uint8)] * 3), ("another", [])]),
-    ):
-        picture = cv2.imdecode(np.frombuffer(contents, np.uint8), cv2.IMREAD_COLOR)
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5
-
-
-@pytest.fixture
-def trained(call, toy, train_flags, tmp_path):
-    """A training that holds groups out, and its last checkpoint."""
-    flags = [*train_flags(toy), "--num_epochs", 2, "--learning_rate", "1e-3", "--val_fraction", 0.3]
-    done = call(train, *flags, "--run_path", tmp_path / "run")
-    assert done.status == 0, done.err
-    return next((tmp_path / "model_checkpoints").glob("*_2.pth"))
+@pytest.fixture(scope="module")
+def trained(toy, tmp_path_factory):
+    """The last checkpoint of a training that holds groups out."""
+    folder = tmp_path_factory.mktemp("trained")
+    trained_in(folder, toy, "--num_epochs", 2, "--learning_rate", "1e-3", "--val_fraction", 0.3)
+    return folder / "out/ConvLSTM_2.pth"
 
 
 def test_a_temperature_from_held_out_groups_is_in_the_checkpoint_and_used(call, trained, toy, tmp_path):
@@ -133,9 +122,10 @@ def test_an_exported_model_has_the_temperature(call, trained, tmp_path):
         assert torch.allclose(exported.head.classify(clips), checkpoint.head.classify(clips), atol=1e-3)
 
 
-def test_the_most_certain_mistakes_are_shown(trained, tmp_path):
-    report = json.loads((tmp_path / "run/test/report.json").read_text())
-    picture = cv2.imread(str(tmp_path / "run/test/mistakes.png"))
+def test_the_most_certain_mistakes_are_shown(trained):
+    folder = trained.parent.parent / "run/test"
+    report = json.loads((folder / "report.json").read_text())
+    picture = cv2.imread(str(folder / "mistakes.png"))
     assert picture.shape[0] == 180 * min(12, len(report["mistakes"]))
 
 
@@ -149,14 +139,6 @@ def test_training_from_a_checkpoint_begins_without_its_temperature(call, trained
     contents = torch.load(trained, weights_only=True)
     torch.save({**contents, "temperature": 1.0}, tmp_path / "plain.pth")
     assert losses(trained) == losses(tmp_path / "plain.pth")
-
-
-@pytest.mark.parametrize("temperature", ["x", 0.0, float("nan"), -1.0])
-def test_a_damaged_temperature_is_told(trained, tmp_path, temperature):
-    contents = torch.load(trained, weights_only=True)
-    torch.save({**contents, "temperature": temperature}, tmp_path / "bad.pth")
-    with pytest.raises(CheckpointError, match="temperature"):
-        load_checkpoint(tmp_path / "bad.pth")
 
 
 def test_a_clip_that_is_gone_costs_no_report(tmp_path):

@@ -14,7 +14,6 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.xdist_group("compared")
 def test_encoders_and_heads_are_compared_and_what_is_there_is_kept(
     call, small, train_flags, tmp_path, monkeypatch
 ):
@@ -42,7 +41,6 @@ def test_encoders_and_heads_are_compared_and_what_is_there_is_kept(
     assert (done.status, "trainings with other flags" in done.one_line_error()) == (1, True)
 
 
-@pytest.mark.xdist_group("compared")
 def test_all_splits_and_intervals_by_groups(call, small, train_flags, tmp_path):
     done = call(compare, *train_flags(small)[:4], "--precision", "fp32", "--num_epochs", 1, "--seeds", 1,
                 "--encoders", "tiny", "--models", "LinearProbe", "--run_path", tmp_path / "c")  # fmt: skip

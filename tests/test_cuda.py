@@ -19,8 +19,6 @@ from features.encoder import Encoder
 DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 pytestmark = [
     pytest.mark.cuda,
-    # What other processes train is compared with it.
-    pytest.mark.full_size,
     pytest.mark.skipif(
         DEVICE == "cuda" and not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here"
     ),
@@ -79,6 +77,7 @@ def test_trained_twice_and_killed_and_resumed_the_weights_are_the_same(call, fla
         assert torch.equal(one[name], other[name]), name
 
 
+@pytest.mark.full_size
 def test_one_process_of_torchrun_trains_as_none(call, flags, tmp_path):
     flags += ["--num_epochs", 2, "--cache_path", tmp_path / "cache"]
     assert call(train, *flags, "--output_path", tmp_path / "alone").status == 0
@@ -102,7 +101,7 @@ def test_out_of_memory_on_cuda_says_which_flag_to_lower(call, flags):
     assert ("--batch_size" in error, "--img_dim" in error) == (True, True)
 
 
-def test_a_video_is_labelled_as_on_a_cpu(call, small, tmp_path):
+def test_a_video_is_labeled_as_on_a_cpu(call, small, tmp_path):
     model = save_untrained(tmp_path / "model.pth")
     rows = []
     for device in ("cpu", DEVICE):

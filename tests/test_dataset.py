@@ -1,6 +1,5 @@
 """Which embeddings make a clip, batches of clips, and the lists that name them."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -195,50 +194,6 @@ def test_split_of_videos_and_of_extracted_frames_agree(small, tmp_path):
     assert arrays[0].shape == arrays[1].shape
     # The one came through JPEG.
     assert np.abs(arrays[0] - arrays[1]).mean() < 0.02
-
-
-def test_missing_clips_are_counted_in_one_line(small):
-    (small / "UCF-101/WalkLeft/v_WalkLeft_g02_c01.avi").unlink()
-    shutil.rmtree(small / "UCF-101/WalkRight")
-    split = Listed(ucf101_at(small)).split(1)
-    assert split.missing() == "2 of 6 listed clips found, 1 of 2 classes; going on with those"
-    shutil.rmtree(small / "UCF-101/WalkLeft")
-    with pytest.raises(
-        FileNotFoundError, match=r"none of the 6 .* expected for example .*v_WalkLeft_g02_c01.avi"
-    ):
-        Listed(ucf101_at(small)).split(1)
-
-
-@pytest.mark.parametrize(
-    ("file", "line", "message"),
-    [
-        ("trainlist01.txt", "WalkLeft/v_x.avi", "line 5"),
-        ("trainlist01.txt", "WalkLeft/v_x.avi one", "label one"),
-        ("trainlist01.txt", "WalkLeft/v_x.avi 2", "label 2"),
-        ("trainlist01.txt", "Fly/v_Fly_g01_c01.avi 1", "Fly is not in classInd"),
-        ("trainlist01.txt", "../WalkLeft/v_x.avi 1", "line 5"),
-        ("testlist01.txt", "../v_x.avi", "line 3"),
-        ("testlist01.txt", "/etc/passwd.avi", "line 3"),
-        ("testlist01.txt", "WalkLeft\\v_x.avi", "line 3"),
-        ("testlist01.txt", "WalkLeft/v_x.avi 1", "line 3"),
-        ("classInd.txt", "4 Jump", "line 3"),
-        ("classInd.txt", "3 WalkLeft", "twice"),
-        ("classInd.txt", "3 ../etc", "line 3"),
-    ],
-)
-def test_malformed_lists_name_the_line(small, file, line, message):
-    path = small / "ucfTrainTestlist" / file
-    path.write_text(path.read_text().rstrip() + f"\n{line}\n")
-    with pytest.raises(ValueError, match=message):
-        Listed(ucf101_at(small)).split(1)
-
-
-def test_a_class_folder_that_no_list_knows(small):
-    (small / "UCF-101" / "Fly").mkdir()
-    with pytest.raises(ValueError, match="Fly is not in"):
-        Listed(ucf101_at(small)).split(1)
-    with pytest.raises(ValueError, match="split number 4"):
-        Listed(ucf101_at(small)).split(4)
 
 
 def test_the_official_lists(subset):

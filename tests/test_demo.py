@@ -19,9 +19,6 @@ from conftest import CLASSES, gray_frames, save_untrained
 from video.reader import Video
 from video.writer import write_video
 
-# One server is enough for all.
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

@@ -18,7 +18,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import results
 
-FOLDERS = ("", "benchmarks/", "tests/stress/")
+FOLDERS = ("", "benchmarks/")
 DOCUMENTS = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 # Tables of measurements name a script without its folder and without python3.
 COMMAND = re.compile(r"(?:\S+=\S+ )*(?:(?:python3|\.venv/bin/python|torchrun .*?) +)?((\S+\.py)( .*)?)")
@@ -79,7 +79,6 @@ def test_there_are_commands_to_try():
     commands = set(named_commands())
     assert "train.py --resume" in commands
     scripts = {path.relative_to(ROOT) for path in (ROOT / "benchmarks").glob("*.py")}
-    scripts |= {path.relative_to(ROOT) for path in (ROOT / "tests/stress").glob("*.py")}
     named = {Path(command.split()[0]) for command in commands}
     assert scripts - named == {Path("benchmarks/common.py"), Path("benchmarks/original_way.py")}
 

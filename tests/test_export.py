@@ -11,10 +11,8 @@ import torch
 import export as export_script
 import test_on_video
 from annotation.onnx_model import OnnxError, OnnxModel, export
-from annotation.recognizer import Recognizer
 from conftest import TINY_ACTIONS, save_untrained, untrained_checkpoint
 from models import MODELS
-from training.checkpoint import load_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -43,7 +41,7 @@ def test_numbers_are_pytorchs_for_any_number_of_clips_and_frames(name, encoder, 
 
 
 @pytest.mark.parametrize("released", [False, True])
-def test_videos_are_labelled_alike(call, toy, tmp_path, released):
+def test_videos_are_labeled_alike(call, toy, tmp_path, released):
     clip = toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
     model = ["--encoder", "tiny_video"]
     if not released:
@@ -60,18 +58,6 @@ def test_videos_are_labelled_alike(call, toy, tmp_path, released):
     assert np.allclose(*tables, atol=0.02 if released else 2e-3)
     if released:
         assert call(test_on_video, "--list_actions", *exported).out.splitlines() == TINY_ACTIONS
-
-
-def test_a_checkpoint_that_holds_its_encoder(call, toy, tmp_path):
-    model = save_untrained(tmp_path / "model.pth")
-    done = call(export_script, "--checkpoint_model", model, "--pth", "--output", "whole.pth")
-    assert done.status == 0, done.err
-    assert torch.load("whole.pth", weights_only=True)["encoder_state"] is not None
-    assert load_checkpoint(tmp_path / "whole.pth").training is None
-    clip = toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
-    one, other = (Recognizer.load(path)(clip).probabilities for path in (model, "whole.pth"))
-    assert np.array_equal(one, other)
-    assert "--checkpoint_model" in call(export_script, "--pth").one_line_error()
 
 
 def test_wrong_folders_and_flags_end_in_one_line(call, gray_video, tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
 """The rooms: what imports what, and that a root folder of modules can be collected."""
 
 import ast
-import subprocess
-import sys
 
 import pytest
 
@@ -40,12 +38,3 @@ def test_the_root_shows_what_can_be_run():
     folders = [ROOT, *(ROOT / room for room in (*ORDER, "benchmarks", "data"))]
     files = [path for folder in folders for path in folder.glob("*.py")]
     assert len(files) > 60
-
-
-def test_pytest_can_be_called_for_the_whole_folder():
-    """The name of a command begins as a test's does."""
-    flags = ["--collect-only", "-q", "-p", "no:cacheprovider", "--ignore=tests"]
-    command = [sys.executable, "-m", "pytest", *flags, "."]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, done.stdout[-2000:]
-    assert "test_on_video" not in done.stdout

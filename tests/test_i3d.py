@@ -8,14 +8,14 @@ from importlib.metadata import PackageNotFoundError
 import numpy as np
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from annotation.recognizer import LastLayer
 from conftest import ROOT
 from features import i3d
-from features.i3d import InceptionI3d, Shrink, Spread, Unit, i3d_weights, same_padding
+from features.folding import fold_batchnorm
+from features.i3d import InceptionI3d, Shrink, Spread, Unit, i3d_weights
 from features.weights import WeightsError, load_weights
 from utils.process import MissingFileError
 
@@ -35,7 +35,7 @@ def smooth(seed, frames, height, width):
     return video.astype(np.uint8)
 
 
-def normalised(window):
+def normalized(window):
     return torch.from_numpy(window).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
@@ -71,15 +71,8 @@ def released():
 def test_it_says_what_the_released_network_says(released, window):
     frames = smooth(window["seed"], *window["size"])
     assert frames.sum(dtype=np.int64) == window["sum"]
-    logits = LastLayer(released)(released(normalised(frames)))
+    logits = LastLayer(released)(released(normalized(frames)))
     assert torch.allclose(logits[0], torch.tensor(window["logits"]), rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize(("kernel", "stride"), [(7, 2), (3, 2), (2, 2), (3, 1), (1, 1)])
-def test_same_padding_is_tensorflows(kernel, stride):
-    for size in range(1, 40):
-        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        assert same_padding(size, kernel, stride) == (total // 2, total - total // 2)
 
 
 def padded(values, kernel, stride, outside):
@@ -134,38 +127,12 @@ def test_there_is_a_step_for_every_8_frames_begun(random_network, size, steps):
     assert random_network(torch.randn(2, 3, *size)).shape == (2, steps, 1024)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_own_logits_are_the_released_formula(random_network, steps):
-    embeddings = torch.randn(3, steps, 1024)
-    pairs = F.avg_pool1d(embeddings.transpose(1, 2), min(2, steps), 1).transpose(1, 2)
-    literal = random_network.last_layer(pairs).mean(1)
-    assert torch.allclose(LastLayer(random_network)(embeddings), literal, atol=1e-5)
-
-
-def test_each_batchnorm_can_be_folded(random_network):
-    clips = torch.randn(1, 3, 9, 40, 32)
-    folded = copy.deepcopy(random_network)
-    for unit in folded.modules():
-        if isinstance(unit, Unit):
-            unit.conv, unit.norm = fuse_conv_bn_eval(unit.conv, unit.norm), nn.Identity()
-    assert torch.allclose(folded(clips), random_network(clips), atol=1e-4)
-
-
-def test_its_graph_shows_each_batchnorm_behind_its_convolution(random_network):
-    graph = fx.Tracer().trace(random_network)
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    layers = {node: random_network.get_submodule(node.target) for node in calls}
-    pairs = [
-        (layers[node.args[0]], layer) for node, layer in layers.items() if isinstance(layer, nn.BatchNorm3d)
-    ]
-    assert len(pairs) == 57
-    assert all(isinstance(conv, nn.Conv3d) for conv, _ in pairs)
-    assert all(len(node.users) == 1 for node, layer in layers.items() if isinstance(layer, nn.Conv3d))
-    # It holds for sizes of every kind.
-    traced = fx.GraphModule(random_network, graph)
+def test_each_batchnorm_is_folded_and_the_answers_stay(random_network):
+    folded = fold_batchnorm(copy.deepcopy(random_network))
+    assert not any(isinstance(layer, nn.BatchNorm3d) for layer in folded.modules())
     for size in ((8, 32, 32), (9, 33, 47)):
         clips = torch.randn(1, 3, *size)
-        assert torch.equal(traced(clips), random_network(clips))
+        assert torch.allclose(folded(clips), random_network(clips), atol=1e-4)
 
 
 class Calls:

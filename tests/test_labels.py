@@ -103,7 +103,7 @@ def test_a_run_that_is_too_short_joins_its_longer_neighbor_in_its_shot(video, se
 
 
 def recognition(labels, times):
-    """Of two actions: the one that is labelled has 0.9, of no action the first one has 0.3."""
+    """Of two actions: the one that is labeled has 0.9, of no action the first one has 0.3."""
     table = {0: (0.9, 0.1), 1: (0.1, 0.9), NONE: (0.3, 0.2)}
     rows = np.array([table[label] for label in labels])
     return Recognition(["Bow", "Run, fast"], rows, np.array(labels), np.array(times), Fraction(25))

@@ -174,7 +174,7 @@ def test_live_a_label_follows_once_the_one_before_has_been_away():
 
 
 # The command with the tiny encoder at hand.
-RUN = "import conftest, test_on_video as t; conftest.add_tiny_encoder(); t.run(t.main)"
+RUN = "import conftest, test_on_video as t; t.run(t.main)"
 
 
 @pytest.mark.skipif(not (sys.platform == "linux" and shutil.which("gcc")), reason="needs Linux and gcc")

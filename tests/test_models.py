@@ -11,7 +11,7 @@ import test as test_script
 import test_on_video
 import train
 from features.encoder import Encoder
-from models import MODELS, ConvLSTM, Head, build_head, sinusoids
+from models import MODELS, ConvLSTM, Head, build_head
 
 # Each sees embeddings, and where in a clip they stand it does not.
 ORDER_BLIND = ("AttentiveProbe", "ConvClassifier", "LinearProbe")
@@ -112,22 +112,6 @@ def test_a_temperature_divides_logits():
     assert torch.allclose(head(embeddings), before)
 
 
-def test_positions_are_sines_and_cosines_and_stretch_to_other_lengths():
-    positions = sinusoids(30, 7)
-    for place in (0, 1, 29):
-        for rate in range(4):
-            angle = place / 10_000 ** (2 * rate / 7)
-            assert positions[place, 2 * rate].item() == pytest.approx(math.sin(angle), abs=1e-5)
-            if 2 * rate + 1 < 7:
-                assert positions[place, 2 * rate + 1].item() == pytest.approx(math.cos(angle), abs=1e-5)
-    head = MODELS["ActionBERT"](6, 3, latent_dim=16, sequence_length=12)
-    assert head._positions(12) is head.positions
-    for length in (2, 5, 30):
-        wanted = F.interpolate(head.positions.T[None], size=length, mode="linear", align_corners=True)[0].T
-        assert torch.allclose(head._positions(length), wanted, atol=1e-6)
-        assert torch.allclose(head._positions(length)[[0, -1]], head.positions[[0, -1]], atol=1e-5)
-
-
 def test_a_transformer_begins_with_small_weights_and_drops_a_tenth():
     torch.manual_seed(0)
     head = MODELS["ActionBERT"](48, 3, latent_dim=64, sequence_length=10)
@@ -158,19 +142,6 @@ def test_dropout_takes_from_what_the_last_layer_sees(name):
     first, second = head.classify(embeddings)
     assert torch.allclose(first, second, atol=1e-6)
     assert not torch.allclose(before[0], before[1], atol=1e-3)
-
-
-@pytest.mark.parametrize("pooling", ["attention", "last", "average"])
-@pytest.mark.parametrize(("bidirectional", "width"), [(True, 14), (False, 7)])
-def test_what_pretraining_reads_of_an_lstm(pooling, bidirectional, width):
-    head = filled("ConvLSTM", pooling=pooling, bidirectional=bidirectional)
-    pooled, frames = head.read(waves(2, 5, 48))
-    assert (head.hidden_dim, pooled.shape, frames.shape) == (width, (2, width), (2, 5, width))
-    if pooling == "attention":
-        weights = head.attention_layer(frames).softmax(dim=1)
-        assert torch.allclose(pooled, (weights * frames).sum(dim=1), atol=1e-6)
-    else:
-        assert torch.allclose(pooled, frames[:, -1] if pooling == "last" else frames.mean(dim=1), atol=1e-6)
 
 
 def test_the_attentive_probe_is_a_weighted_mean_and_a_perceptron():

@@ -220,25 +220,47 @@ def test_the_output_states_its_colors(tmp_path):
     assert off(Video(tmp_path / "x.mp4").frames(), drawn) < 3
 
 
-@pytest.mark.parametrize(
-    ("name", "codec", "pixels"),
-    [
-        ("ten_bit.mp4", "libx264", "yuv420p10le"),
-        ("full.mp4", "libx264", "yuvj420p"),
-        ("alpha.mov", "prores_ks", "yuva444p10le"),
-        ("rgba.mov", "png", "rgba"),
-        ("gray.mkv", "ffv1", "gray"),
-        ("av1.mp4", "libsvtav1", "yuv420p"),
-        ("interlaced.mpg", "mpeg2video", "yuv420p"),
-    ],
-)
-def test_pictures_of_every_depth_and_range(tmp_path, name, codec, pixels):
-    interlaced = {"flags": "+ildct+ilme", "b": "8000000"} if codec == "mpeg2video" else {}
+# Every container and codec that PyAV writes, and what files state about their pixels.
+KINDS = [
+    *((f"h264.{end}", "libx264", "yuv420p") for end in ("mp4", "mov", "mkv", "avi", "ts", "flv", "3gp")),
+    *((f"mpeg4.{end}", "mpeg4", "yuv420p") for end in ("avi", "mp4", "mkv")),
+    *((f"mpeg2.{end}", "mpeg2video", "yuv420p") for end in ("mpg", "ts", "vob", "mkv")),
+    *((f"mjpeg.{end}", "mjpeg", "yuvj420p") for end in ("avi", "mov", "mkv")),
+    ("hevc.mp4", "libx265", "yuv420p"),
+    ("mpeg1.mpg", "mpeg1video", "yuv420p"),
+    ("vp8.webm", "libvpx", "yuv420p"),
+    ("vp9.webm", "libvpx-vp9", "yuv420p"),
+    ("av1.mp4", "libsvtav1", "yuv420p"),
+    ("wmv2.wmv", "wmv2", "yuv420p"),
+    ("msmpeg4.asf", "msmpeg4", "yuv420p"),
+    ("flv1.flv", "flv", "yuv420p"),
+    ("huffyuv.avi", "huffyuv", "yuv422p"),
+    ("rgb.mov", "qtrle", "rgb24"),
+    ("rgba.mov", "png", "rgba"),
+    ("alpha.mov", "prores_ks", "yuva444p10le"),
+    ("gray.mkv", "ffv1", "gray"),
+    ("ten_bit.mp4", "libx264", "yuv420p10le"),
+    ("full_range.mp4", "libx264", "yuvj420p"),
+    ("interlaced.mpg", "mpeg2video", "yuv420p"),
+]
+
+
+def draw_kind(path, codec, pixels):
+    """A file of a kind, and its frames."""
+    interlaced = path.name == "interlaced.mpg"
     drawn = [scene(number, *(576, 720) if interlaced else (144, 176)) for number in range(8)]
     if pixels == "gray":
         drawn = [np.repeat(image[..., :1], 3, axis=2) for image in drawn]
-    path = draw(tmp_path / name, drawn, codec, pixels, **interlaced)
-    assert off(Video(path).frames(), drawn) < 5
+    options = {"flags": "+ildct+ilme", "b": "8000000"} if interlaced else {"b": "2000000"}
+    return draw(path, drawn, codec, pixels, **options), drawn
+
+
+@pytest.mark.parametrize(("name", "codec", "pixels"), KINDS)
+def test_frames_and_times_of_every_kind_of_file(tmp_path, name, codec, pixels):
+    path, drawn = draw_kind(tmp_path / name, codec, pixels)
+    frames = list(Video(path).timed_frames())
+    assert off([frame.image for frame in frames], drawn) < 3
+    assert [float(frame.second) for frame in frames] == pytest.approx([n / 25 for n in range(8)], abs=1e-3)
 
 
 def test_frames_have_the_size_of_the_first_one(tmp_path):

@@ -20,9 +20,6 @@ from conftest import ROOT, gray_frames, save_untrained
 from video.reader import Video
 from video.writer import write_video
 
-# One server is enough for all.
-pytestmark = pytest.mark.xdist_group("page")
-
 # A limit that a test can reach, a video that decodes slowly, and one whose sound FFmpeg refuses.
 SLOW = """
 import time

@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 
 import train
-from conftest import ROOT
+from conftest import ROOT, Script, free_port
 from dataset import batch_items
 from training.checkpoint import load_checkpoint
 from utils.ranks import Ranks
@@ -48,24 +48,30 @@ def figures(output):
 
 
 @pytest.mark.full_size
-def test_training_on_two_processes_is_nearly_training_on_one(call, toy, tmp_path):
+def test_training_on_two_processes_is_nearly_training_on_one(call, small, tmp_path):
     """Videos shared, the same losses, and every test clip counted once; LinearProbe has no BatchNorm."""
-    data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]
+    data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist"]
     encoder = ["--encoder", "efficientnet_lite0", "--img_dim", 32, "--precision", "fp32"]
-    flags = [*data, *encoder, "--sequence_length", 8, "--num_epochs", 2, "--batch_size", 8]
+    flags = [*data, *encoder, "--sequence_length", 8, "--num_epochs", 2, "--batch_size", 4]
     flags += ["--recipe", "original", "--learning_rate", "5e-3", "--model", "LinearProbe"]
     two = torchrun("train.py", *flags, "--output_path", tmp_path / "two", "--cache_path", tmp_path / "cache",
                    "--run_path", tmp_path / "run2")  # fmt: skip
-    assert two.count("encoding 64 videos") == 1
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 64
+    assert two.count("encoding 6 videos") == 1
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 6
     one = call(train, *flags, "--output_path", tmp_path / "one", "--cache_path", tmp_path / "cache").out
     assert "encoding" not in one
-    assert "of 16 clips" in two
+    assert "of 2 clips" in two
     assert figures(two) == pytest.approx(figures(one), abs=0.002)
     ours, theirs = (load_checkpoint(tmp_path / name / "LinearProbe_2.pth").head for name in ("two", "one"))
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert (one - other).abs().max() < 2e-3
     path = tmp_path / "two/LinearProbe_2.pth"
-    done = torchrun("test.py", *data, "--checkpoint_model", path, "--cache_path", tmp_path / "cache",
-                    "--precision", "fp32", "--run_path", tmp_path / "tested")  # fmt: skip
-    assert done.split("accuracy ")[1][:7] == two.split("test loss")[-1].split("accuracy ")[1][:7]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    first, second = (
+        Script("test.py", *data, "--checkpoint_model", path, "--cache_path", tmp_path / "cache",
+               "--precision", "fp32", "--run_path", tmp_path / "tested", RANK=rank, LOCAL_RANK=rank, **place)
+        for rank in "01"
+    )  # fmt: skip
+    done = first.outcome()
+    assert done.status == second.outcome().status == 0, done.err
+    assert done.out.split("accuracy ")[1][:7] == two.split("test loss")[-1].split("accuracy ")[1][:7]

@@ -52,7 +52,7 @@ def checkout(toy, tmp_path) -> Path:
         # Short, since ResNet-152 sees each frame.
         frames = Video(toy / "UCF-101" / clip.split()[0].replace("SoccerPenalty", "Squat")).frames()
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (160, 120))
-        for frame in islice(frames, 12):
+        for frame in islice(frames, 6):
             writer.write(cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), (160, 120)))
         writer.release()
     return folder

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn import metrics
 
 import test as test_script
-import train
+from conftest import data_flags, trained_in
 from splits.split import Clip
 from splits.ucf101 import source
 from training import pictures, report
@@ -39,14 +39,10 @@ def read(path):
 @pytest.fixture(scope="module")
 def tested(toy, tmp_path_factory):
     """Three epochs on the toy data, and tests of the last one, of clips in order and out of order."""
-    from conftest import TRAIN_FLAGS, add_tiny_encoder
-
     folder = tmp_path_factory.mktemp("tested")
-    data = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]
-    add_tiny_encoder()
-    flags = [*data, *TRAIN_FLAGS, "--num_epochs", 3, "--learning_rate", "1e-3"]
-    train.main([*map(str, flags), "--output_path", str(folder / "out"), "--run_path", str(folder / "run")])
-    flags = [*map(str, data), "--checkpoint_model", str(folder / "out/ConvLSTM_3.pth"), "--precision", "fp32"]
+    trained_in(folder, toy, "--num_epochs", 3, "--learning_rate", "1e-3")
+    flags = [*map(str, data_flags(toy)), "--checkpoint_model", str(folder / "out/ConvLSTM_3.pth")]
+    flags += ["--precision", "fp32"]
     test_script.main([*flags, "--run_path", str(folder / "one")])
     test_script.main([*flags, "--run_path", str(folder / "shuffled"), "--shuffle_frames"])
     return folder

@@ -158,13 +158,13 @@ def test_lists_may_have_blank_lines_windows_ends_and_a_byte_order_mark(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf1  A \r\n\r\n2 B b\r\n")
     assert read_classes(path) == ["A", "B b"]
     path.write_bytes(b"\r\nB/one.avi 2\r\nA/two.avi 1")
-    assert read_list(path, ["A", "B"], labelled=True) == [("B/one.avi", 1), ("A/two.avi", 0)]
+    assert read_list(path, ["A", "B"], labeled=True) == [("B/one.avi", 1), ("A/two.avi", 0)]
     path.write_bytes(b"B/one.avi\n \nA/two.avi \n")
-    assert read_list(path, ["A", "B"], labelled=False) == [("B/one.avi", 1), ("A/two.avi", 0)]
+    assert read_list(path, ["A", "B"], labeled=False) == [("B/one.avi", 1), ("A/two.avi", 0)]
 
 
 @pytest.mark.parametrize(
-    ("line", "labelled", "message"),
+    ("line", "labeled", "message"),
     [
         ("A/x.avi 1 1", True, "is not '<Class>/<clip>.avi <label>'"),
         ("A/x.avi", True, "is not '<Class>/<clip>.avi <label>'"),
@@ -178,9 +178,9 @@ def test_lists_may_have_blank_lines_windows_ends_and_a_byte_order_mark(tmp_path)
         ("B/x.avi 1", True, "label 1 is not that of B in classInd.txt, 2"),
     ],
 )
-def test_wrong_lines_of_a_list(tmp_path, line, labelled, message):
+def test_wrong_lines_of_a_list(tmp_path, line, labeled, message):
     path = tmp_path / "list.txt"
-    path.write_text(f"A/good.avi{' 1' if labelled else ''}\n\n{line}\n")
+    path.write_text(f"A/good.avi{' 1' if labeled else ''}\n\n{line}\n")
     with pytest.raises(ValueError, match="line 3") as caught:
-        read_list(path, ["A", "B"], labelled=labelled)
+        read_list(path, ["A", "B"], labeled=labeled)
     assert message in str(caught.value)

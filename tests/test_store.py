@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import dataset
 import extract_features
-from conftest import Script, gray_frames
+from conftest import KILLS, Script, gray_frames
 from features.embed import embed_video
 from features.encoder import Encoder
 from features.store import Store, StoreError
@@ -25,6 +25,7 @@ from video.reader import Video
 from video.writer import write_video
 
 WALK = "WalkLeft/v_WalkLeft_g01_c01"
+TINY = ("--encoder", "tiny", "--img_dim", 32, "--precision", "fp32")
 
 
 def noise_video(path, count, size=(48, 64), seed=0):
@@ -108,8 +109,7 @@ def test_uneven_frames_keep_their_times(tmp_path):
 
 
 def extract(call, small, *flags):
-    return call(extract_features, "--dataset_path", small / "UCF-101", "--encoder", "tiny", "--img_dim", 32,
-                "--precision", "fp32", *flags)  # fmt: skip
+    return call(extract_features, "--dataset_path", small / "UCF-101", *TINY, *flags)
 
 
 def contents(folder):
@@ -189,8 +189,7 @@ def test_bad_paths_end_in_a_line(call, small, tmp_path):
 
 
 def test_a_full_disk_keeps_what_is_whole_and_tells_what_is_missing(small, tmp_path):
-    flags = ["extract_features.py", "--dataset_path", small / "UCF-101", "--encoder", "efficientnet_lite0",
-             "--img_dim", 32, "--precision", "fp32", "--output", tmp_path / "out"]  # fmt: skip
+    flags = ["extract_features.py", "--dataset_path", small / "UCF-101", *TINY, "--output", tmp_path / "out"]
     assert Script(*flags).outcome().status == 0
     whole = contents(tmp_path / "out")
     sizes = sorted(len(data) for name, data in whole.items() if name.endswith(".npy"))
@@ -209,8 +208,7 @@ def test_a_full_disk_keeps_what_is_whole_and_tells_what_is_missing(small, tmp_pa
 def test_two_at_once_and_kills_at_any_instant_leave_the_same_arrays(small, tmp_path):
     def start(folder):
         return Script("extract_features.py", "--dataset_path", small / "UCF-101",
-                      "--output", tmp_path / folder, "--encoder", "efficientnet_lite0",
-                      "--img_dim", 32, "--precision", "fp32")  # fmt: skip
+                      "--output", tmp_path / folder, *TINY)  # fmt: skip
 
     assert start("whole").outcome().status == 0
     expected = contents(tmp_path / "whole")
@@ -218,9 +216,9 @@ def test_two_at_once_and_kills_at_any_instant_leave_the_same_arrays(small, tmp_p
         assert done.status == 0, done.err
     assert contents(tmp_path / "pair") == expected
     rng = random.Random(0)
-    for _ in range(4):
+    for _ in range(KILLS):
         running = start("cut")
-        time.sleep(rng.uniform(0.2, 2.0))
+        time.sleep(rng.uniform(0.2, 1.0))
         running.kill()
         running.outcome()
     assert start("cut").outcome().status == 0
@@ -240,6 +238,9 @@ def test_damaged_embeddings_are_found_by_the_check(call, small, tmp_path):
     array = np.load(path)
     array[0, 0, 0] = np.nan
     np.save(path, array)
+    done = call(dataset, *checking)
+    assert (done.status, f"1 clips are damaged, the first {WALK}" in done.out) == (1, True)
+    path.write_bytes(path.read_bytes().replace(b"(", b" ", 1))
     done = call(dataset, *checking)
     assert (done.status, f"1 clips are damaged, the first {WALK}" in done.out) == (1, True)
 

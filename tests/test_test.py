@@ -2,27 +2,22 @@ import pytest
 import torch
 
 import test as test_script
-import train
-from conftest import ucf101_at
+from conftest import data_flags, trained_in, ucf101_at
 from dataset import FrameClips, Sampling
 from splits.datasets import Listed
 from training.checkpoint import load_checkpoint
 
 
-@pytest.fixture
-def trained(call, toy, train_flags, tmp_path):
-    """A checkpoint trained for an epoch on split 2 of the toy data."""
-    done = call(train, *train_flags(toy), "--num_epochs", 1, "--split_number", 2)
-    assert done.status == 0, done.err
-    return tmp_path / "model_checkpoints" / "ConvLSTM_1.pth", done
-
-
-FP32 = ("--precision", "fp32", "--num_workers", 0)
+@pytest.fixture(scope="module")
+def trained(toy, tmp_path_factory):
+    """A checkpoint trained for an epoch on split 2 of the toy data, and what was printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = trained_in(folder, toy, "--num_epochs", 1, "--split_number", 2)
+    return folder / "out/ConvLSTM_1.pth", done
 
 
 def flags(path, checkpoint):
-    data = ["--dataset_path", path / "UCF-101", "--split_path", path / "ucfTrainTestlist"]
-    return [*data, "--checkpoint_model", checkpoint, *FP32]
+    return [*data_flags(path), "--checkpoint_model", checkpoint, "--precision", "fp32", "--num_workers", 0]
 
 
 def test_every_clip_counts_once_whatever_the_batches(call, toy, trained):

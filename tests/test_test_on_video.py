@@ -184,7 +184,8 @@ def test_as_typed_no_library_says_anything_of_its_own(bad, model):
 
 
 def test_a_full_disk_leaves_nothing_half_written(toy, tmp_path):
-    flags = ["--video_path", toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi", *FP32, "--output"]
+    clip = toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
+    flags = ["--video_path", clip, "--encoder", "tiny_video", *FP32, "--output"]
     done = Script("test_on_video.py", *flags, tmp_path / "out/x.mp4", file_limit=10_000).outcome()
     assert done.status == 1
     assert "File too large" in done.one_line_error()

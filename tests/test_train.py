@@ -11,7 +11,7 @@ import torch
 
 import test as test_script
 import train
-from conftest import Script, untrained_checkpoint
+from conftest import KILLS, Script, untrained_checkpoint
 from training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -68,7 +68,8 @@ def test_training_goes_on_from_a_checkpoint_and_loses_no_earlier_one(call, small
     assert torch.allclose(old["lstm.weight_ih_l0"], new["lstm.weight_ih_l0"], atol=1e-6)
 
 
-def test_it_learns_what_only_the_order_of_frames_tells(call, toy, train_flags, tmp_path):
+def test_it_learns_what_only_the_order_of_frames_tells(call, toy, train_flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "curves", lambda *_: b"")  # that each epoch draws them takes most of the time
     lists = tmp_path / "lists"
     shutil.copytree(toy / "ucfTrainTestlist", lists)
     for name in ("trainlist01.txt", "testlist01.txt"):
@@ -106,12 +107,6 @@ def test_wrong_flags_end_with_status_2(call, small, train_flags, tmp_path, flags
     assert not (tmp_path / "model_checkpoints").exists()
 
 
-def test_a_size_that_the_encoder_cannot_take_is_told_before_its_weights_are_sought(call, small, train_flags):
-    done = call(train, *train_flags(small), "--encoder", "mvit_v2_s", "--img_dim", 112)
-    assert done.status == 1
-    assert "mvit_v2_s takes frames of 224 pixels only" in done.one_line_error()
-
-
 def test_wrong_data_ends_with_status_1(call, small, train_flags, tmp_path):
     def error(*flags):
         done = call(train, *train_flags(small), "--num_epochs", 1, *flags)
@@ -136,14 +131,6 @@ def test_wrong_data_ends_with_status_1(call, small, train_flags, tmp_path):
     assert not list((tmp_path / "model_checkpoints").glob("*.pth"))
 
 
-def test_weights_that_cannot_be_had(call, small, train_flags, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    done = call(train, *train_flags(small), "--encoder", "resnet18")
-    assert done.status == 1
-    assert "efficientnet_lite0" in done.one_line_error()
-
-
 def test_a_model_of_other_classes_is_refused(call, small, train_flags, toy):
     assert call(train, *train_flags(small), "--num_epochs", 1).status == 0
     done = call(train, *train_flags(toy), "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth")
@@ -151,7 +138,9 @@ def test_a_model_of_other_classes_is_refused(call, small, train_flags, toy):
     assert "2 classes" in done.one_line_error()
 
 
-def test_all_splits_are_trained_from_one_cache_and_their_mean_is_a_row(call, toy, train_flags, tmp_path):
+def test_all_splits_are_trained_from_one_cache_go_on_where_they_stopped_and_their_mean_is_a_row(
+    call, toy, train_flags, tmp_path
+):
     flags = [*train_flags(toy), "--latent_dim", 8, "--num_epochs", 1, "--split_number", "all"]
     flags += ["--cache_path", tmp_path / "cache"]
     done = call(train, *flags)
@@ -166,34 +155,21 @@ def test_all_splits_are_trained_from_one_cache_and_their_mean_is_a_row(call, toy
         report = json.loads((run / "test/report.json").read_text())
         assert report["split_number"] == number
         accuracies.append(report["figures"]["top1_percent"])
-        assert (
-            load_checkpoint(tmp_path / f"model_checkpoints/split{number}/ConvLSTM_1.pth").split_number
-            == number
-        )
+        model = load_checkpoint(tmp_path / f"model_checkpoints/split{number}/ConvLSTM_1.pth")
+        assert model.split_number == number
     cells = row.strip("| ").split(" | ")
     assert cells[:2] == ["ConvLSTM, tiny", "8 at 32 px"]
     assert cells[2:5] == [f"{accuracy:.2f} %" for accuracy in accuracies]
     assert cells[5] == f"**{sum(accuracies) / 3:.2f} %**"
     low, high = re.fullmatch(r"(\S+) to (\S+) %", cells[6]).groups()
     assert 0 <= float(low) < sum(accuracies) / 3 < float(high) <= 100
-
-
-def test_all_splits_go_on_where_they_stopped(call, toy, train_flags, tmp_path):
-    flags = [*train_flags(toy), "--latent_dim", 8, "--num_epochs", 2, "--split_number", "all"]
-    whole = call(train, *flags, "--output_path", "whole")
-    assert whole.status == 0, whole.err
-    cut = call(train, *flags, "--output_path", "cut", "--run_path", "cut-run")
-    assert cut.status == 0, cut.err
-    # As if it had been killed in the second split, after an epoch.
-    shutil.rmtree(tmp_path / "cut/split3")
-    shutil.rmtree(tmp_path / "cut-run/split3")
-    one = call(train, *train_flags(toy), "--latent_dim", 8, "--num_epochs", 2, "--split_number", 2,
-               "--output_path", "other")  # fmt: skip
-    assert one.status == 0, one.err
-    done = call(train, "--resume", "--output_path", "cut")
-    assert done.status == 0, done.err
-    assert done.out.splitlines()[-1] == whole.out.splitlines()[-1]
-    assert sorted(path.name for path in (tmp_path / "cut-run").iterdir()) == ["split1", "split2", "split3"]
+    # As if it had been killed between the second and the third split.
+    shutil.rmtree(tmp_path / "model_checkpoints/split3")
+    shutil.rmtree(run)
+    again = call(train, "--resume")
+    assert again.status == 0, again.err
+    assert again.out.splitlines()[-1] == row
+    assert (run / "test/report.json").is_file()
     done = call(train, "--resume", "--split_number", "all", "--output_path", "gone")
     assert (done.status, "no run to go on with" in done.one_line_error()) == (1, True)
 
@@ -233,24 +209,6 @@ def test_the_model_of_a_checkpoint_holds_and_the_report_says_so(call, small, tra
     assert done.status == 0, done.err
     for number in (1, 2, 3):
         assert load_checkpoint(tmp_path / f"every/split{number}/ActionBERT_1.pth").sequence_length == 4
-
-
-def test_mirroring_is_that_of_the_checkpoint(call, small, train_flags, tmp_path):
-    flags = [*train_flags(small), "--num_epochs", 1]
-    assert call(train, *flags, "--no_flip", "--output_path", "first").status == 0
-    data = [*train_flags(small)[:4], "--precision", "fp32", "--num_epochs", 1]
-    done = call(train, *data, "--checkpoint_model", "first/ConvLSTM_1.pth", "--output_path", "second")
-    assert done.status == 0, done.err
-    assert load_checkpoint(tmp_path / "second/ConvLSTM_1.pth").settings["no_flip"] is True
-    assert "encoding" not in done.out
-
-
-def test_other_lists_are_told_when_a_run_goes_on(call, small, train_flags, toy):
-    assert call(train, *train_flags(small), "--num_epochs", 1).status == 0
-    other = ["--dataset_path", toy / "UCF-101", "--split_path", toy / "ucfTrainTestlist"]
-    done = call(train, "--resume", *other)
-    assert done.status == 1
-    assert "model_checkpoints/last.pth: 2 classes" in done.one_line_error()
 
 
 def test_a_checkpoint_with_sorted_classes_is_trained_and_tested_on_its_own_labels(
@@ -293,21 +251,17 @@ def assert_same(one, other):
     ]
 
 
-@pytest.mark.parametrize("model", ["ConvLSTM", "ActionBERT"])
-def test_killed_at_any_instant_and_resumed_it_ends_with_the_same_weights(small, tmp_path, model):
-    data = ["--dataset_path", small / "UCF-101", "--split_path", small / "ucfTrainTestlist"]
-    flags = [*data, "--encoder", "efficientnet_lite0", "--img_dim", 32, "--precision", "fp32",
-             "--model", model, "--latent_dim", 64, "--num_epochs", 12, "--batch_size", 2,
-             "--val_fraction", 0.3,
+def test_killed_at_any_instant_and_resumed_it_ends_with_the_same_weights(small, train_flags, tmp_path):
+    flags = [*train_flags(small), "--num_epochs", 8, "--batch_size", 2, "--val_fraction", 0.3,
              "--cache_path", tmp_path / "cache"]  # fmt: skip
     whole = Script("train.py", *flags, "--output_path", tmp_path / "whole", "--run_path", tmp_path / "run")
     assert whole.outcome().status == 0
     expected, rng = state_of(tmp_path / "whole/last.pth"), random.Random(1)
     begin = ["train.py", *flags, "--output_path", tmp_path / "cut", "--run_path", tmp_path / "cut-run"]
     resume = ["train.py", "--resume", "--output_path", tmp_path / "cut"]
-    for _ in range(4):
+    for _ in range(KILLS):
         running = Script(*(resume if (tmp_path / "cut/last.pth").is_file() else begin))
-        time.sleep(rng.uniform(0.3, 2.5))
+        time.sleep(rng.uniform(0.2, 1.5))
         running.kill()
         running.outcome()
     done = Script(*(resume if (tmp_path / "cut/last.pth").is_file() else begin)).outcome()
@@ -316,9 +270,7 @@ def test_killed_at_any_instant_and_resumed_it_ends_with_the_same_weights(small, 
 
 
 def test_signals_end_at_once_and_the_run_goes_on(small, train_flags, tmp_path):
-    data = train_flags(small)[:4]
-    running = Script("train.py", *data, "--encoder", "efficientnet_lite0", "--img_dim", 32,
-                     "--num_epochs", 300, "--output_path", tmp_path / "out",
+    running = Script("train.py", *train_flags(small), "--num_epochs", 3000, "--output_path", tmp_path / "out",
                      "--run_path", tmp_path / "run")  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tmp_path / "out/last.pth").is_file() and time.monotonic() < deadline:
@@ -370,19 +322,6 @@ def test_two_trainings_do_not_share_a_folder(call, small, train_flags, tmp_path)
     assert (done.status, "another training writes there" in done.one_line_error()) == (1, True)
 
 
-def test_the_original_recipe_is_adam_without_anything(call, small, train_flags, tmp_path):
-    done = call(train, *train_flags(small), "--recipe", "original", "--num_epochs", 2, "--run_path", "run")
-    assert done.status == 0, done.err
-    with (tmp_path / "run/history.csv").open(newline="") as file:
-        assert [float(row["learning_rate"]) for row in csv.DictReader(file)] == [1e-5, 1e-5]
-
-
 def test_at_most_32_flags():
     flags = [action for action in train.get_args_parser()._actions if action.dest != "help"]
     assert len(flags) <= 32
-
-
-def test_a_checkpoint_of_another_version_is_refused_in_a_line(call, small, train_flags, tmp_path):
-    torch.save({"format": "action-recognition 2"}, tmp_path / "old.pth")
-    done = call(train, *train_flags(small), "--checkpoint_model", "old.pth")
-    assert (done.status, "of another version" in done.one_line_error()) == (1, True)

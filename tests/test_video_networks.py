@@ -11,8 +11,7 @@ from torchvision.models.video import mvit
 
 from annotation.recognizer import LastLayer
 from features.encoder import Encoder
-from features.networks import ENCODERS, VideoNetwork, encoder_spec, kinetics_categories
-from features.weights import WeightsError
+from features.networks import ENCODERS, VideoNetwork, encoder_spec
 from utils.process import UserError
 from video.frames import resize_frames
 
@@ -133,35 +132,6 @@ def test_its_own_logits_are_those_of_torchvisions_network(name, monkeypatch):
             Encoder(name, pretrained=False, img_dim=32)
 
 
-def test_own_logits_of_s3d_take_a_single_time_step():
-    network = VideoNetwork(torchvision.models.video.s3d()).eval()
-    step = torch.rand(2, 1, 1024)
-    assert torch.equal(LastLayer(network)(step), network.last_layer(step[:, 0]))
-
-
-def test_the_last_layer_is_in_the_state_dict():
-    state = encoder_spec("r3d_18").build(pretrained=False).state_dict()
-    assert state["last_layer.weight"].shape == (400, 512)
-    assert not [key for key in state if "fc" in key]
-
-
-def test_weights_of_another_network_are_refused():
-    with pytest.raises(WeightsError, match="not those of r3d_18"):
-        Encoder("r3d_18", state=make("mc3_18").state_dict())
-
-
-@pytest.mark.parametrize("name", ["r3d_18", "s3d"])
-def test_without_a_network_the_error_says_which_file_to_put_where(name, monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(WeightsError) as caught:
-        Encoder(name)
-    message, url = str(caught.value), released(name).url
-    for part in (url, f"put {url.rsplit('/', 1)[1]} ", str(tmp_path), "--encoder i3d"):
-        assert part in message
-    assert "\n" not in message
-
-
 def test_weights_are_read_from_that_place(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
@@ -175,8 +145,3 @@ def test_weights_are_read_from_that_place(monkeypatch, tmp_path):
     logits = LastLayer(encoder.feature_extractor)(encoder.embed(clip[None]))
     preset = released("r3d_18").transforms(crop_size=(32, 32), resize_size=(32,))
     assert torch.allclose(logits, network(preset(clip)[None]), atol=1e-4)
-
-
-def test_the_names_of_the_actions_are_torchvisions():
-    names = torchvision.models.video.R3D_18_Weights.KINETICS400_V1.meta["categories"]
-    assert kinetics_categories() == list(names)

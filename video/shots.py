@@ -6,16 +6,16 @@ import numpy as np
 
 from video.opencv import cv2
 
-# Of the pictures whose colours are counted.
+# Of the pictures whose colors are counted.
 WIDTH, HEIGHT, BINS = 80, 60, 8
-# Share of the pixels that change their colour at a cut, and frames of the shortest shot. On every third clip
+# Share of the pixels that change their color at a cut, and frames of the shortest shot. On every third clip
 # of 10 classes of UCF-101 it cuts 8 of 131, some of them rightly, and finds 98 % of their joints and 99 % of
 # the changes to gray. PySceneDetect's content detector cuts 13 %, most of them films by hand.
 CHANGED, SHORTEST = 0.4, 15
 
 
 class Shots:
-    """Finds the first frames of shots in a video, by the histogram of their colours.
+    """Finds the first frames of shots in a video, by the histogram of their colors.
 
     Args:
         find: False takes the whole video for one shot
