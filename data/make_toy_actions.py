@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for name, least in (("groups", 4), ("clips_per_group", 1), ("workers", 1), ("seed", 0)):
         if getattr(args, name) < least:
-            parser.error(f"--{name} {getattr(args, name)} is too small: it takes {least} or more")
+            parser.exit(2, f"error: --{name} {getattr(args, name)} is too small: it takes {least} or more\n")
     try:
         count = make_data_set(**vars(args))
     except OSError as error:

@@ -50,7 +50,7 @@ def test_videos_are_labeled_alike(call, toy, tmp_path, released):
     assert done.status == 0, done.err
     exported, tables = ["--checkpoint_model", tmp_path / "exported", "--backend", "onnxruntime"], []
     for flags in ([*model, "--precision", "fp32"], exported):
-        done = call(test_on_video, "--video_path", clip, "--output", "x.mp4", *flags)
+        done = call(test_on_video, "--video_path", clip, "--output", "x.mp4", "--all_probabilities", *flags)
         assert done.status == 0, done.err
         rows = (tmp_path / "x.mp4.csv").read_text().splitlines()[1:]
         tables.append(np.array([row.split(",")[3:] for row in rows], float))

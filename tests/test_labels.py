@@ -111,7 +111,7 @@ def recognition(labels, times):
 
 def test_segments_and_tables_keep_uneven_times(tmp_path):
     shown = recognition([0, 0, NONE, 1], [0, 0.5, 0.75, 1 / 3 + 1, 2.08])
-    files = shown.write_tables(tmp_path / "x.mp4", "clip.avi", "model.pth")
+    files = shown.write_tables(tmp_path / "x.mp4", "clip.avi", "model.pth", all_probabilities=True)
     assert [path.name for path in files] == ["x.mp4.json", "x.mp4.csv"]
     about = json.loads(files[0].read_text())
     segments = [list(segment.values()) for segment in about.pop("segments")]
@@ -128,6 +128,11 @@ def test_segments_and_tables_keep_uneven_times(tmp_path):
         ["2", "0.75", "no action", "0.300000", "0.200000"],
         ["3", "1.3333", "Run, fast", "0.100000", "0.900000"],
     ]
+    shown.write_tables(tmp_path / "x.mp4", "clip.avi", "model.pth")
+    with files[1].open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][3:] == ["name1", "probability1", "name2", "probability2"]
+    assert rows[4][3:] == ["Run, fast", "0.900000", "Bow", "0.100000"]
 
 
 def test_the_action_of_a_video_is_the_mean_over_frames_that_show_one():
