@@ -406,11 +406,13 @@ def fit(
                 remove_old(args.output_path, model, args.keep)
             save_checkpoint(args.output_path / LAST, checkpoint(epoch, standing))
             assert board
-            write_history(args.run_path, history, board, title)
+            write_history(args.run_path, history, board)
     else:
         epoch = args.num_epochs
     if board:
         board.close()
+        # Once: drawing takes as long as an epoch of a small head.
+        write_whole(args.run_path / "curves.png", curves(history, title))
 
     # The test of the best epoch, or of the last one.
     path = args.output_path / BEST if best else path
@@ -480,10 +482,8 @@ def remove_old(folder: Path, model: str, keep: int | None) -> None:
         old.unlink()
 
 
-def write_history(
-    folder: Path, history: Sequence[dict[str, float]], board: SummaryWriter, title: str
-) -> None:
-    """Write history.csv and curves.png anew, and the last epoch for TensorBoard."""
+def write_history(folder: Path, history: Sequence[dict[str, float]], board: SummaryWriter) -> None:
+    """Write history.csv anew, and the last epoch for TensorBoard."""
     names = list(dict.fromkeys(name for epoch in history for name in epoch))
     for name in names[1:]:
         if name in history[-1]:
@@ -496,7 +496,6 @@ def write_history(
     rows.writeheader()
     rows.writerows({**epoch, "epoch": int(epoch["epoch"])} for epoch in history)
     write_whole(folder / "history.csv", text.getvalue().encode())
-    write_whole(folder / "curves.png", curves(history, title))
 
 
 def table_of_splits(tested: Sequence[Tested]) -> str:

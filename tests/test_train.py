@@ -69,7 +69,6 @@ def test_training_goes_on_from_a_checkpoint_and_loses_no_earlier_one(call, small
 
 
 def test_it_learns_what_only_the_order_of_frames_tells(call, toy, train_flags, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "curves", lambda *_: b"")  # that each epoch draws them takes most of the time
     lists = tmp_path / "lists"
     shutil.copytree(toy / "ucfTrainTestlist", lists)
     for name in ("trainlist01.txt", "testlist01.txt"):
