@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from features.folding import Normalized
@@ -112,6 +111,9 @@ def moving_windows(layout: Windows, side: int) -> list[np.ndarray]:
     Each shows one of the two images of scikit-learn, panned, zoomed, turned and made brighter or darker,
     with a patch of the other image that moves across.
     """
+    # It takes a second, and is needed once.
+    from sklearn.datasets import load_sample_images
+
     images = load_sample_images().images
     numbers, made = np.random.default_rng(0), []
     for number in range(WINDOWS):

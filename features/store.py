@@ -117,6 +117,8 @@ class Store:
         self.folder, self.encoder, self.stride, self.flip, self.advice = folder, encoder, stride, flip, advice
         self.width = encoder.width
         self._arrays: dict[str, np.ndarray] = {}
+        # What json files hold that were read; other processes may add some, and change none.
+        self._about: dict[str, dict[str, Any]] = {}
         about, path = describe(encoder), folder / "encoder.json"
         if path.is_file():
             try:
@@ -154,12 +156,17 @@ class Store:
                 )
 
     def _read(self, name: str) -> dict[str, Any] | None:
+        if name in self._about:
+            return self._about[name]
         try:
             about = json.loads((self.folder / f"{name}.json").read_bytes())
             size = (self.folder / f"{name}.npy").stat().st_size
             # NumPy's header is 128 bytes long for such shapes.
             whole = size == 128 + 2 * about["views"] * about["embeddings"] * self.width
-            return about if whole and about["stride"] and about["begins"] else None
+            if not (whole and about["stride"] and about["begins"]):
+                return None
+            self._about[name] = about
+            return about
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -196,6 +203,7 @@ class Store:
         contents = io.BytesIO()
         np.save(contents, embedded.embeddings)
         self._arrays.pop(name, None)
+        self._about.pop(name, None)
         write_whole(path.with_name(f"{path.name}.npy"), contents.getbuffer(), sync=False)
         write_whole(path.with_name(f"{path.name}.json"), json_bytes(about), sync=False)
 
