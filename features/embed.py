@@ -25,7 +25,7 @@ from video.reader import Video
 from video.shots import Shots
 
 # Frames that are resized at a time, and fewer where they are large.
-CHUNK, CHUNK_BYTES = 32, 2**27
+CHUNK, CHUNK_BYTES = 32, 2**26
 # Seconds by which a frame may be early or late in a video that is called steady.
 STEADY = 1e-3
 
