@@ -42,7 +42,6 @@ COLUMNS = (
     *("encoder", "model", "split", "seed", "flags", "top1_percent", "loss_nats", "clips", "parameters"),
     *("seconds", "correct", "groups"),
 )
-COLORS = ("#4878a8", "#c8803d", "#5a9a5a", "#8a5fa8", "#a85f5f", "#777777")
 
 Row = dict[str, str]
 
@@ -63,9 +62,7 @@ def get_args_parser() -> Parser:
         "--models", nargs="+", default=list(MODELS), help="heads to compare; default: all; quotes take flags"
     )
     parser.add_argument("--seeds", type=COUNT, default=3, help="trainings of each pair and split; default 3")
-    parser.add_argument(
-        "--run_path", type=Path, default=Path("runs/compare"), help="folder for what is written"
-    )
+    parser.add_argument("--run_path", type=Path, default=Path("runs/compare"), help="folder for results")
     return parser
 
 
@@ -83,6 +80,12 @@ def check_entry(entry: str, name: str) -> list[str]:
     return words
 
 
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file by their columns."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def train_once(encoder: str, model: str, split: int, seed: int, flags: Sequence[str], folder: Path) -> Row:
     """Run train.py in this process; returns its row. Its log and report are kept, its checkpoints are not."""
     name = "-".join(f"{encoder}-{model}-split{split}-seed{seed}".replace("--", "").replace("/", "-").split())
@@ -98,10 +101,8 @@ def train_once(encoder: str, model: str, split: int, seed: int, flags: Sequence[
         with contextlib.redirect_stdout(log):
             train.main(words)
     report = json.loads((run_path / "run" / "test" / "report.json").read_text())
-    with (run_path / "run" / "test" / "predictions.csv").open(newline="") as file:
-        clips = list(csv.DictReader(file))
-    with (run_path / "run" / "history.csv").open(newline="") as file:
-        seconds = sum(float(epoch["seconds"]) for epoch in csv.DictReader(file))
+    clips = read_rows(run_path / "run" / "test" / "predictions.csv")
+    seconds = sum(float(epoch["seconds"]) for epoch in read_rows(run_path / "run" / "history.csv"))
     values = (
         encoder, model, split, seed, shlex.join(flags), report["figures"]["top1_percent"],
         report["figures"]["loss_nats"], len(clips), report["trained_parameters"], f"{seconds:.1f}",
@@ -143,25 +144,21 @@ def write_results(folder: Path, rows: Sequence[Row], command: str) -> str:
             f"{min(seeds):.1f} to {max(seeds):.1f}",
             f"{ends[0]:.1f} to {ends[1]:.1f} %" if ends else "",
             f"{np.mean([float(row['loss_nats']) for row in own]):.2f}",
-            f"{int(own[0]['parameters']):,}",
-            f"{np.median([float(row['seconds']) for row in own]):.3g}",
+            f"{int(own[0]['parameters']):,}", f"{np.median([float(row['seconds']) for row in own]):.3g}",
         ])  # fmt: skip
-        height, color = len(pairs) - place, COLORS[encoders.index(encoder) % len(COLORS)]
+        height, color = len(pairs) - place, f"C{encoders.index(encoder) % 10}"
         if ends:
             axes.plot(ends, [height] * 2, color=color, alpha=0.35, linewidth=5, solid_capstyle="butt")
         axes.plot(seeds, [height] * len(seeds), "o", color=color, alpha=0.6, markersize=5)
         axes.plot(mean, height, "|", color="black", markersize=13, markeredgewidth=2)
-        label = f"{model}, {encoder}"
-        axes.text(1.01, height, label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-    axes.set_yticks([])
-    axes.set_ylim(0.4, len(pairs) + 0.6)
+    axes.yaxis.tick_right()
+    axes.set_yticks(range(len(pairs), 0, -1), [f"{model}, {encoder}" for encoder, model in pairs])
     axes.set_xlabel("top-1 on the test clips, %: each seed, mean, 95 % interval over groups", loc="left")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    text = markdown(table)
-    write_whole(folder / "compare.md", f"{text}\n\n`{command}`\n".encode())
+    write_whole(folder / "compare.md", f"{markdown(table)}\n\n`{command}`\n".encode())
     write_whole(folder / "compare.png", png(figure))
-    return text
+    return markdown(table)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -181,23 +178,18 @@ def main(argv: list[str] | None = None) -> int:
     splits = Listed(read(DataSettings, common)).numbers if every else (common.split_number,)
     folder, path = args.run_path, args.run_path / "rows.csv"
     make_writable_folder(folder, advice="choose another --run_path")
-    rows: list[Row] = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        if any(set(row) != set(COLUMNS) for row in rows):
-            raise UserError(f"{path}: damaged, or of another version; choose another --run_path")
+    rows = read_rows(path) if path.is_file() else []
+    if any(set(row) != set(COLUMNS) for row in rows):
+        raise UserError(f"{path}: damaged, or of another version; choose another --run_path")
     keys = list(itertools.product(args.encoders, args.models, map(str, splits), map(str, range(args.seeds))))
     done = {(row["encoder"], row["model"], row["split"], row["seed"]): row for row in rows}
-    if other := next(
-        (done[key]["flags"] for key in keys if key in done and done[key]["flags"] != shlex.join(flags)), None
-    ):
-        raise UserError(f"{path} has trainings with other flags ({other}); choose another --run_path")
-    missing = [key for key in keys if key not in done]
-    for encoder, model, split, seed in tqdm(missing, "comparing", unit="training", dynamic_ncols=True):
-        row = train_once(encoder, model, int(split), int(seed), flags, folder)
-        done[encoder, model, split, seed] = row
-        rows.append(row)
+    others = {done[key]["flags"] for key in keys if key in done} - {shlex.join(flags)}
+    if others:
+        raise UserError(f"{path} has trainings with other flags ({min(others)}); choose another --run_path")
+    bar = tqdm([key for key in keys if key not in done], "comparing", unit="training", dynamic_ncols=True)
+    for encoder, model, split, seed in bar:
+        rows.append(train_once(encoder, model, int(split), int(seed), flags, folder))
+        done[encoder, model, split, seed] = rows[-1]
         write_whole(path, csv_bytes([COLUMNS, *([row[column] for column in COLUMNS] for row in rows)]))
     command = shlex.join(["python3", "compare.py", *(argv if argv is not None else sys.argv[1:])])
     print(f"{write_results(folder, [done[key] for key in keys], command)}\n\nwritten to {folder}")

@@ -218,7 +218,7 @@ def _outputs() -> list[Any]:
         ),
         gradio.LinePlot(
             x="second", y="probability", color="action", y_lim=[0, 1], height=320, show_label=False,
-            title="Probabilities over time", elem_id="curves",
+            title="Probabilities over time", label="Probabilities over time", elem_id="curves",
         ),
         gradio.Dataframe(
             headers=["action", "from, s", "to, s", "mean probability, %"], label="Segments",

@@ -377,6 +377,8 @@ def test_healthy_files_are_not_called_damaged(tmp_path):
         assert (video.count(), video.lost) == (80, 0), name
         said = [f"no frame for {10.0:.1f} s from second 1.6 on"] if name == "pause.mkv" else []
         assert video.problems == said, name
+    short = Video(draw(tmp_path / "short.flv", frames[:25], codec="libx264", bf="2"))
+    assert (short.count(), short.problems) == (25, [])
     write_video(tmp_path / "held.gif", frames[:3], Fraction(25), times=[*map(Fraction, (0, 1, 2, 5))])
     video = Video(tmp_path / "held.gif")
     assert (video.count(), video.lost, video.end) == (3, 0, 5)

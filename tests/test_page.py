@@ -245,6 +245,10 @@ def test_what_is_no_video_or_too_much_of_one_is_a_sentence(server, tmp_path, toy
     assert not [path for path in set(server.files()) - files if "results" in path.parts]
 
 
+def test_all_that_the_page_takes_and_gives_has_a_name(server):
+    assert "value_" not in json.dumps(server.client().view_api(return_format="dict"))
+
+
 def test_a_video_has_its_time_and_others_wait(server, toy):
     path = server.temporary / "slow.mp4"
     write_video(path, gray_frames([90] * 20), Fraction(50))

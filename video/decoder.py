@@ -202,7 +202,9 @@ def stated_end(container: av.container.InputContainer, stream: av.VideoStream, p
     if stream.duration and base:
         return ((stream.start_time or 0) + stream.duration) * base
     if len(container.streams) == 1 and container.duration:
-        return Fraction((container.start_time or 0) + container.duration, av.time_base)
+        # FLV counts its length from 0, others from their first frame.
+        start = 0 if name == "flv" else container.start_time or 0
+        return Fraction(start + container.duration, av.time_base)
     return None
 
 
