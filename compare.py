@@ -49,8 +49,6 @@ Row = dict[str, str]
 def get_args_parser() -> Parser:
     """The flags of compare.py."""
     parser = Parser(
-        # A short --seed is train.py's, not the beginning of --seeds.
-        allow_abbrev=False,
         description=__doc__.split("\n")[0],
         epilog="Other flags are those of train.py; see its --help.",
     )

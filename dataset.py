@@ -1,4 +1,4 @@
-"""Which embeddings of a video make a clip, batches of such clips, and a check of a whole data set.
+"""Sample clips from stored embeddings and batch them; check a whole data set.
 
     python3 dataset.py check --dataset_path data/UCF-101 --split_path data/ucfTrainTestlist
 

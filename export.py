@@ -1,7 +1,7 @@
 """Export a model: to ONNX, or with --pth into one checkpoint file that holds its encoder too.
 
 python3 export.py --checkpoint_model model_checkpoints/ConvLSTM_20.pth
-python3 export.py --checkpoint_model model_checkpoints/best.pth --pth        # needs no download any more
+python3 export.py --checkpoint_model model_checkpoints/ConvLSTM_20.pth --pth # needs no download any more
 python3 export.py                            # i3d, and the 400 actions that it was released with
 python3 test_on_video.py --backend onnxruntime --checkpoint_model exported/ConvLSTM_20 --video_path x.avi
 """

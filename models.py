@@ -58,7 +58,7 @@ class Head(nn.Module):
         self.temperature = 1.0
 
     def read(self, embeddings: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The clip before the last layer, (B, H), and each of its embeddings in context, (B, T, H)."""
+        """Features of the clip before the last layer, (B, H), and of each time step, (B, T, H)."""
         raise NotImplementedError
 
     def classify(self, embeddings: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -69,7 +69,7 @@ class Head(nn.Module):
         """Logits of clips: (B, T, D) -> (B, C).
 
         Args:
-            padding: (B, T) bool, True where a video was too short and its first frame stands in
+            padding: mask (B, T) bool, True where a short clip is padded with its first frame
         """
         raise NotImplementedError
 
@@ -246,7 +246,7 @@ class ConvClassifier(Head):
 class AttentiveProbe(Head):
     """One learned query looks at all embeddings of a clip: the attentive probe of frozen video encoders.
 
-    Cross-attention, a two-layer perceptron, both with LayerNorm before and a way around, and a linear layer
+    Cross-attention, a two-layer perceptron, both pre-norm with residual connections, and a linear layer
     at the encoder's own width: the pooler of V-JEPA (Bardes et al., 2024, appendix) and the last block of
     V-JEPA 2's probe (Assran et al., 2025, section 5), whose blocks before it are ActionBERT's. It has no
     positions: order is told only as far as the encoder sees it.
@@ -289,7 +289,7 @@ class AttentiveProbe(Head):
 class LinearProbe(Head):
     """Logistic regression on the mean embedding of a clip, blind to the order of frames.
 
-    The length of an embedding says more about a clip than about its action, which matters where labels are
+    The L2 norm of an embedding says more about a clip than about its action, which matters where labels are
     few: so all have one length (Ranjan et al., "L2-constrained softmax loss", 2017, section 4). The layer
     begins at zero, so that its first gradient points from the mean of all clips to that of each class.
 

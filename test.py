@@ -133,7 +133,8 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint.frame_stride = args.frame_stride or checkpoint.frame_stride
         checkpoint.sequence_length = args.sequence_length or checkpoint.sequence_length
         encoder, stride = checkpoint.encoder.to(device).prepare(args.precision), checkpoint.frame_stride
-        folder = default_folder(args.cache_path, data.dataset_path, encoder, stride)
+        cache = args.cache_path or checkpoint.settings.get("cache_path")
+        folder = default_folder(cache and Path(cache), data.dataset_path, encoder, stride)
         store = Store(folder, encoder, stride=stride)
         fill_store(store, split.test, args.num_workers, ranks)
         sampling = Sampling(checkpoint.sequence_length, shuffle=args.shuffle_frames)

@@ -51,8 +51,8 @@ def get_args_parser() -> Parser:
     )
     parser.add_argument(
         "--output", type=Path,
-        help="file to write, .mp4 or .gif, or a folder; default: the folder annotated, a window for what is "
-        "live; tables go beside it",
+        help="file to write or replace, .mp4 or .gif, or a folder; default: the folder annotated, a window "
+        "for what is live; tables go beside it",
     )  # fmt: skip
     parser.add_argument(
         "--store", type=Path,

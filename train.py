@@ -66,14 +66,14 @@ GROUPS = (
     *(DataSettings, StoreSettings, EncoderSettings, ModelSettings, ClipSettings, LoopSettings, StopSettings),
     *(OutputSettings, DeviceSettings),
 )
-# Flags that may change when a run is resumed: where things are, and what changes no number.
-FREE = (
+# Flags that may change when a run is resumed: where things are and what computes, nothing of the recipe.
+MAY_DIFFER = (
     *("dataset_path", "split_path", "cache_path", "output_path", "run_path", "device", "num_workers"),
     *("channels", "checkpoint_interval", "keep", "resume"),
 )
 
 
-# What holds of a checkpoint that training starts from, where no flag says otherwise.
+# Flags that are taken from --checkpoint_model, unless they are typed.
 SIZES = ("img_dim", "sequence_length", "frame_stride", "flip", "no_flip")
 
 
@@ -93,15 +93,20 @@ def main(argv: list[str] | None = None) -> int:
     if problem := check_flags(args):
         parser.error(problem)
     device, first = choose_device(args.device), args.output_path / "split1" / LAST
-    with contextlib.closing(Ranks.from_environment(device)) as ranks, told_how_to_go_on(args.output_path):
-        if args.resume and not (args.output_path / LAST).is_file() and first.is_file():
+    with contextlib.closing(Ranks.from_environment(device)) as ranks, resume_hint(args):
+        if args.resume and "split_number" not in given and first.is_file():
+            if (args.output_path / LAST).is_file():
+                raise UserError(
+                    f"{args.output_path} has a run of one split and one of all; add --split_number all to go "
+                    "on with the latter, or its number for the other"
+                )
             args.split_number = ALL
         if args.split_number != ALL:
             train(args, given, None, device, ranks)
             return 0
         if args.resume and not first.is_file():
             raise MissingFileError(f"{first}: there is no run to go on with; begin one without --resume")
-        before = resumed(args, given, load_checkpoint(first)) if args.resume else args
+        before = resumed(args, given, load_checkpoint(first), first) if args.resume else args
         # Once: folds drawn anew for the next split might be others, with other clips.
         listed = open_listed(read(DataSettings, before))
         tested = []
@@ -109,9 +114,9 @@ def main(argv: list[str] | None = None) -> int:
             own, known = argparse.Namespace(**vars(args)), given
             own.split_number, own.output_path = number, args.output_path / f"split{number}"
             own.run_path = args.run_path and args.run_path / f"split{number}"
-            if args.resume and not (own.output_path / LAST).is_file():
+            if args.resume and not same_run(first, own.output_path / LAST):
                 # Its turn had not come: trained as the first one was.
-                own = resumed(own, given, load_checkpoint(first))
+                own = resumed(own, given, load_checkpoint(first), first)
                 own.split_number, own.resume = number, False
                 known = {name: getattr(own, name) for name in SIZES} | given
                 if own.run_path and "run_path" not in given:
@@ -120,40 +125,59 @@ def main(argv: list[str] | None = None) -> int:
             tested.append(train(own, known, listed, device, ranks))
         reports = [each for each in tested if each is not None]
         if reports:
-            print(table_of_splits(reports))
+            table = table_of_splits(reports)
+            write_whole(args.output_path / "splits.md", f"{table}\n".encode())
+            print(table)
     return 0
 
 
 @contextlib.contextmanager
-def told_how_to_go_on(output_path: Path) -> Iterator[None]:
-    """Print the command that goes on with a training that is interrupted."""
+def resume_hint(args: argparse.Namespace) -> Iterator[None]:
+    """Print the command that resumes a training that is interrupted."""
+    started = time.time()
     try:
         yield
     except KeyboardInterrupt:
-        if any(next(output_path.glob(name), None) for name in (LAST, f"split*/{LAST}")):
-            say(f"to go on: python3 train.py --resume --output_path {output_path}")
+        pattern = f"split*/{LAST}" if args.split_number == ALL else LAST
+        written = [path for path in args.output_path.glob(pattern) if path.stat().st_mtime >= started]
+        number = f" --split_number {ALL}" if args.split_number == ALL else ""
+        if written or args.resume:
+            say(f"to go on: python3 train.py --resume --output_path {args.output_path}{number}")
+        else:
+            say("no epoch was finished: it begins again with the same command; embeddings are kept")
         raise
 
 
-def resumed(args: argparse.Namespace, given: dict[str, Any], loaded: Checkpoint) -> argparse.Namespace:
-    """The flags of the run that wrote a checkpoint, but for those given now that change no number.
+def same_run(first: Path, other: Path) -> bool:
+    """Whether the last checkpoint of another split is there and was trained with the flags of the first."""
+    if not other.is_file():
+        return False
+    one, two = (load_checkpoint(path).settings for path in (first, other))
+    names = {*one, *two} - {*MAY_DIFFER, "split_number", "clips"}
+    return all(one.get(name) == two.get(name) for name in names)
 
-    Raises: UserError that lists the flags given now that disagree.
+
+def resumed(
+    args: argparse.Namespace, given: dict[str, Any], loaded: Checkpoint, path: Path
+) -> argparse.Namespace:
+    """The flags of the run that wrote the checkpoint `path`, but for typed ones that may differ.
+
+    Raises: UserError that lists typed flags that disagree.
     """
-    before, last = loaded.settings, args.output_path / LAST
+    before = loaded.settings
     differ = [
-        f"--{name} {value} (there {before[name]})"
+        f"--{name} {before[name]}, not {value}"
         for name, value in given.items()
-        if name not in FREE and name in before and value != ALL and _plain(value) != before[name]
+        if name not in MAY_DIFFER and name in before and value != ALL and _plain(value) != before[name]
     ]
     if differ:
         raise UserError(
-            f"{last} was trained with other flags: {', '.join(differ)}; leave them out, or begin again "
-            "without --resume"
+            f"{path} was trained with {'; '.join(differ)}; leave the flags out, or start a new run without "
+            "--resume"
         )
     flags = argparse.Namespace(**vars(args))
     for name in vars(args):
-        if name in before and (name not in FREE or (name.endswith("_path") and name not in given)):
+        if name in before and (name not in MAY_DIFFER or (name.endswith("_path") and name not in given)):
             value = before[name]
             is_path = name.endswith("_path") or name in ("encoder_weights", "checkpoint_model")
             setattr(flags, name, Path(value) if is_path and value else value)
@@ -171,7 +195,7 @@ Tested = tuple[dict[str, Any], Predictions]
 def train(
     args: argparse.Namespace, given: dict[str, Any], listed: Listed | None, device: torch.device, ranks: Ranks
 ) -> Tested | None:
-    """Train on one split, from the beginning or on from last.pth, and test what is best.
+    """Train on one split, from the beginning or on from last.pth, and test the best epoch.
 
     Args:
         args: all flags
@@ -189,7 +213,7 @@ def train(
         start = load_checkpoint(last)
         if start.training is None:
             raise CheckpointError(f"{last}: not what training needs to go on; train without --resume")
-        args = resumed(args, given, start)
+        args = resumed(args, given, start, last)
     elif args.checkpoint_model:
         start = load_checkpoint(args.checkpoint_model)
         take_sizes(args, given, start)
@@ -247,17 +271,26 @@ def fit(
     if args.val_fraction:
         clips, held_out = hold_out(split.train, args.val_fraction, args.seed)
 
-    # Embeddings, computed once and kept.
+    # Encoder and head.
     if start:
-        encoder = start.encoder
+        encoder, head, model, sizes = start.encoder, start.head, start.model, start.sizes
         if args.img_dim not in (None, encoder.img_dim):
             encoder = encoder.resized(args.img_dim)
+        length = args.sequence_length
     else:
         state = read_state(args.encoder, args.encoder_weights)
-        encoder = Encoder(args.encoder, state=state, img_dim=args.img_dim)
+        encoder, model = Encoder(args.encoder, state=state, img_dim=args.img_dim), args.model
+        length = args.sequence_length or encoder.spec.sequence_length
+        head, sizes = build_head(
+            model, encoder.width, len(split.classes), latent_dim=args.latent_dim, sequence_length=length
+        )
+    # What an earlier training ended with is no part of this one.
+    head.to(device).temperature = 1.0
+
+    # Embeddings, computed once and kept.
     encoder.to(device).prepare(args.precision)
     spec, stride = encoder.spec, args.frame_stride or encoder.spec.frame_stride
-    length, flip = args.sequence_length or spec.sequence_length, read(EncoderSettings, args).mirrors(spec)
+    flip = read(EncoderSettings, args).mirrors(spec)
     folder = default_folder(args.cache_path, listed.data.dataset_path, encoder, stride)
     store = Store(folder, encoder, stride=stride, flip=flip)
     fill_store(store, split.train + split.test, args.num_workers, ranks)
@@ -268,16 +301,7 @@ def fit(
         "test": EmbeddingClips(store, split.test, testing),
     }
 
-    # Head, optimizer, and what was before.
-    if start:
-        head, model, sizes = start.head, start.model, start.sizes
-    else:
-        model = args.model
-        head, sizes = build_head(
-            model, encoder.width, len(split.classes), latent_dim=args.latent_dim, sequence_length=length
-        )
-    # What an earlier training ended with is no part of this one.
-    head.to(device).temperature = 1.0
+    # Optimizer, and what was before.
     steps = len(batch_items(len(clips), args.batch_size, seed=args.seed, ranks=ranks))
     if not steps:
         raise UserError(f"{len(clips)} training clips are too few for {ranks.size} processes; add some")
@@ -444,6 +468,8 @@ def check_flags(args: argparse.Namespace) -> str | None:
             f"--batch_size {args.batch_size} is too small: BatchNorm cannot train on a single clip in a "
             f"process; take {least} or more"
         )
+    if args.flip and args.no_flip:
+        return "--flip and --no_flip exclude each other; leave one out"
     if args.patience and not args.val_fraction:
         return "--patience looks at validation clips; hold some out with --val_fraction 0.1"
     return None
@@ -457,7 +483,7 @@ def choose_split(listed: Listed, number: int) -> Split:
     if len(split.train) < 2 or not split.test:
         raise UserError(
             f"{listed.data.dataset_path}: {len(split.train)} training and {len(split.test)} test clips of "
-            f"split {number} are there; it takes 2 and 1 at least"
+            f"split {number} found; at least 2 and 1 are needed"
         )
     return split
 

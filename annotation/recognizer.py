@@ -1,7 +1,7 @@
-"""Recognize actions in videos: what test_on_video.py, the page and other programs stand on.
+"""Label the actions in a video: load a model, encode, classify, and find segments.
 
 from annotation.recognizer import Recognizer
-recognizer = Recognizer.load("model_checkpoints/best.pth")     # or Recognizer.pretrained("i3d")
+recognizer = Recognizer.load("model_checkpoints/ConvLSTM_20.pth")  # or Recognizer.pretrained("i3d")
 for segment in recognizer("x.avi").segments:
     print(segment.action, segment.start, segment.end, segment.probability)
 """
@@ -309,7 +309,7 @@ class Recognizer:
             model = untrained(name, read_state(name, backend.encoder_weights), settings.img_dim)
             say(
                 f"no --checkpoint_model: {name} names the {len(model.classes)} actions that it was trained "
-                "on, which --list_actions of test_on_video.py prints"
+                "on (see --list_actions of test_on_video.py)"
             )
         # Before the encoder, whose own last layer may be the head.
         model.head.to(device)

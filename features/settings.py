@@ -35,8 +35,8 @@ class EncoderSettings:
 
     encoder: str = setting(
         "resnet152",
-        "frozen network; resnet152 (default) is the original's, i3d is recommended; also efficientnet_lite0, "
-        "resnet18 to 101, Kinetics networks of torchvision, timm/<name>, hf/<name or folder>",
+        "frozen network, default {default}; i3d is recommended, resnet152 the original's; also "
+        "efficientnet_lite0, resnet18 to 101, torchvision's for video, timm/<name>, hf/<name or folder>",
         accepted_by(encoder_spec),
     )
     encoder_weights: Path | None = setting(

@@ -5,8 +5,8 @@
     <class>/<clip>.json     what they stand for: frames, frame rate, hop, stride, the frames at which windows
                             begin anew, and size and time of the video file
 
-A pair is written beside and renamed, the json last, so it is whole or not there. What exists and fits is
-done: that is all there is to resuming, and to sharing the work among processes or machines.
+A pair is written beside and renamed, the json last, so it is whole or not there. Existing entries that fit
+are skipped, so an interrupted run can be restarted, and processes or machines can share the work.
 """
 
 from __future__ import annotations

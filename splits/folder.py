@@ -145,7 +145,7 @@ class Folds:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Of the splits."""
+        """Numbers of the splits."""
         return FOLDS[: max(self.fold.values())]
 
     def balance(self) -> str:
@@ -179,6 +179,10 @@ def draw_folds(dataset_path: Path, group_of_clip: Callable[[str], str | None] = 
     classes, group_of = scan(dataset_path), dict[str, str]()
     for name, clips in classes.items():
         group_of |= {clip: group_of_clip(clip) or clip for clip in clips}
+        if len(clips) < 2:
+            raise UserError(
+                f"{dataset_path / name}: it has {len(clips)} clip, and a class takes 2 or more; add some"
+            )
         if len(groups := {group_of[clip] for clip in clips}) < 2:
             group = groups.pop().removeprefix(f"{name}/")
             raise UserError(

@@ -71,9 +71,11 @@ class Split:
         clips = self.train + self.test
         if len(clips) == self.listed:
             return None
+        there, every = len({clip.label for clip in clips}), len(self.classes)
+        more = f" (the head names all {every}; --dataset folder takes {there})" if there < every else ""
         return (
-            f"{len(clips):,} of {self.listed:,} listed clips found, "
-            f"{len({clip.label for clip in clips})} of {len(self.classes)} classes; going on with those"
+            f"{len(clips):,} of {self.listed:,} listed clips found, {there} of {every} classes; going on "
+            f"with those{more}"
         )
 
 

@@ -205,7 +205,7 @@ CLIPS = ["1.mp4", "2.mp4"]
     [
         ({}, "no class folders there; clips lie in a folder for each class"),
         ({"A": CLIPS}, "A is the only class folder"),
-        ({"A": CLIPS, "B": ["3.mp4"]}, r"B: all its clips \(1\) are of one group, '3'; add clips"),
+        ({"A": CLIPS, "B": ["3.mp4"]}, "B: it has 1 clip, and a class takes 2 or more; add some"),
         ({"A": CLIPS, "B": ["3.mp4", "3.avi"]}, r"B: all its clips \(2\) are of one group, '3'; add clips"),
         ({"A": CLIPS, "B": numbered("IMG", each=9)}, r"of one group, 'IMG'; .* --group_pattern '\.\+'"),
         ({"A": CLIPS, "B": ["notes.txt"]}, r"B: no clips in this class folder, of \.avi, \.mp4"),

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import test as test_script
+import train
 from conftest import data_flags, trained_in, ucf101_at
 from dataset import FrameClips, Sampling
 from splits.datasets import Listed
@@ -40,6 +41,15 @@ def test_every_clip_counts_once_whatever_the_batches(call, toy, trained):
             embeddings = torch.cat([checkpoint.encoder.embed(window[None])[0] for window in windows])
             correct += int(checkpoint.head(embeddings[places][None], padding[None]).argmax()) == label
     assert f"{correct} of {len(clips)} clips" in done.out
+
+
+def test_the_embeddings_of_the_training_are_used(call, small, train_flags, tmp_path):
+    places = ["--cache_path", tmp_path / "cache", "--num_epochs", 1, "--run_path", tmp_path / "run"]
+    assert call(train, *train_flags(small), *places).status == 0
+    done = call(test_script, "--checkpoint_model", "model_checkpoints/ConvLSTM_1.pth", "--precision", "fp32")
+    assert done.status == 0, done.err
+    assert "encoding" not in done.out
+    assert [path.name for path in small.iterdir() if "embeddings" in path.name] == []
 
 
 def test_shuffled_frames_are_told_and_are_no_silent_default(call, toy, trained):

@@ -173,6 +173,55 @@ def test_all_splits_are_trained_from_one_cache_go_on_where_they_stopped_and_thei
     assert (done.status, "no run to go on with" in done.one_line_error()) == (1, True)
 
 
+def interrupted_at(call_number, function):
+    """A function that is interrupted at one of its calls."""
+    calls = []
+
+    def called(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call_number:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return called
+
+
+def test_an_interrupted_run_of_all_splits_does_not_go_on_with_an_earlier_one(
+    call, small, train_flags, tmp_path, monkeypatch
+):
+    flags = [*train_flags(small), "--model", "LinearProbe", "--num_epochs", 1, "--split_number", "all"]
+    for earlier in (flags, flags[:-2]):
+        assert call(train, *earlier).status == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "fit", interrupted_at(2, train.fit))
+        done = call(train, *flags, "--seed", 7)
+    assert done.status == 128 + 2
+    assert "go on: python3 train.py --resume --output_path model_checkpoints --split_number all" in done.out
+    done = call(train, "--resume", "--split_number", "all")
+    assert done.status == 0, done.err
+    for number in (1, 2, 3):
+        assert load_checkpoint(tmp_path / f"model_checkpoints/split{number}/last.pth").settings["seed"] == 7
+    table = (tmp_path / "model_checkpoints/splits.md").read_text()
+    assert table.strip() in done.out
+
+
+def test_what_is_interrupted_before_its_first_epoch_begins_again(call, small, train_flags, monkeypatch):
+    assert call(train, *train_flags(small), "--num_epochs", 1).status == 0
+    monkeypatch.setattr(train, "fill_store", interrupted_at(1, train.fill_store))
+    done = call(train, *train_flags(small), "--num_epochs", 1, "--seed", 7)
+    assert done.status == 128 + 2
+    assert "--resume" not in done.out
+    assert "begins again with the same command" in done.out
+
+
+def test_wrong_sizes_are_told_before_anything_is_encoded(call, small, train_flags, tmp_path):
+    flags = [*train_flags(small), "--cache_path", tmp_path / "cache"]
+    error = call(train, *flags, "--model", "ActionBERT", "--latent_dim", 100).one_line_error()
+    assert "does not divide" in error
+    assert "--flip and --no_flip" in call(train, *flags, "--flip", "--no_flip").one_line_error()
+    assert not list(tmp_path.glob("cache/**/*.npy"))
+
+
 def test_the_model_of_a_checkpoint_holds_and_the_report_says_so(call, small, train_flags, tmp_path):
     model = ["--model", "ActionBERT", "--latent_dim", 16, "--frame_stride", 2]
     flags = [*train_flags(small), "--num_epochs", 1]
@@ -286,7 +335,7 @@ def test_signals_end_at_once_and_the_run_goes_on(small, train_flags, tmp_path):
 def test_other_flags_and_other_clips_are_refused_when_a_run_goes_on(call, small, train_flags, tmp_path):
     assert call(train, *train_flags(small), "--num_epochs", 2).status == 0
     error = call(train, "--resume", "--num_epochs", 5, "--batch_size", 8).one_line_error()
-    assert "--num_epochs 5 (there 2), --batch_size 8 (there 16)" in error
+    assert "last.pth was trained with --num_epochs 2, not 5; --batch_size 16, not 8" in error
     assert call(train, "--resume", "--keep", 3, "--num_epochs", 2).status == 0
     (small / "UCF-101/WalkLeft/v_WalkLeft_g02_c01.avi").unlink()
     assert "not the clips that" in call(train, "--resume").one_line_error()

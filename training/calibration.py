@@ -1,4 +1,4 @@
-"""Whether 90 % means 90 %: how far probabilities are from what comes true, and a temperature against that."""
+"""Calibration of probabilities: temperature scaling, and the expected calibration error."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Reliability:
 
     @classmethod
     def of(cls, probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Reliability:
-        """Of predictions, (N, C) and (N,)."""
+        """Bins of predictions, by probabilities (N, C) and labels (N,)."""
         highest = probabilities.max(1)
         place = np.clip(np.ceil(highest * bins).astype(int) - 1, 0, bins - 1)
         counts = np.bincount(place, minlength=bins)

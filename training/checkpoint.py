@@ -116,7 +116,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
     write_whole(path, buffer.getbuffer())
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """Load a checkpoint of this project, or of the original repository in any of its three layouts.
 
     No weights are downloaded where the file holds the encoder.
@@ -124,15 +124,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises: MissingFileError if there is no such file; CheckpointError if it is truncated, holds code, or is
         no checkpoint that fits; WeightsError if it needs an encoder's weights that cannot be had.
     """
+    path = Path(path)
     if (path / "model.json").is_file():
         raise CheckpointError(
             f"{path} is an exported model; test_on_video.py takes it with --backend onnxruntime"
         )
     if not path.is_file():
-        there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth"))[:10]) or "none"
+        files = sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*.pth"))
+        there = ", ".join(files[:10]) or "none"
         raise MissingFileError(
-            f"{path.absolute()}: no such checkpoint; in that folder: {there}; train.py writes them to "
-            "model_checkpoints/"
+            f"{path.absolute()}: no such checkpoint; in that folder: {there}; train.py writes some"
         )
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)

@@ -95,7 +95,7 @@ class Optimization:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Learning rate of the next step."""
         return float(self.scheduler.get_last_lr()[0])
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class Predictions:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int64."""
+        """True labels of the clips, (N,) int64."""
         return np.array([clip.label for clip in self.clips])
 
     @cached_property
@@ -77,7 +77,7 @@ class Predictions:
 
     @cached_property
     def correct(self) -> np.ndarray:
-        """(N,) bool."""
+        """Which predictions are right, (N,) bool."""
         return self.predicted == self.labels
 
     def mistakes(self) -> list[int]:
@@ -175,6 +175,7 @@ def summary(values: dict[str, Any]) -> str:
         + f", mean of the classes {values['mean_class_accuracy_percent']:.2f} %"
         + (f", calibration error {values['calibration_error_percent']:.1f} %" if enough else "")
         + (f" ({before:.1f} % without the temperature)" if enough and before is not None else "")
+        + (" (--val_fraction calibrates)" if enough and before is None else "")
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from models import check_model
+from models import MODELS, check_model
 from splits.datasets import ALL, split_number
 from splits.folder import FOLDS
 from training.recipe import RECIPES
@@ -18,8 +18,8 @@ class ModelSettings:
 
     model: str = setting(
         "ConvLSTM",
-        "ConvLSTM (default) is the original's; LinearProbe is recommended with i3d; others: ActionBERT (a "
-        "Transformer), AttentiveProbe, ConvClassifier",
+        f"head; ConvLSTM (default) is the original's, LinearProbe is recommended with i3d; all: "
+        f"{', '.join(MODELS)}",
         accepted_by(check_model),
     )
     latent_dim: int = setting(

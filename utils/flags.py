@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, field, fields
@@ -17,7 +18,10 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with the flag that may be meant."""
+    """A parser whose errors are one line, with the flag that may be meant; flags are typed in full."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Print the error and end with status 2."""
@@ -46,7 +50,12 @@ def number(interval: str, kind: type[int] | type[float] = float) -> Callable[[st
             ):
                 return value
         what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text} does not fit: it takes {what} in {interval}")
+        within = (
+            f"in {interval}"
+            if high < math.inf
+            else f"{'of at least' if match[1] == '[' else 'above'} {low:g}"
+        )
+        raise argparse.ArgumentTypeError(f"{text} does not fit: it takes {what} {within}")
 
     return parse
 
@@ -111,6 +120,7 @@ def add_flags(
         default = defaults.get(entry.name, entry.default)
         names = entry.metadata["flags"] or (f"--{entry.name}",)
         options = {key: value for key, value in entry.metadata.items() if key != "flags"}
+        options["help"] = options["help"].replace("{default}", str(default))
         if default is False:
             group.add_argument(*names, action="store_true", help=options["help"])
         elif default is MISSING:

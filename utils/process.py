@@ -43,7 +43,7 @@ def warn(text: str) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The signal, by its number, that asks the command to end."""
+    """Raised on SIGTERM, and on a second SIGINT; its argument is the number of the signal."""
 
 
 class Deferred:
