@@ -23,7 +23,7 @@ demo: .venv/installed
 		echo "Training on $(TOY) with the encoder efficientnet_lite0: its ImageNet weights come with the installation."; \
 		$(PY) train.py --dataset_path $(TOY)/UCF-101 --split_path $(TOY)/ucfTrainTestlist \
 			--encoder efficientnet_lite0 --img_dim 112 --sequence_length 16 --no_flip \
-			--num_epochs $(DEMO_EPOCHS) --checkpoint_interval 3 --keep 1 --output_path $(DEMO) \
+			--num_epochs $(DEMO_EPOCHS) --checkpoint_interval 3 --output_path $(DEMO) \
 			--run_path $(DEMO_RUN); }
 	@$(PY) test.py --dataset_path $(TOY)/UCF-101 --split_path $(TOY)/ucfTrainTestlist --checkpoint_model $(DEMO_MODEL) \
 		--run_path $(DEMO_RUN)/test

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import train
 from features.networks import encoder_spec
 from models import MODELS, check_model
-from splits.datasets import ALL, DataSettings, Listed
+from splits.datasets import ALL, DataSettings, open_listed
 from training.pictures import png
 from training.report import interval, markdown
 from utils.files import csv_bytes, make_writable_folder, write_whole
@@ -173,7 +173,8 @@ def main(argv: list[str] | None = None) -> int:
         for entry in getattr(args, name):
             check_entry(entry, name)
     every = "split_number" not in typed(training, flags, common) or common.split_number == ALL
-    splits = Listed(read(DataSettings, common)).numbers if every else (common.split_number,)
+    data = read(DataSettings, common)
+    splits = open_listed(data, quiet=True).numbers if every else (common.split_number,)
     folder, path = args.run_path, args.run_path / "rows.csv"
     make_writable_folder(folder, advice="choose another --run_path")
     rows = read_rows(path) if path.is_file() else []

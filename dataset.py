@@ -8,7 +8,7 @@ Shapes: B clips, T embeddings along a video, D embedding width; L frames of a wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from features.embed import FrameEncoder
+from features.embed import Embedded, FrameEncoder
 from features.store import Store, damaged_pairs, find_stores
 from splits.check import check
 from splits.datasets import DataSettings, Listed
-from splits.split import Clip
+from splits.segments import SegmentedVideos, uncovered
+from splits.split import NO_ACTION, Clip, Split
 from utils.files import beside
 from utils.flags import Parser, add_flags, read
 from utils.process import UserError, available_cores, run
@@ -32,6 +33,8 @@ from video.reader import Video, check_length
 # Two clips are near copies if the cosine of their mean embeddings is above this, and if they are so many
 # times nearer than two clips of different classes (docs/benchmarks.md).
 NEAR, NEARER = 0.95, 8
+# Seconds of the longest and of the shortest clip of what no segment covers.
+PIECE, LEAST = 10.0, 0.3
 
 
 def get_args_parser() -> Parser:
@@ -41,7 +44,7 @@ def get_args_parser() -> Parser:
     checking = commands.add_parser(
         "check", help="decode everything, compare it with the lists, and read all embeddings that are kept"
     )
-    add_flags(checking, DataSettings)
+    add_flags(checking, DataSettings, without=("segments",))
     checking.add_argument(
         "--cache_path", type=Path, help="folder of the embeddings; default: <dataset_path>-embeddings"
     )
@@ -137,21 +140,43 @@ class Sampling:
         return indices, padding, mirrored
 
 
+def sampled(labels: np.ndarray, background: int | None, epoch: int, seed: int) -> np.ndarray:
+    """Numbers of the clips of an epoch: all, but background only as often as the most frequent action.
+
+    Args:
+        labels: of all clips, (N,)
+        background: the label that is drawn from anew in each epoch; None if there is none
+    """
+    places = np.arange(len(labels))
+    if background is None or (labels == background).all():
+        return places
+    rest, actions = places[labels == background], places[labels != background]
+    most = int(np.bincount(labels[actions]).max())
+    drawn = np.random.default_rng([seed, epoch, 1]).choice(rest, min(len(rest), most), replace=False)
+    return np.sort(np.concatenate([actions, drawn]))
+
+
 def batch_items(
-    num_clips: int, batch_size: int, *, epoch: int = 0, seed: int | None = None, ranks: Ranks = ALONE
+    clips: int | np.ndarray,
+    batch_size: int,
+    *,
+    epoch: int = 0,
+    seed: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[list[tuple[int, int]]]:
     """The batches of an epoch as items (epoch, index), this process's part of each.
 
     Args:
+        clips: how many, or the indices of those that are taken
         batch_size: clips of a batch, those of all processes together
         seed: of the order; None for testing, in order. A shuffled last batch of a single clip, which
             BatchNorm cannot train on, or of fewer clips than two for each process, is left out
     """
-    order = np.arange(num_clips)
+    order = np.array(clips) if isinstance(clips, np.ndarray) else np.arange(clips)
     if seed is not None:
         np.random.default_rng([seed, epoch]).shuffle(order)
     items = [(epoch, index) for index in order.tolist()]
-    batches = [items[at : at + batch_size] for at in range(0, num_clips, batch_size)]
+    batches = [items[at : at + batch_size] for at in range(0, len(items), batch_size)]
     least = 1 if seed is None else max(2, 2 * ranks.size if ranks.size > 1 else 0)
     parts = [batch[ranks.rank :: ranks.size] for batch in batches if len(batch) >= least]
     return [part for part in parts if part]
@@ -181,6 +206,47 @@ def fill_store(store: Store, clips: Sequence[Clip], threads: int, ranks: Ranks =
         )
 
 
+def load_videos(store: Store, clips: Sequence[Clip]) -> dict[str, Embedded]:
+    """The embeddings of the videos of clips, all of which are kept, by the name of the video."""
+    videos = {clip.name: clip for clip in clips}
+    found = {name: store.load(store_name(clip), clip.video) for name, clip in videos.items()}
+    assert None not in found.values()
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def with_background(split: Split, store: Store, listed: SegmentedVideos) -> Split:
+    """A split with clips of no action too: what no segment covers in its videos, in pieces.
+
+    Of validation and test there are as many as of the most frequent action; training draws anew each epoch.
+
+    Raises: UserError for a segment that ends behind its video, or where all clips are of one class.
+    """
+    videos, label = load_videos(store, split.clips), split.classes.index(NO_ACTION)
+    listed.check_ends({name: video.end for name, video in videos.items()})
+    sides: list[list[Clip]] = []
+    for clips in (split.train, split.val, split.test):
+        spans: dict[str, list[tuple[float, float]]] = {}
+        for clip in clips:
+            assert clip.span
+            spans.setdefault(clip.name, []).append(clip.span)
+        made = list(clips)
+        for clip in {clip.name: clip for clip in clips}.values():
+            pieces = uncovered(sorted(spans[clip.name]), videos[clip.name].end, PIECE)
+            long = [piece for piece in pieces if piece[1] - piece[0] >= LEAST]
+            made += [replace(clip, label=label, span=piece) for piece in long]
+        if sides:
+            taken = sampled(np.array([clip.label for clip in made], np.int64), label, 0, 0)
+            made = [made[place] for place in taken]
+        sides.append(made)
+    train, val, test = sides
+    if train and len({clip.label for clip in train}) < 2:
+        raise UserError(
+            f"{listed.table}: training has one action, {split.classes[train[0].label]}, and nothing beside "
+            "it; add segments of another, or videos with something else in them"
+        )
+    return replace(split, train=train, val=val, test=test, listed=len(train) + len(val) + len(test))
+
+
 class EmbeddingClips:
     """Clips of embeddings that are kept.
 
@@ -194,13 +260,25 @@ class EmbeddingClips:
 
     def __init__(self, store: Store, clips: Sequence[Clip], sampling: Sampling) -> None:
         self.store, self.clips, self.sampling = store, clips, sampling
-        self._counts: list[int] = []
+        self.labels = np.array([clip.label for clip in clips], np.int64)
+        # First embedding of each clip, and their number.
+        self._rows: list[tuple[int, int]] = []
+        cut = [clip for clip in clips if clip.span]
+        middles = {name: video.middles() for name, video in load_videos(store, cut).items()}
         for clip in clips:
+            if clip.span:
+                seconds = middles[clip.name]
+                first, last = np.searchsorted(seconds, clip.span).tolist()
+                if last <= first:
+                    # Shorter than an embedding: the nearest one.
+                    first = int(np.abs(seconds - sum(clip.span) / 2).argmin())
+                self._rows.append((first, max(1, last - first)))
+                continue
             entry = store.entry(store_name(clip), clip.video)
             assert entry is not None, clip.name
             if store.encoder.windows.hop == 1 and store.stride == 1:
                 check_length(clip.video.path, entry.embeddings)
-            self._counts.append(entry.embeddings)
+            self._rows.append((0, entry.embeddings))
 
     def batch(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings (B, T, D) float32, which of them are padding (B, T) bool, and labels (B,) of items."""
@@ -208,10 +286,10 @@ class EmbeddingClips:
         embeddings = np.empty((len(items), length, self.store.width), np.float32)
         padding = np.empty((len(items), length), bool)
         for row, item in enumerate(items):
-            clip = self.clips[item[1]]
-            indices, padding[row], mirrored = self.sampling.draw(item, self._counts[item[1]])
-            embeddings[row] = self.store.array(store_name(clip))[int(mirrored), indices]
-        labels = torch.tensor([self.clips[index].label for _, index in items])
+            clip, (first, count) = self.clips[item[1]], self._rows[item[1]]
+            indices, padding[row], mirrored = self.sampling.draw(item, count)
+            embeddings[row] = self.store.array(store_name(clip))[int(mirrored), first + indices]
+        labels = torch.from_numpy(self.labels[[index for _, index in items]])
         return torch.from_numpy(embeddings), torch.from_numpy(padding), labels
 
 

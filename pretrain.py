@@ -39,11 +39,12 @@ MASKED_SHARE, MEAN_SPAN, TEMPERATURE = 0.5, 6, 0.1
 def get_args_parser() -> Parser:
     """The flags of pretrain.py."""
     parser = Parser(description=__doc__.split("\n")[0])
-    for group in (DataSettings, StoreSettings, EncoderSettings):
-        add_flags(parser, group)
+    add_flags(parser, DataSettings, without=("segments",))
+    add_flags(parser, StoreSettings)
+    add_flags(parser, EncoderSettings, without=("flip",))
     add_flags(parser, ModelSettings, without=("checkpoint_model", "channels"))
     add_flags(parser, ClipSettings, without=("val_fraction",))
-    add_flags(parser, LoopSettings, num_epochs=10)
+    add_flags(parser, LoopSettings, without=("class_weights",), num_epochs=10)
     parser.add_argument(
         "--output_path", type=Path, default=Path("model_checkpoints/pretrained"),
         help="folder for <model>_<num_epochs>.pth; default: model_checkpoints/pretrained",
@@ -136,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         loss, percent = totals[0] / totals[2], 100 * totals[1] / totals[2]
         say(f"epoch {epoch} of {args.num_epochs}: loss {loss:.3f}, {percent:.1f} % of the hidden are picked")
     path = args.output_path / f"{args.model}_{args.num_epochs}.pth"
-    settings = {"flip": args.flip, "no_flip": args.no_flip, "pretrained_on": str(args.dataset_path)}
+    settings = {"no_flip": args.no_flip, "pretrained_on": str(args.dataset_path)}
     save_checkpoint(path, Checkpoint(
         encoder, head.eval(), args.model, sizes, split.classes, length, stride, args.split_number,
         args.num_epochs, settings,

@@ -10,11 +10,14 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from dataset import EmbeddingClips, Sampling, fill_store
+from annotation.recognizer import Recognizer
+from annotation.timelines import report_timelines
+from dataset import EmbeddingClips, Sampling, fill_store, with_background
 from features.settings import DeviceSettings, StoreSettings
 from features.store import Store, default_folder
-from splits.datasets import AUTO, DataSettings, open_listed
+from splits.datasets import AUTO, AnyListed, DataSettings, open_listed
 from splits.folder import FOLDS
+from splits.segments import SegmentedVideos
 from splits.split import Split
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.report import about, predict, summary, write_report
@@ -80,13 +83,16 @@ def choose_data(args: argparse.Namespace, checkpoint: Checkpoint) -> DataSetting
         lists = Path(earlier) if drawn or Path(earlier).is_dir() else None
         kind = "folder" if drawn and kind == AUTO else kind
     pattern = data.group_pattern or before.get("group_pattern")
-    return replace(data, dataset_path=path, split_path=lists, dataset=kind, group_pattern=pattern)
+    segments = data.segments or (before.get("segments") and Path(before["segments"])) or None
+    return replace(
+        data, dataset_path=path, split_path=lists, dataset=kind, group_pattern=pattern, segments=segments
+    )
 
 
 def choose_split(
     data: DataSettings, checkpoint: Checkpoint, path: Path, wanted: int | None, *, force: bool
-) -> tuple[Split, int, str]:
-    """The split to test on, its number, and what to say behind the figures.
+) -> tuple[Split, AnyListed, int, str]:
+    """The split to test on, its data set, its number, and what to say behind the figures.
 
     Raises: UserError for a split that the checkpoint has seen, other classes, or no clips; else as `Listed`.
     """
@@ -100,7 +106,8 @@ def choose_split(
                 f"of split {number}; test it on its own split, or add --force to see a figure that says "
                 "nothing"
             )
-    split = open_listed(data).split(number)
+    listed = open_listed(data)
+    split = listed.split(number)
     if missing := split.missing():
         say(f"warning: {missing}")
     if split.classes != checkpoint.classes:
@@ -113,7 +120,7 @@ def choose_split(
         split = split.relabeled(checkpoint.classes)
     if not split.test:
         raise UserError(f"{data.dataset_path}: not one test clip of split {number} is there")
-    return split, number, note
+    return split, listed, number, note
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,7 +131,9 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.closing(Ranks.from_environment(device)) as ranks:
         checkpoint = load_checkpoint(path)
         data = choose_data(args, checkpoint)
-        split, number, note = choose_split(data, checkpoint, path, args.split_number, force=args.force)
+        split, listed, number, note = choose_split(
+            data, checkpoint, path, args.split_number, force=args.force
+        )
         if args.shuffle_frames:
             note += ", frames shuffled"
         if args.img_dim:
@@ -135,8 +144,11 @@ def main(argv: list[str] | None = None) -> int:
         encoder, stride = checkpoint.encoder.to(device).prepare(args.precision), checkpoint.frame_stride
         cache = args.cache_path or checkpoint.settings.get("cache_path")
         folder = default_folder(cache and Path(cache), data.dataset_path, encoder, stride)
-        store = Store(folder, encoder, stride=stride)
+        long = isinstance(listed, SegmentedVideos)
+        store = Store(folder, encoder, stride=stride, cuts=long)
         fill_store(store, split.test, args.num_workers, ranks)
+        if isinstance(listed, SegmentedVideos):
+            split = with_background(replace(split, train=[], val=[]), store, listed)
         sampling = Sampling(checkpoint.sequence_length, shuffle=args.shuffle_frames)
         head = checkpoint.head.to(device)
         clips = EmbeddingClips(store, split.test, sampling)
@@ -145,6 +157,9 @@ def main(argv: list[str] | None = None) -> int:
             run_path = Path(checkpoint.settings.get("run_path") or "runs")
             report_path = args.run_path or unused(run_path / f"test-{path.stem}")
             described = about(checkpoint, path, encoder, number) | {"frames_shuffled": args.shuffle_frames}
+            if long:
+                recognizer = Recognizer(replace(checkpoint, encoder=encoder, head=head))
+                described["timelines"] = report_timelines(report_path, recognizer, store, split.test)
             report = write_report(report_path, predictions, described)
             print(f"split {number}: test {summary(report['figures'])}{note}")
             for mistake in report["mistakes"][:SHOWN_MISTAKES]:

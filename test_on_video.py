@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def get_args_parser() -> Parser:
     return parser
 
 
-def tell(source: str, output: str | Path, recognition: Recognition, tables: tuple[Path, Path]) -> None:
+def tell(source: str, output: str | Path, recognition: Recognition, tables: tuple[Path, ...]) -> None:
     """Print what a video shows, and what was written."""
     frames, segments, label = len(recognition.labels), len(recognition.segments), recognition.label
     source, output = printable(source), printable(output)
@@ -84,7 +85,7 @@ def tell(source: str, output: str | Path, recognition: Recognition, tables: tupl
     print(f"{source}: {recognition.name(label)}{percent}")
     print(
         f"wrote {output}: {frames} frame{'s'[: frames != 1]} at {float(recognition.fps):.2f} frames/s, "
-        f"{segments} segment{'s'[: segments != 1]} in {printable(tables[0].name)}, "
+        f"{segments} segment{'s'[: segments != 1]} in {printable(tables[2].name)} and .json, "
         f"frames in {printable(tables[1].name)}"
     )
 
@@ -191,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.list_actions:
         released = encoder_spec(backend.encoder or DEFAULT_ENCODER).categories
         if backend.checkpoint_model or backend.encoder_weights or not released:
-            print("\n".join(Recognizer.open(backend, settings, device).model.classes))
+            print("\n".join(Recognizer.open(backend, replace(settings, only=None), device).classes))
         else:
             print("\n".join(released()))
         return 0

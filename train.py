@@ -23,6 +23,8 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +34,20 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dataset import EmbeddingClips, Sampling, batch_items, fill_store
+from annotation.recognizer import Recognizer
+from annotation.timelines import USUAL_COST, best_cost, report_timelines
+from dataset import EmbeddingClips, Sampling, batch_items, fill_store, sampled, with_background
 from features.encoder import Encoder
 from features.settings import DeviceSettings, EncoderSettings, StoreSettings, read_state
 from features.store import Store, default_folder
 from models import build_head
-from splits.datasets import ALL, DataSettings, Listed, open_listed
-from splits.split import Clip, Split, hold_out, names_sha256
+from splits.datasets import ALL, AnyListed, DataSettings, open_listed
+from splits.segments import KEPT, SegmentedVideos
+from splits.split import NO_ACTION, Split, hold_out, names_sha256
 from training.calibration import fit_temperature
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from training.pictures import curves
-from training.recipe import Optimization, read_recipe
+from training.recipe import Optimization, balanced_weights, read_recipe
 from training.report import (
     Predictions,
     about,
@@ -62,6 +67,8 @@ from utils.process import MissingFileError, UserError, run, say
 from utils.ranks import Ranks
 
 LAST, BEST = "last.pth", "best.pth"
+# Clips that an epoch draws from each segment of a long video.
+DRAWS = 3
 GROUPS = (
     *(DataSettings, StoreSettings, EncoderSettings, ModelSettings, ClipSettings, LoopSettings, StopSettings),
     *(OutputSettings, DeviceSettings),
@@ -69,19 +76,19 @@ GROUPS = (
 # Flags that may change when a run is resumed: where things are and what computes, nothing of the recipe.
 MAY_DIFFER = (
     *("dataset_path", "split_path", "cache_path", "output_path", "run_path", "device", "num_workers"),
-    *("channels", "checkpoint_interval", "keep", "resume"),
+    *("channels", "checkpoint_interval", "resume", "segments"),
 )
 
 
 # Flags that are taken from --checkpoint_model, unless they are typed.
-SIZES = ("img_dim", "sequence_length", "frame_stride", "flip", "no_flip")
+SIZES = ("img_dim", "sequence_length", "frame_stride", "no_flip")
 
 
 def get_args_parser() -> Parser:
     """The flags of train.py."""
     parser = Parser(description=__doc__.split("\n")[0])
     for group in GROUPS:
-        add_flags(parser, group)
+        add_flags(parser, group, without=("flip",))
     return parser
 
 
@@ -177,9 +184,11 @@ def resumed(
         )
     flags = argparse.Namespace(**vars(args))
     for name in vars(args):
-        if name in before and (name not in MAY_DIFFER or (name.endswith("_path") and name not in given)):
+        # Of segments the table that the run has kept.
+        kept = name == "segments" or (name.endswith("_path") and name not in given)
+        if name in before and (name not in MAY_DIFFER or kept):
             value = before[name]
-            is_path = name.endswith("_path") or name in ("encoder_weights", "checkpoint_model")
+            is_path = name.endswith("_path") or name in ("encoder_weights", "checkpoint_model", "segments")
             setattr(flags, name, Path(value) if is_path and value else value)
     flags.output_path = args.output_path
     return flags
@@ -193,7 +202,11 @@ Tested = tuple[dict[str, Any], Predictions]
 
 
 def train(
-    args: argparse.Namespace, given: dict[str, Any], listed: Listed | None, device: torch.device, ranks: Ranks
+    args: argparse.Namespace,
+    given: dict[str, Any],
+    listed: AnyListed | None,
+    device: torch.device,
+    ranks: Ranks,
 ) -> Tested | None:
     """Train on one split, from the beginning or on from last.pth, and test the best epoch.
 
@@ -244,13 +257,13 @@ def take_sizes(args: argparse.Namespace, given: dict[str, Any], start: Checkpoin
             )
     before = start.encoder.img_dim, start.sequence_length, start.frame_stride
     sizes = {name: given.get(name) or value for name, value in zip(SIZES, before, strict=False)}
-    if not {"flip", "no_flip"} & set(given):
-        sizes |= {name: start.settings.get(name, False) for name in SIZES[3:]}
+    if "no_flip" not in given:
+        sizes["no_flip"] = start.settings.get("no_flip", False)
     vars(args).update(theirs | sizes)
 
 
 def fit(
-    args: argparse.Namespace, start: Checkpoint | None, listed: Listed, device: torch.device, ranks: Ranks
+    args: argparse.Namespace, start: Checkpoint | None, listed: AnyListed, device: torch.device, ranks: Ranks
 ) -> Tested | None:
     """The training itself, from its data to its test; arguments and errors as `train`."""
     # Data.
@@ -267,9 +280,9 @@ def fit(
         )
     if start and sorted(start.classes) == sorted(split.classes):
         split = split.relabeled(start.classes)
-    clips, held_out = split.train, list[Clip]()
     if args.val_fraction:
-        clips, held_out = hold_out(split.train, args.val_fraction, args.seed)
+        kept, held_out = hold_out(split.train, args.val_fraction, args.seed)
+        split = replace(split, train=kept, val=split.val + held_out)
 
     # Encoder and head.
     if start:
@@ -280,7 +293,8 @@ def fit(
     else:
         state = read_state(args.encoder, args.encoder_weights)
         encoder, model = Encoder(args.encoder, state=state, img_dim=args.img_dim), args.model
-        length = args.sequence_length or encoder.spec.sequence_length
+        spec = encoder.spec
+        length = args.sequence_length or (spec.segment_length if args.segments else spec.sequence_length)
         head, sizes = build_head(
             model, encoder.width, len(split.classes), latent_dim=args.latent_dim, sequence_length=length
         )
@@ -292,20 +306,33 @@ def fit(
     spec, stride = encoder.spec, args.frame_stride or encoder.spec.frame_stride
     flip = read(EncoderSettings, args).mirrors(spec)
     folder = default_folder(args.cache_path, listed.data.dataset_path, encoder, stride)
-    store = Store(folder, encoder, stride=stride, flip=flip)
-    fill_store(store, split.train + split.test, args.num_workers, ranks)
-    testing = Sampling(length)
-    training = EmbeddingClips(store, clips, Sampling(length, training=True, flip=flip, seed=args.seed))
+    store = Store(folder, encoder, stride=stride, flip=flip, cuts=bool(args.segments))
+    fill_store(store, split.clips, args.num_workers, ranks)
+    background = None
+    if isinstance(listed, SegmentedVideos):
+        background = split.classes.index(NO_ACTION)
+        split = with_background(split, store, listed)
+    clips, held_out, testing = split.train, split.val, Sampling(length)
+    if args.patience and not held_out:
+        raise UserError("--patience looks at validation clips; hold some out with --val_fraction 0.1")
+    # A segment is long beside the clips that are drawn from it.
+    drawn = clips * DRAWS if args.segments else clips
+    training = EmbeddingClips(store, drawn, Sampling(length, training=True, flip=flip, seed=args.seed))
     tests = {
         "val": EmbeddingClips(store, held_out, testing),
         "test": EmbeddingClips(store, split.test, testing),
     }
 
     # Optimizer, and what was before.
-    steps = len(batch_items(len(clips), args.batch_size, seed=args.seed, ranks=ranks))
+    taken = sampled(training.labels, background, 1, args.seed)
+    steps = len(batch_items(taken, args.batch_size, seed=args.seed, ranks=ranks))
     if not steps:
         raise UserError(f"{len(clips)} training clips are too few for {ranks.size} processes; add some")
-    optimization = Optimization(head, read_recipe(args.recipe, args.learning_rate), args.num_epochs * steps)
+    weights = None
+    if args.class_weights == "balanced":
+        weights = balanced_weights(training.labels[taken], len(split.classes)).to(device)
+    recipe = read_recipe(args.recipe, args.learning_rate)
+    optimization = Optimization(head, recipe, args.num_epochs * steps, weights)
     parallel = ranks.parallel(head, device)
     short = encoder.name.replace("/", "-")[-80:]
     title = f"{model}-{short}-{encoder.img_dim}px-split{args.split_number}"
@@ -316,12 +343,17 @@ def fit(
             # Lists that were drawn are kept: drawn anew they might be others.
             listed.keep(args.run_path / "lists")
             move_earlier_files(args.output_path)
-        args.split_path, args.dataset = listed.path or args.run_path / "lists", listed.name
+        if args.segments:
+            args.segments = args.run_path / "lists" / KEPT
+        else:
+            args.split_path, args.dataset = listed.path or args.run_path / "lists", listed.name
     args.img_dim, args.frame_stride, args.sequence_length = encoder.img_dim, stride, length
     # What auto has become here, so that a run that goes on does not take another one.
     args.precision = encoder.kind
     settings = {name: _plain(value) for name, value in vars(args).items()}
     settings["clips"] = names_sha256(clips)
+    if args.segments and ranks.rank == 0:
+        settings["table"] = sha256(args.segments.read_bytes()).hexdigest()
     history: list[dict[str, float]] = []
     best: tuple[float, float, int] | None = None
     if args.resume:
@@ -344,12 +376,16 @@ def fit(
     def checkpoint(epoch: int, training: dict[str, Any] | None = None) -> Checkpoint:
         return Checkpoint(
             encoder, head, model, sizes, split.classes, length, stride, args.split_number, epoch, settings,
-            training,
+            training, change_cost=USUAL_COST if args.segments else None,
         )  # fmt: skip
 
     # The loop.
+    on = f"{len(clips):,} clips"
+    if background is not None:
+        pieces = sum(clip.label == background for clip in clips)
+        on = f"{len(clips) - pieces:,} segments and {pieces:,} pieces of no action ({len(taken):,} draws)"
     say(
-        f"training {model} ({number_of_parameters(head):,} parameters) on {len(clips):,} clips, "
+        f"training {model} ({number_of_parameters(head):,} parameters) on {on}, "
         + (f"validating on {len(held_out):,}, " if held_out else "")
         + f"testing on {len(split.test):,}; {encoder.name} in {encoder.precision} on {device}"
         + (f", {ranks.size} processes" if ranks.size > 1 else "")
@@ -364,7 +400,8 @@ def fit(
         started, named = time.perf_counter(), f"epoch {epoch} of {args.num_epochs}"
         parallel.train()
         totals = np.zeros(3)  # sum of losses, right, clips
-        batches = batch_items(len(clips), args.batch_size, epoch=epoch, seed=args.seed, ranks=ranks)
+        taken = sampled(training.labels, background, epoch, args.seed)
+        batches = batch_items(taken, args.batch_size, epoch=epoch, seed=args.seed, ranks=ranks)
         with tqdm(batches, named, unit="batch", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
             for number, items in enumerate(bar):
                 # Random numbers depend on the place of a batch alone, so that a resumed run draws the same.
@@ -379,7 +416,7 @@ def fit(
                     torch.stack([loss.detach(), right, loss.new_tensor(len(labels))])
                 ).tolist()
                 if not math.isfinite(figures[0]):
-                    names = ", ".join(clips[index].name for _, index in items)
+                    names = ", ".join(drawn[index].name for _, index in items)
                     raise UserError(
                         f"{named}, batch {number + 1}: the loss became {figures[0]}; train with a smaller "
                         f"--learning_rate; the checkpoints in {args.output_path} are from before; the clips "
@@ -427,7 +464,6 @@ def fit(
                 path = args.output_path / f"{model}_{epoch}.pth"
                 save_checkpoint(path, checkpoint(epoch))
                 say(f"saved {path}")
-                remove_old(args.output_path, model, args.keep)
             save_checkpoint(args.output_path / LAST, checkpoint(epoch, standing))
             assert board
             write_history(args.run_path, history, board)
@@ -451,7 +487,17 @@ def fit(
     predictions = predict(head, tests["test"], split.classes, device, ranks=ranks)
     if chosen is None:
         return None
+    recognizer = None
+    if background is not None:
+        recognizer = Recognizer(replace(chosen, encoder=encoder, head=head))
+        chosen.change_cost = best_cost(recognizer, store, held_out) if held_out else USUAL_COST
+        recognizer.change_cost = chosen.change_cost
+        numbered = args.output_path / f"{model}_{chosen.epoch}.pth"
+        for file in {path, numbered} if numbered.is_file() else {path}:
+            save_checkpoint(file, chosen)
     described = about(chosen, path, encoder, args.split_number)
+    if recognizer:
+        described["timelines"] = report_timelines(args.run_path / "test", recognizer, store, split.test)
     report = write_report(args.run_path / "test", predictions, described)
     how = f"best validation accuracy {best[0]:.2f} %, " if best else ""
     say(f"{how}epoch {chosen.epoch}, {path}: test {summary(report['figures'])}")
@@ -468,22 +514,22 @@ def check_flags(args: argparse.Namespace) -> str | None:
             f"--batch_size {args.batch_size} is too small: BatchNorm cannot train on a single clip in a "
             f"process; take {least} or more"
         )
-    if args.flip and args.no_flip:
-        return "--flip and --no_flip exclude each other; leave one out"
-    if args.patience and not args.val_fraction:
+    if args.patience and not args.val_fraction and not args.segments:
         return "--patience looks at validation clips; hold some out with --val_fraction 0.1"
     return None
 
 
-def choose_split(listed: Listed, number: int) -> Split:
+def choose_split(listed: AnyListed, number: int) -> Split:
     """The split to train on; says what is missing. Raises: UserError if there are too few clips."""
     split = listed.split(number)
     if missing := split.missing():
         say(f"warning: {missing}")
-    if len(split.train) < 2 or not split.test:
+    # Beside the segments there is what none of them covers.
+    least = 1 if listed.data.segments else 2
+    if len(split.train) < least or not split.test:
         raise UserError(
             f"{listed.data.dataset_path}: {len(split.train)} training and {len(split.test)} test clips of "
-            f"split {number} found; at least 2 and 1 are needed"
+            f"split {number} found; at least {least} and 1 are needed"
         )
     return split
 
@@ -498,14 +544,6 @@ def move_earlier_files(folder: Path) -> None:
         for path in earlier:
             path.rename(aside / path.name)
         say(f"{len(earlier)} checkpoint{'s' * (len(earlier) != 1)} of an earlier run moved to {aside}")
-
-
-def remove_old(folder: Path, model: str, keep: int | None) -> None:
-    """Remove all but the newest `keep` files of epochs."""
-    numbered = [(int(path.stem.rsplit("_", 1)[1]), path) for path in folder.glob(f"{model}_*.pth")
-                if path.stem.rsplit("_", 1)[1].isdecimal()]  # fmt: skip
-    for _, old in sorted(numbered)[: -keep if keep else 0]:
-        old.unlink()
 
 
 def write_history(folder: Path, history: Sequence[dict[str, float]], board: SummaryWriter) -> None:

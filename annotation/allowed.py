@@ -21,7 +21,7 @@ MAX_PIXELS = 4096 * 2304
 MAX_FPS = 60
 # For what does not grow with a video.
 SPARE_SECONDS = 60
-MAX_SMOOTH = 3.0
+MAX_COST = 3.0
 # Characters of the names of actions, and of what a user typed in a message.
 MAX_NAMES, ECHOED = 20_000, 200
 # Videos that a page offers.
@@ -56,15 +56,15 @@ def check_inputs(inputs: Sequence[Any], files: Path, examples: int) -> None:
     """Refuse what the page itself would not send, before Gradio looks at it, which fetches what is a URL.
 
     Args:
-        inputs: an upload or the number of an example, overlay, seconds to average over, names of actions
+        inputs: an upload or the number of an example, overlay, cost of a change, names of actions
         files: folder of the uploads
         examples: how many there are
 
     Raises: UserError in one sentence.
     """
     if len(inputs) != 4 or inputs[0] is None:
-        raise UserError("choose a video first; send it, the overlay, the seconds and the names of actions")
-    video, overlay, smooth, only = inputs
+        raise UserError("choose a video first; send it, the overlay, the cost of a change and the actions")
+    video, overlay, change_cost, only = inputs
     if isinstance(video, dict):
         _check_upload(video.get("path"), video.get("url"), files)
     elif type(video) is not int or not 0 <= video < examples:
@@ -74,9 +74,9 @@ def check_inputs(inputs: Sequence[Any], files: Path, examples: int) -> None:
         )
     if overlay not in OVERLAYS:
         raise UserError(f"overlay {str(overlay)[:ECHOED]}: choose one of {', '.join(OVERLAYS)}")
-    if type(smooth) not in (int, float) or not 0 <= smooth <= MAX_SMOOTH:
+    if type(change_cost) not in (int, float) or not 0 <= change_cost <= MAX_COST:
         raise UserError(
-            f"average over {str(smooth)[:ECHOED]}: choose a number of seconds from 0 to {MAX_SMOOTH:g}"
+            f"cost of a change {str(change_cost)[:ECHOED]}: choose a number from 0 to {MAX_COST:g}"
         )
     if not isinstance(only, str) or len(only) > MAX_NAMES or len(max(only.split(","), key=len)) > ECHOED:
         raise UserError(f"only {str(only)[:ECHOED]}: write fewer names of actions, between commas")

@@ -20,6 +20,10 @@ from training.checkpoint import check_finite
 
 # Clips classified at once: with fewer the LSTM's weights are read too often, with more nothing is gained.
 CLIP_BATCH = 16
+# Nats by which a second can speak against an action at most, however sure the model is.
+CERTAIN = 7.0
+# Nats of a label that is not to be chosen.
+NEVER = -1e9
 
 Classify = Callable[[Tensor, Tensor], Tensor]
 
@@ -82,69 +86,55 @@ def label_frames(
     return np.concatenate(found)
 
 
-def smooth(probabilities: np.ndarray, times: np.ndarray, seconds: float, begins: Sequence[int]) -> np.ndarray:
-    """Probabilities averaged over time in each shot, with weights exp(-distance / seconds).
+def scores(probabilities: np.ndarray, min_probability: float = 0, none: np.ndarray | float = 0) -> np.ndarray:
+    """How well each action fits each frame, in nats: (N, C) -> (N, C + 1), the last column for no action.
+
+    A single frame says no more than `CERTAIN` against an action.
 
     Args:
-        probabilities: (N, C)
-        times: second of each frame, (N,)
-        seconds: time constant; 0 changes nothing
+        min_probability: with less for the most probable action, no action fits best
+        none: probability of no action, where that was learned, (N,)
+    """
+    last = np.broadcast_to(np.maximum(none, min_probability), len(probabilities))
+    logs = np.log(np.maximum(np.column_stack([probabilities, last]), 1e-300, dtype=np.float64))
+    logs = (logs - logs.max(1, keepdims=True)).clip(-CERTAIN)
+    logs[last == 0, -1] = NEVER
+    return logs
+
+
+def best_sequence(scores: np.ndarray, times: np.ndarray, cost: float, begins: Sequence[int]) -> np.ndarray:
+    """The labels (N,) with the greatest sum of scores over time less `cost` for each change; last is `NONE`.
+
+    A chain with one cost for all changes (Potts, 1952), solved by dynamic programming (Viterbi, 1967) in a
+    time linear in frames and labels. Shots are labeled each by itself.
+
+    Args:
+        scores: of each frame, (N, C + 1), in nats
+        times: second of each frame, and that at which the last one ends, (N + 1,)
+        cost: in nats x seconds; with 0 each frame has the label that fits it best
         begins: first frames of the shots
     """
-    if not seconds:
-        return probabilities
-    result = np.empty_like(probabilities)
-    for first, last in pairwise([*begins, len(probabilities)]):
-        rows = probabilities[first:last].astype(np.float64)
-        keep = np.exp(-np.diff(times[first:last]) / seconds)
-        ones = np.ones((len(rows), 1))
-        sums, weights = (
-            _decayed(part, keep) + _decayed(part[::-1], keep[::-1])[::-1] - part for part in (rows, ones)
-        )
-        result[first:last] = sums / weights
-    return result
+    labels = np.empty(len(scores), np.int64)
+    for begin, end in pairwise([*begins, len(scores)]):
+        shot = scores[begin:end]
+        # Frames share their scores for a while.
+        firsts = np.flatnonzero(np.r_[True, (shot[1:] != shot[:-1]).any(1)])
+        edges = np.append(begin + firsts, end)
+        gains = shot[firsts] * np.diff(times[edges])[:, None]
+        total, before = gains[0], np.empty(gains.shape, np.int64)
+        for step in range(1, len(gains)):
+            best = int(total.argmax())
+            stays = total >= total[best] - cost
+            before[step] = np.where(stays, np.arange(len(total)), best)
+            total = np.where(stays, total, total[best] - cost) + gains[step]
+        label = int(total.argmax())
+        for step in reversed(range(len(gains))):
+            labels[edges[step] : edges[step + 1]] = label
+            label = int(before[step, label])
+    return np.where(labels == scores.shape[1] - 1, NONE, labels)
 
 
-def _decayed(rows: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Sums over the rows before each and itself, those before multiplied by `keep` at every step."""
-    sums = rows.copy()
-    for place, factor in enumerate(keep, 1):
-        sums[place] += factor * sums[place - 1]
-    return sums
-
-
-def choose_labels(probabilities: np.ndarray, min_probability: float) -> np.ndarray:
-    """The most probable class of each frame (N,) out of (N, C); `NONE` below `min_probability`."""
-    labels = probabilities.argmax(1)
-    return np.where(probabilities.max(1) >= min_probability, labels, NONE)
-
-
-def runs(labels: np.ndarray, begins: Sequence[int] = (0,)) -> Iterator[tuple[int, int]]:
-    """First and last frame of each run of equal labels; a run ends where a shot does."""
-    edges = {0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), *begins, len(labels)}
-    yield from ((first, end - 1) for first, end in pairwise(sorted(edges)))
-
-
-def drop_short(labels: np.ndarray, times: np.ndarray, seconds: float, begins: Sequence[int]) -> np.ndarray:
-    """Labels whose runs last `seconds`: a shorter run, the shortest first, becomes its longer neighbor.
-
-    Args:
-        labels: (N,)
-        times: second of each frame, and that at which the last one ends, (N + 1,)
-        begins: first frames of the shots; a run has no neighbor in another shot
-    """
-    labels = labels.copy()
-    for start, stop in pairwise([*begins, len(labels)]):
-        shot = labels[start:stop]
-        while True:
-            found = list(runs(shot))
-            lengths = [times[start + last + 1] - times[start + first] for first, last in found]
-            shortest = int(np.argmin(lengths))
-            # A frame's time is no round number.
-            if len(found) < 2 or lengths[shortest] >= seconds - 1e-6:
-                break
-            sides = [side for side in (shortest - 1, shortest + 1) if 0 <= side < len(found)]
-            longer = max(sides, key=lambda side: lengths[side])
-            first, last = found[shortest]
-            shot[first : last + 1] = shot[found[longer][0]]
-    return labels
+def runs(labels: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First and last frame of each run of equal labels."""
+    edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
+    yield from ((first, end - 1) for first, end in pairwise(edges))

@@ -12,7 +12,7 @@ import statistics
 import sys
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from annotation.labels import choose_labels, label_clips
-from annotation.overlay import Overlay
+from annotation.labels import label_clips
+from annotation.overlay import NONE, Overlay
 from annotation.recognizer import Recognition, Recognizer
 from dataset import padding_of, window_indices
 from video.files import VideoError
@@ -238,36 +238,27 @@ class LiveLabels:
         return label_clips(self.classify, clips, padding, self.encoder.dtype)[0], frame.number
 
 
-class LiveSmoother:
-    """Averages probabilities over the past, and keeps labels that are too short away.
+class LiveSequence:
+    """The best sequence of labels so far, as `best_sequence` without what follows.
 
     Args:
-        recognizer: its settings tell how
+        recognizer: its settings tell what fits, and what a change costs
     """
 
     def __init__(self, recognizer: Recognizer) -> None:
-        self._settings, self._chosen = recognizer.settings, recognizer.chosen
-        self._mean: np.ndarray | None = None
-        self._label: int | None = None
-        # Seconds of each other label since the one that holds was seen last.
-        self._away: defaultdict[int, float] = defaultdict(float)
+        self._recognizer = recognizer
+        self._total: np.ndarray | None = None
 
     def add(self, probabilities: Tensor, elapsed: float) -> tuple[np.ndarray, int]:
-        """Averaged probabilities and label of a frame, `elapsed` seconds after the one before."""
-        row, seconds = probabilities.double().numpy()[self._chosen], self._settings.smooth
-        keep = float(np.exp(-elapsed / seconds)) if seconds else 0.0
-        self._mean = row if self._mean is None else row + keep * (self._mean - row)
-        label = int(choose_labels(self._mean[None], self._settings.min_probability)[0])
-        if self._label is None or label == self._label:
-            self._label = label
-            self._away.clear()
+        """Probabilities (C,) of actions and label of a frame, `elapsed` seconds after the one before."""
+        row = probabilities.numpy()[None]
+        scores, cost = self._recognizer.scores(row)[0], self._recognizer.change_cost
+        if self._total is None:
+            self._total = scores
         else:
-            self._away[label] += elapsed
-            # A frame's time is no round number.
-            if sum(self._away.values()) >= self._settings.min_seconds - 1e-6:
-                self._label = max(self._away, key=self._away.__getitem__)
-                self._away.clear()
-        return self._mean.astype(np.float32), self._label
+            self._total = np.maximum(self._total - self._total.max(), -cost) + scores * elapsed
+        label = int((self._total if cost else scores).argmax())
+        return row[0, self._recognizer.chosen], NONE if label == len(scores) - 1 else label
 
 
 @dataclass
@@ -309,7 +300,7 @@ def watch(
     Args:
         log: is filled; a frame has been shown when the next is asked for
     """
-    labels, smoother = LiveLabels(recognizer, video.fps), LiveSmoother(recognizer)
+    labels, sequence = LiveLabels(recognizer, video.fps), LiveSequence(recognizer)
     overlay, begun = Overlay(recognizer.classes, 0, recognizer.settings.overlay), 0.0
     video.remember(labels.memory)
     with contextlib.closing(labels):
@@ -322,7 +313,7 @@ def watch(
             log.lost = frame.number - len(log.times)
             now = Fraction(frame.arrived - begun).limit_denominator(90_000)
             elapsed = float(now - log.times[-1]) if log.times else 0.0
-            row, label = smoother.add(labels.label(frame), elapsed)
+            row, label = sequence.add(labels.label(frame), elapsed)
             log.delays.append((frame.number - labels.labeled) / float(video.fps))
             log.times.append(now)
             log.probabilities.append(row)

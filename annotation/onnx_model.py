@@ -103,6 +103,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> float:
         "windows": asdict(layout), "resize": asdict(encoder.resize), "batch_size": encoder.spec.cpu_batch,
         "sequence_length": length, "window_step": encoder.window_step,
         "frame_stride": checkpoint.frame_stride, "fps": checkpoint.fps, "classes": checkpoint.classes,
+        "change_cost": checkpoint.change_cost,
     }  # fmt: skip
     write_whole(folder / "model.json", json_bytes(about))
     exported = OnnxModel(folder)
@@ -126,7 +127,7 @@ class OnnxModel:
 
     Attributes:
         encoder, head: as those of a `Checkpoint`
-        classes, sequence_length, frame_stride, fps: as in `Checkpoint`
+        classes, sequence_length, frame_stride, fps, change_cost: as in `Checkpoint`
 
     Raises: MissingFileError or OnnxError if the folder is no exported model, onnxruntime is missing, or the
         frames were of another size.
@@ -154,6 +155,7 @@ class OnnxModel:
             self.encoder, self.head = OnnxEncoder(sessions[0], about), OnnxHead(sessions[1])
             self.classes, self.sequence_length = list(about["classes"]), int(about["sequence_length"])
             self.frame_stride, self.fps = int(about["frame_stride"]), about["fps"]
+            self.change_cost = about.get("change_cost")
         except OnnxError:
             raise
         # A damaged file makes the readers fail in any way there is.

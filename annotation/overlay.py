@@ -9,10 +9,11 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from splits.split import NO_ACTION
 from utils.fonts import font_runs
 
-# The label of a frame without an action, and what it is called.
-NONE, NO_ACTION = -1, "no action"
+# The label of a frame without an action.
+NONE = -1
 
 OVERLAYS = ("full", "minimal")
 # Actions whose probability is shown.

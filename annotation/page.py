@@ -15,11 +15,12 @@ import gradio
 import numpy as np
 import pandas
 
-from annotation.allowed import EXAMPLES, MAX_SMOOTH, PageSettings, WatchedVideo, check_inputs
+from annotation.allowed import EXAMPLES, MAX_COST, PageSettings, WatchedVideo, check_inputs
 from annotation.annotate import write_annotated
 from annotation.folder import no_room
 from annotation.overlay import OVERLAYS, Overlay
 from annotation.recognizer import Recognition, Recognizer
+from splits.split import NO_ACTION
 from utils.files import shortened
 from utils.process import UserError
 from video.files import VIDEO_SUFFIXES, VideoError, video_files
@@ -78,7 +79,7 @@ class Page:
         self,
         chosen: str | int,
         overlay: str,
-        smooth: float,
+        change_cost: float,
         only: str,
         # Gradio finds it by its being a default.
         progress: Any = gradio.Progress(),  # noqa: B008
@@ -87,7 +88,7 @@ class Page:
 
         Args:
             chosen: path of an upload, or the number of an example
-            overlay, smooth, only: as in `LabelSettings`
+            overlay, change_cost, only: as in `LabelSettings`
 
         Raises: gradio.Error with what is wrong, in one sentence.
         """
@@ -102,12 +103,12 @@ class Page:
 
         def recognize() -> tuple[Recognition, Video]:
             settings = replace(
-                self.recognizer.settings, overlay=overlay, smooth=smooth, only=only.strip() or None
+                self.recognizer.settings, overlay=overlay, change_cost=change_cost, only=only.strip() or None
             )
             video = WatchedVideo(path, self.settings, watch)
             return Recognizer(self.recognizer.model, settings)(video), video
 
-        def write() -> tuple[Path, Path]:
+        def write() -> tuple[Path, ...]:
             write_annotated(recognition, video, output, overlay=overlay)
             # Nobody needs to know where things are on this machine.
             return recognition.write_tables(output, path.name, Path(self.recognizer.name).name)
@@ -141,7 +142,7 @@ class Page:
     def build(self) -> Any:
         """The page as a gradio.Blocks."""
         settings, folder, count = self.settings, self.folder, len(self.examples)
-        classes = self.recognizer.model.classes
+        classes = [name for name in self.recognizer.model.classes if name != NO_ACTION]
 
         class CheckedBlocks(gradio.Blocks):
             async def preprocess_data(
@@ -180,8 +181,12 @@ class Page:
         settings = self.recognizer.settings
         file = gradio.File(label="Video", file_types=list(VIDEO_SUFFIXES), elem_id="upload")
         overlay = gradio.Radio(list(OVERLAYS), value=settings.overlay, label="Overlay")
-        smooth = gradio.Slider(
-            0, MAX_SMOOTH, min(MAX_SMOOTH, settings.smooth), step=0.1, label="Average over so many seconds"
+        change_cost = gradio.Slider(
+            0,
+            MAX_COST,
+            min(MAX_COST, self.recognizer.change_cost),
+            step=0.1,
+            label="Cost of a change, against flicker",
         )
         examples = gradio.Dataset(
             components=[gradio.Textbox(visible=False)], type="index", visible=bool(self.examples),
@@ -192,7 +197,7 @@ class Page:
             settings.only or "", label="Only these actions, between commas", elem_id="only",
             placeholder=", ".join(self.recognizer.model.classes[:3]),
         )  # fmt: skip
-        return [file, examples, overlay, smooth, only]
+        return [file, examples, overlay, change_cost, only]
 
 
 def _error(message: str) -> Exception:

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from annotation.labels import ClipLayout, choose_labels, drop_short, label_frames, runs, smooth
+from annotation.labels import ClipLayout, best_sequence, label_frames, runs, scores
 from annotation.onnx_model import OnnxModel
-from annotation.overlay import NO_ACTION, NONE
+from annotation.overlay import NONE
 from annotation.settings import DEFAULT_ENCODER, BackendSettings, LabelSettings, check_own_classes
 from features.embed import Embedded, embed_video
 from features.encoder import Encoder
@@ -35,10 +35,12 @@ from features.weights import State
 from features.windows import nearest_stride
 from features.workers import map_on_cores
 from models import Head
+from splits.split import NO_ACTION
 from training.checkpoint import Checkpoint, load_checkpoint
 from utils.device import choose_device
 from utils.files import csv_bytes, json_bytes, shortened, write_whole
 from utils.process import UserError, say
+from video.files import printable
 from video.reader import Video, check_length
 
 # Actions of each frame in a table.
@@ -87,13 +89,13 @@ def untrained(name: str, state: State | None = None, img_dim: int | None = None)
 
 
 def choose(only: str | None, classes: Sequence[str]) -> list[int]:
-    """Labels of the classes that --only names between commas, in its order; all without it.
+    """Labels of the actions that --only names between commas, in its order; all without it.
 
     Capitals do not matter. Raises: UserError for a name twice, or an unknown one, with those nearest to it.
     """
+    known = {name.lower(): label for label, name in enumerate(classes) if name != NO_ACTION}
     if only is None:
-        return list(range(len(classes)))
-    known = {name.lower(): label for label, name in enumerate(classes)}
+        return list(known.values())
     chosen: list[int] = []
     for name in filter(None, map(str.strip, only.split(","))):
         label = known.get(name.lower())
@@ -190,12 +192,15 @@ class Recognition:
 
     def write_tables(
         self, path: Path, video: str, model: str, *, all_probabilities: bool = False
-    ) -> tuple[Path, Path]:
-        """Write <path>.json, with the segments, and <path>.csv, a row for each frame; returns the two.
+    ) -> tuple[Path, ...]:
+        """Write <path>.json and <path>.segments.csv, with the segments, and <path>.csv, a row for each frame.
+
+        The second is a table as --segments of train.py takes it.
 
         Args:
             all_probabilities: of all actions, a column each; else of the most probable ones of each frame
 
+        Returns: the three files.
         Raises: UserError if one cannot be written.
         """
         listed = [
@@ -227,10 +232,16 @@ class Recognition:
             [number, seconds[number], self.name(label), *cells(row, best[number])]
             for number, (label, row) in enumerate(zip(self.labels.tolist(), self.probabilities, strict=True))
         )
-        files = path.with_name(path.name + ".json"), path.with_name(path.name + ".csv")
-        write_whole(files[0], json_bytes(about))
-        write_whole(files[1], csv_bytes(chain([["frame", "second", "action", *columns]], rows)))
-        return files
+        name, head = printable(Path(video).name), ["video", "start", "end", "action"]
+        segments = [[name, each.start, each.end, each.action] for each in self.segments if each.label != NONE]
+        contents = {
+            ".json": json_bytes(about),
+            ".csv": csv_bytes(chain([["frame", "second", "action", *columns]], rows)),
+            ".segments.csv": csv_bytes([head, *segments]),
+        }
+        for suffix, content in contents.items():
+            write_whole(path.with_name(path.name + suffix), content)
+        return tuple(path.with_name(path.name + suffix) for suffix in contents)
 
 
 class Recognizer:
@@ -244,6 +255,8 @@ class Recognizer:
     Attributes:
         classes: names of the actions that are told apart, by label
         chosen: their labels among all that the model knows
+        background: the label of what is no action, where the model has learned that
+        change_cost: what a change of labels costs
     """
 
     def __init__(
@@ -253,6 +266,9 @@ class Recognizer:
         self.encoder, self.head = model.encoder, model.head
         self.chosen = choose(self.settings.only, model.classes)
         self.classes = [model.classes[label] for label in self.chosen]
+        self.background = model.classes.index(NO_ACTION) if NO_ACTION in model.classes else None
+        cost = self.settings.change_cost
+        self.change_cost = (model.change_cost or 0.0) if cost is None else cost
 
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> Self:
@@ -347,11 +363,11 @@ class Recognizer:
             return embed_video(video, self.encoder, stride=stride, cuts=cuts, map=map_on_cores), layout
         if not isinstance(self.encoder, Encoder):
             raise UserError("--store keeps what PyTorch encodes; leave it out with --backend onnxruntime")
-        store = Store(folder, self.encoder, stride=stride, advice="name another --store")
+        store = Store(folder, self.encoder, stride=stride, cuts=cuts, advice="name another --store")
         # Videos of the same name lie in several folders.
         name = f"{shortened(video.path.stem, 40)}-{crc32(os.fsencode(video.path.resolve())):08x}"
-        embedded = store.load(name, video, cuts=cuts)
-        return embedded or store.embed(name, video, cuts=cuts, map=map_on_cores), layout
+        embedded = store.load(name, video)
+        return embedded or store.embed(name, video, map=map_on_cores), layout
 
     def __call__(self, video: str | Path | Video, *, store: Path | None = None) -> Recognition:
         """Recognize the actions of a video.
@@ -362,17 +378,27 @@ class Recognizer:
         Raises: MissingFileError or VideoError if it cannot be read.
         """
         video = video if isinstance(video, Video) else Video(Path(video))
-        settings = self.settings
         embedded, layout = self.embed(video, store)
         check_length(video.path, embedded.frames)
-        probabilities = label_frames(
+        return self.recognize(embedded, self.probabilities(embedded, layout))
+
+    def probabilities(self, embedded: Embedded, layout: ClipLayout | None = None) -> np.ndarray:
+        """Probabilities of all classes of the model for the frames of a video, (N, classes)."""
+        layout = layout or self.layout(embedded.fps or Fraction(25))
+        return label_frames(
             self.head.classify, embedded, layout, device=self.encoder.device, dtype=self.encoder.dtype
         )
-        times = np.array([embedded.second(frame) for frame in range(embedded.frames + 1)])
-        smoothed = smooth(probabilities[:, self.chosen], times[:-1], settings.smooth, embedded.begins)
-        labels = choose_labels(smoothed, settings.min_probability)
-        labels = drop_short(labels, times, settings.min_seconds, embedded.begins)
+
+    def recognize(self, embedded: Embedded, probabilities: np.ndarray) -> Recognition:
+        """What a video shows, by its embeddings and `probabilities` of them."""
+        times = embedded.seconds()
+        labels = best_sequence(self.scores(probabilities), times, self.change_cost, embedded.begins)
         return Recognition(
-            self.classes, smoothed, labels, times, video.fps(), embedded.lost_frames,
-            tuple(embedded.problems),
+            self.classes, probabilities[:, self.chosen], labels, times, embedded.fps or Fraction(25),
+            embedded.lost_frames, tuple(embedded.problems),
         )  # fmt: skip
+
+    def scores(self, probabilities: np.ndarray) -> np.ndarray:
+        """How well `classes`, and last no action, fit frames: (N, all that the model knows) -> (N, C + 1)."""
+        none = 0.0 if self.background is None else probabilities[:, self.background]
+        return scores(probabilities[:, self.chosen], self.settings.min_probability, none)

@@ -90,14 +90,10 @@ class LabelSettings:
         "Kinetics",
         SHARE_BELOW_1,
     )
-    min_seconds: float = setting(
-        0.0,
-        "shorter segments join their longer neighbor; default 0; 0.5 calms labels that flicker",
-        NON_NEGATIVE,
-    )
-    smooth: float = setting(
-        0.0,
-        "average probabilities over so many seconds; default 0; 1 calms labels that flicker",
+    change_cost: float | None = setting(
+        None,
+        "what a change of action must gain, in nats x seconds; default: the checkpoint's, else 0; 1 calms "
+        "labels that flicker",
         NON_NEGATIVE,
     )
     no_cuts: bool = setting(False, "do not look for cuts; default: labels begin anew at each, but live")

@@ -100,7 +100,7 @@ def main() -> int:
         ["encoder", "model", *(f"{groups} group{'s'[: groups > 1]} of a class" for groups in args.groups)]
     ]
     for encoder in args.encoders:
-        store = open_store(args, encoder, listed.all_clips().train)
+        store = open_store(args, encoder, splits[listed.numbers[0]].clips)
         places = [(number, seed) for number in splits for seed in range(args.draws)]
         found: dict[tuple[str, int], list[float]] = {}
         for model in tqdm([PROBE, *args.models], encoder):

@@ -91,11 +91,18 @@ class Embedded:
             yield first, last - first, self.embeddings[:, at : at + count]
             at += count
 
-    def second(self, frame: int) -> float:
-        """The second at which a frame is shown; of the number after the last frame, when that ends."""
-        if frame >= self.frames:
-            return self.end
-        return self.times[frame] if self.times else float(frame / (self.fps or 25))
+    def middles(self) -> np.ndarray:
+        """Second of the middle of each embedding (K,)."""
+        places, span = [], self.hop * self.stride
+        for first, frames, embeddings in self.shots():
+            begins = first + span * np.arange(embeddings.shape[1])
+            places.append((begins + np.minimum(begins + span, first + frames)) / 2)
+        return np.interp(np.concatenate(places), np.arange(self.frames + 1), self.seconds())
+
+    def seconds(self) -> np.ndarray:
+        """Second at which each frame is shown, and that at which the last one ends, (frames + 1,)."""
+        steady = np.arange(self.frames) / float(self.fps or 25)
+        return np.append(steady if self.times is None else self.times, self.end)
 
 
 def embed_video(

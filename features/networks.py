@@ -56,6 +56,7 @@ class EncoderSpec:
         resize: how frames become squares
         flip: training on mirrored frames too is worth encoding them
         sequence_length: embeddings of a clip that a head is shown
+        segment_length: the same where segments of long videos are learned, whose borders count
         window_step: embeddings from one of the clip that labels a frame to the next
         trained_on: data set of its weights; "" where that is not known
         categories: names of the classes of its own last layer, which is `last_layer` of the network
@@ -77,6 +78,7 @@ class EncoderSpec:
     resize: Resize = SQUEEZE
     flip: bool = True
     sequence_length: int = 40
+    segment_length: int = 16
     window_step: int = 2
     trained_on: str = "ImageNet"
     categories: Callable[[], list[str]] | None = None
@@ -208,8 +210,8 @@ def _i3d() -> EncoderSpec:
     return EncoderSpec(
         build, 1024, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), cpu_batch=1, accelerator_batch=8,
         windows=Windows(frames=64, hop=8, least=16), live_frames=64, fps=25,
-        resize=Resize(224, 256, "bilinear"), flip=False, int8=True, sequence_length=16, window_step=1,
-        trained_on=KINETICS, categories=kinetics_categories,
+        resize=Resize(224, 256, "bilinear"), flip=False, int8=True, sequence_length=16, segment_length=3,
+        window_step=1, trained_on=KINETICS, categories=kinetics_categories,
     )  # fmt: skip
 
 

@@ -100,6 +100,7 @@ class Store:
         encoder: prepared
         stride: every stride-th frame is encoded
         flip: mirrored frames are wanted too
+        cuts: windows begin anew at cuts, as it is for long videos
         advice: what to do where the folder cannot be used
 
     Raises: StoreError if what is in the folder was made with other flags, UserError if it cannot be written.
@@ -112,9 +113,11 @@ class Store:
         *,
         stride: int = 1,
         flip: bool = False,
+        cuts: bool = False,
         advice: str = "name another folder with --cache_path",
     ) -> None:
-        self.folder, self.encoder, self.stride, self.flip, self.advice = folder, encoder, stride, flip, advice
+        self.folder, self.encoder, self.stride, self.flip, self.cuts = folder, encoder, stride, flip, cuts
+        self.advice = advice
         self.width = encoder.width
         self._arrays: dict[str, np.ndarray] = {}
         # What json files hold that were read; other processes may add some, and change none.
@@ -135,12 +138,14 @@ class Store:
         make_writable_folder(folder, advice=advice)
         write_whole(path, json_bytes(about))
 
-    def entry(self, name: str, video: Video, *, cuts: bool = False) -> Entry | None:
+    def entry(self, name: str, video: Video) -> Entry | None:
         """What is kept of a video; None if it is not there, not whole, of another time or stride."""
         about = self._read(name)
         if about is None or (about["size"], about["mtime_ns"]) != file_stamp(video):
             return None
-        if about["stride"] != self.stride or (about["cuts"] != cuts and (cuts or len(about["begins"]) > 1)):
+        if about["stride"] != self.stride or (
+            about["cuts"] != self.cuts and (self.cuts or len(about["begins"]) > 1)
+        ):
             return None
         entry = Entry(int(about["embeddings"]), int(about["views"]))
         return None if self.flip and entry.views < 2 else entry
@@ -170,9 +175,9 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def load(self, name: str, video: Video, *, cuts: bool = False) -> Embedded | None:
+    def load(self, name: str, video: Video) -> Embedded | None:
         """The embeddings of a video; None where `entry` is."""
-        if self.entry(name, video, cuts=cuts) is None:
+        if self.entry(name, video) is None:
             return None
         about = self._read(name) or {}
         known = {each.name: about[each.name] for each in fields(Embedded) if each.name in about}
@@ -207,12 +212,12 @@ class Store:
         write_whole(path.with_name(f"{path.name}.npy"), contents.getbuffer(), sync=False)
         write_whole(path.with_name(f"{path.name}.json"), json_bytes(about), sync=False)
 
-    def embed(
-        self, name: str, video: Video, *, cuts: bool = False, map: Callable[..., Iterable[Any]] = map
-    ) -> Embedded:
+    def embed(self, name: str, video: Video, *, map: Callable[..., Iterable[Any]] = map) -> Embedded:
         """Encode a video and keep the result. Raises: as `embed_video` and `save`."""
         stamp = file_stamp(video)
-        embedded = embed_video(video, self.encoder, stride=self.stride, flip=self.flip, cuts=cuts, map=map)
+        embedded = embed_video(
+            video, self.encoder, stride=self.stride, flip=self.flip, cuts=self.cuts, map=map
+        )
         self.save(name, video, stamp, embedded)
         return embedded
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splits import folder, hmdb51, ucf101
+from splits.segments import SegmentedVideos
 from splits.split import Clip, Lists, Split
 from utils.flags import accepted_by, setting
 from utils.process import MissingFileError, UserError, say
@@ -29,7 +30,6 @@ class Dataset:
     next_step: str  # where there are no lists
     lists_folder: str | None = None  # of the official lists, as they are unpacked, if there are any
     numbers: Callable[[Path], tuple[int, ...]] = lambda _: (1, 2, 3)  # of the splits in a folder of lists
-    splits_are_whole: bool = True  # each split names every clip
     names_class: bool = False  # a clip's name holds that of its class
 
     def is_lists(self, path: Path) -> bool:
@@ -60,7 +60,6 @@ DATASETS = {
         source=hmdb51.source,
         next_step=hmdb51.GET_LISTS,
         lists_folder="testTrainMulti_7030_splits",
-        splits_are_whole=False,
     ),
 }
 
@@ -93,6 +92,12 @@ class DataSettings:
         "auto (default): ucf101 or hmdb51 where their lists name most of the clips, else folder: five folds "
         "over groups of clips",
         choices=(AUTO, *DATASETS),
+    )
+    segments: Path | None = setting(
+        None,
+        "table of segments of the videos, with columns video, start, end, action; for long videos; default: "
+        "each video is a clip",
+        Path,
     )
     group_pattern: str | None = setting(
         None,
@@ -143,13 +148,6 @@ class Listed:
         Raises: as `lists`; MissingFileError if there is none; VideoError for one that is empty or truncated.
         """
         return self._split(self.lists(number))
-
-    def all_clips(self) -> Split:
-        """The clips of all splits, each once, as if all were trained on. Raises: as `split`."""
-        numbers = self.numbers[:1] if self._dataset.splits_are_whole else self.numbers
-        every = [self.lists(number) for number in numbers]
-        entries = dict.fromkeys(entry for lists in every for entry in lists.train + lists.test)
-        return self._split(Lists(every[0].classes, list(entries), []))
 
     def _split(self, lists: Lists) -> Split:
         path = self.data.dataset_path
@@ -227,10 +225,13 @@ class Listed:
         ]
 
 
-def open_listed(data: DataSettings) -> Listed:
-    """A data set, having said what a user should know of its clips. Raises: as `Listed`."""
-    listed = Listed(data)
-    for line in listed.describe():
+AnyListed = Listed | SegmentedVideos
+
+
+def open_listed(data: DataSettings, *, quiet: bool = False) -> AnyListed:
+    """A data set, having said what a user should know of its clips. Raises: as one of the two."""
+    listed = SegmentedVideos(data) if data.segments else Listed(data)
+    for line in () if quiet else listed.describe():
         say(line)
     return listed
 

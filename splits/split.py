@@ -12,6 +12,9 @@ import numpy as np
 from utils.process import UserError
 from video.reader import Video
 
+# What a frame shows that no segment covers.
+NO_ACTION = "no action"
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -21,6 +24,12 @@ class Clip:
     label: int  # from 0, by the order of the classes
     video: Video  # its file or its folder of frames
     source: str | None = None  # the video that it is cut out of, if the name tells
+    span: tuple[float, float] | None = None  # seconds of the video that are the clip; None for all of it
+
+    @property
+    def title(self) -> str:
+        """Its name, and the seconds of the video that it is."""
+        return f"{self.name}, {self.span[0]:.2f} to {self.span[1]:.2f} s" if self.span else self.name
 
     @property
     def group(self) -> str:
@@ -51,37 +60,46 @@ class Lists:
 
 @dataclass(frozen=True)
 class Split:
-    """The clips of a split that are there, in the order of the lists, which name `listed` clips."""
+    """The clips of a split that are there, in the order of the lists, which name `listed` clips.
+
+    `val` are held out of training by the lists themselves.
+    """
 
     classes: list[str]
     train: list[Clip]
     test: list[Clip]
     listed: int
+    val: list[Clip] = field(default_factory=list)
+
+    @property
+    def clips(self) -> list[Clip]:
+        """All of them."""
+        return self.train + self.val + self.test
 
     def relabeled(self, classes: list[str]) -> Self:
         """The same clips with labels in another order of the same classes."""
         labels = [classes.index(name) for name in self.classes]
-        train, test = (
-            [replace(clip, label=labels[clip.label]) for clip in clips] for clips in (self.train, self.test)
+        train, val, test = (
+            [replace(clip, label=labels[clip.label]) for clip in clips]
+            for clips in (self.train, self.val, self.test)
         )
-        return replace(self, classes=classes, train=train, test=test)
+        return replace(self, classes=classes, train=train, val=val, test=test)
 
     def missing(self) -> str | None:
         """One line that counts what the lists name and is not there; None if all is."""
-        clips = self.train + self.test
-        if len(clips) == self.listed:
+        if len(self.clips) == self.listed:
             return None
-        there, every = len({clip.label for clip in clips}), len(self.classes)
+        there, every = len({clip.label for clip in self.clips}), len(self.classes)
         more = f" (the head names all {every}; --dataset folder takes {there})" if there < every else ""
         return (
-            f"{len(clips):,} of {self.listed:,} listed clips found, {there} of {every} classes; going on "
-            f"with those{more}"
+            f"{len(self.clips):,} of {self.listed:,} listed clips found, {there} of {every} classes; "
+            f"going on with those{more}"
         )
 
 
 def names_sha256(clips: Sequence[Clip]) -> str:
-    """SHA-256 of the clips' names in their order, in hexadecimal digits."""
-    return hashlib.sha256("\n".join(clip.name for clip in clips).encode()).hexdigest()
+    """SHA-256 of the clips' titles in their order, in hexadecimal digits."""
+    return hashlib.sha256("\n".join(clip.title for clip in clips).encode()).hexdigest()
 
 
 def hold_out(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[Clip], list[Clip]]:

@@ -48,10 +48,10 @@ class Server:
         folder = str(self.temporary / "client")
         return gradio_client.Client(f"http://127.0.0.1:{self.port}", verbose=False, download_files=folder)
 
-    def annotate(self, path, overlay="full", smooth=0.0, only=""):
+    def annotate(self, path, overlay="full", change_cost=0.0, only=""):
         """The answer of the page: action, video, segments and the JSON file's contents."""
         action, video, _, segments, tables = self.client().predict(
-            gradio_client.handle_file(str(path)), overlay, smooth, only, api_name="/annotate"
+            gradio_client.handle_file(str(path)), overlay, change_cost, only, api_name="/annotate"
         )
         about = next(path for path in tables if path.endswith(".json"))
         return action, Path(video), segments, json.loads(Path(about).read_text())

@@ -35,7 +35,7 @@ def server(checkpoint, tmp_path_factory, toy):
 
 def test_an_upload_is_answered_and_nothing_of_this_machines_folders_is_told(server, toy):
     clip = toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi"
-    action, video, segments, about = server.annotate(clip, smooth=0.5)
+    action, video, segments, about = server.annotate(clip, change_cost=0.5)
     assert action["label"] in CLASSES
     assert sum(one["confidence"] for one in action["confidences"]) == pytest.approx(1, abs=1e-3)
     assert Video(video).count() == Video(clip).count() == about["frames"]

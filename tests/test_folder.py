@@ -232,7 +232,7 @@ def test_what_is_wrong_with_a_folder_is_told_in_a_line(call, classes, message, t
 def test_links_are_followed_and_a_broken_one_is_told(mine, toy):
     (mine / "wälk left/linked.avi").symlink_to(toy / "UCF-101/WalkLeft/v_WalkLeft_g01_c01.avi")
     listed = listed_at(mine)
-    assert "wälk left/linked.avi" in names(listed.all_clips().train)
+    assert "wälk left/linked.avi" in names(listed.split(1).clips)
     assert "1 clips are links that leave" in listed.describe()[1]
     (mine / "wälk left/broken.avi").symlink_to("gone.avi")
     with pytest.raises(FileNotFoundError, match=r"broken\.avi: a link to what is not there, gone\.avi"):

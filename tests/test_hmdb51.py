@@ -40,7 +40,6 @@ def test_lists_are_read_as_they_are_released(call, tree, monkeypatch):
     films = {clip.group for clip in first.test}
     assert films == {"clap/#1_(HQ)_Film_&_more", "walk_left/#1_(HQ)_Film_&_more"}
     assert not films & {clip.group for clip in first.train}
-    assert len(listed.all_clips().train) == 16, "those that a split leaves out are clips too"
     checked = call(dataset_script, "check", "--dataset_path", tree)
     assert "16 clips" in checked.out
     shutil.rmtree(tree.parent / "testTrainMulti_7030_splits")

@@ -4,16 +4,14 @@ import csv
 import json
 import math
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as st_numpy
 
-from annotation.labels import ClipLayout, choose_labels, drop_short, label_frames, smooth
+from annotation.labels import ClipLayout, label_frames
 from annotation.overlay import NONE
 from annotation.recognizer import Recognition
 from dataset import padding_of, window_indices
@@ -54,54 +52,6 @@ def test_a_frame_has_the_label_of_the_clip_around_its_group_in_its_shot(shots, l
     assert np.allclose(labels, defined_labels(telling, embedded, layout), atol=1e-4)
 
 
-@st.composite
-def videos(draw):
-    """Probabilities of frames, the time of each and when the last one ends, and first frames of shots."""
-    shape = st.tuples(st.integers(1, 30), st.just(3))
-    rows = draw(st_numpy.arrays(np.float64, shape, elements=st.floats(0, 1)))
-    gaps = draw(st.lists(st.sampled_from([0.04, 0.1, 0.5]), min_size=len(rows), max_size=len(rows)))
-    begins = sorted({0, *draw(st.lists(st.integers(0, len(rows) - 1), max_size=3))})
-    return rows, np.cumsum([0, *gaps]), begins
-
-
-@given(videos(), st.sampled_from([0, 0.05, 0.5, 3]))
-def test_smoothing_weighs_the_frames_of_a_shot_by_their_distance_in_time(video, seconds):
-    rows, times, begins = video
-    smoothed = smooth(rows, times[:-1], seconds, begins)
-    for first, last in pairwise([*begins, len(rows)]):
-        for frame in range(first, last):
-            distances = np.abs(times[first:last] - times[frame])
-            weights = np.exp(-distances / seconds) if seconds else 1.0 * (distances == 0)
-            assert np.allclose(smoothed[frame], np.average(rows[first:last], axis=0, weights=weights))
-
-
-def defined_long(labels, times, seconds):
-    """Of one shot: the shortest run, the first of them, joins its longer neighbor, until all are long."""
-    while True:
-        edges = [0, *(at for at in range(1, len(labels)) if labels[at] != labels[at - 1]), len(labels)]
-        lengths = [times[end] - times[start] for start, end in pairwise(edges)]
-        shortest = lengths.index(min(lengths))
-        if len(lengths) == 1 or lengths[shortest] >= seconds - 1e-6:
-            return labels
-        neighbors = [each for each in (shortest - 1, shortest + 1) if 0 <= each < len(lengths)]
-        longer = max(neighbors, key=lambda each: lengths[each])
-        start, end = edges[shortest : shortest + 2]
-        labels = [*labels[:start], *[labels[edges[longer]]] * (end - start), *labels[end:]]
-
-
-@given(videos(), st.sampled_from([0, 0.1, 0.3, 1]), st.sampled_from([0, 0.5]))
-def test_a_run_that_is_too_short_joins_its_longer_neighbor_in_its_shot(video, seconds, least):
-    rows, times, begins = video
-    labels = choose_labels(rows, least)
-    assert labels.tolist() == [int(row.argmax()) if row.max() >= least else NONE for row in rows]
-    expected = [
-        label
-        for first, last in pairwise([*begins, len(rows)])
-        for label in defined_long(labels[first:last].tolist(), times[first : last + 1], seconds)
-    ]
-    assert drop_short(labels, times, seconds, begins).tolist() == expected
-
-
 def recognition(labels, times):
     """Of two actions: the one that is labeled has 0.9, of no action the first one has 0.3."""
     table = {0: (0.9, 0.1), 1: (0.1, 0.9), NONE: (0.3, 0.2)}
@@ -112,7 +62,7 @@ def recognition(labels, times):
 def test_segments_and_tables_keep_uneven_times(tmp_path):
     shown = recognition([0, 0, NONE, 1], [0, 0.5, 0.75, 1 / 3 + 1, 2.08])
     files = shown.write_tables(tmp_path / "x.mp4", "clip.avi", "model.pth", all_probabilities=True)
-    assert [path.name for path in files] == ["x.mp4.json", "x.mp4.csv"]
+    assert [path.name for path in files] == ["x.mp4.json", "x.mp4.csv", "x.mp4.segments.csv"]
     about = json.loads(files[0].read_text())
     segments = [list(segment.values()) for segment in about.pop("segments")]
     assert segments == [
@@ -128,6 +78,12 @@ def test_segments_and_tables_keep_uneven_times(tmp_path):
         ["2", "0.75", "no action", "0.300000", "0.200000"],
         ["3", "1.3333", "Run, fast", "0.100000", "0.900000"],
     ]
+    with files[2].open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["video", "start", "end", "action"],
+            ["clip.avi", "0.0", "0.75", "Bow"],
+            ["clip.avi", "1.3333", "2.08", "Run, fast"],
+        ]
     shown.write_tables(tmp_path / "x.mp4", "clip.avi", "model.pth")
     with files[1].open(newline="") as file:
         rows = list(csv.reader(file))

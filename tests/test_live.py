@@ -19,7 +19,7 @@ import torch
 from send_stream import number_of, numbered
 
 import test_on_video
-from annotation.live import LiveFrame, LiveLabels, LiveSmoother, LiveVideo, is_live
+from annotation.live import LiveFrame, LiveLabels, LiveSequence, LiveVideo, is_live
 from annotation.overlay import NONE
 from annotation.recognizer import Recognizer
 from annotation.settings import LabelSettings
@@ -45,7 +45,7 @@ def stream():
 
 def test_a_stream_is_written_with_its_labels_and_times(call, stream, tmp_path):
     model, output = save_untrained(tmp_path / "x.pth"), tmp_path / "shown" / "x.mp4"
-    flags = ["--precision", "fp32", "--smooth", 0.5, "--checkpoint_model", model, "--output", output]
+    flags = ["--precision", "fp32", "--change_cost", 0.5, "--checkpoint_model", model, "--output", output]
     done = call(test_on_video, "--video_path", stream, *flags)
     assert done.status == 0, done.err
     assert "median latency" in done.out
@@ -154,23 +154,21 @@ def test_a_video_encoder_works_beside_and_embeddings_hold_in_the_middle_of_windo
     assert torch.allclose(shown, expected, atol=1e-5)
 
 
-def smoothed(labels, **settings):
-    """Rows and labels of frames that come 0.1 s apart; label 2 is one of which the model is not sure."""
-    smoother = LiveSmoother(recognizer_of(8, **settings))
-    rows = {0: [1.0, 0.0], 1: [0.0, 1.0], NONE: [0.4, 0.3]}
-    return [smoother.add(torch.tensor(rows[label]), 0.1) for label in labels]
+def labeled(frames, **settings):
+    """Labels of frames that come 0.1 s apart; `NONE` is one of which the model is not sure."""
+    sequence = LiveSequence(recognizer_of(8, **settings))
+    rows = {0: [0.9, 0.1], 1: [0.1, 0.9], NONE: [0.4, 0.3]}
+    return [sequence.add(torch.tensor(rows[frame]), 0.1)[1] for frame in frames]
 
 
-def test_live_smoothing_looks_back_only():
-    rows = [row[1] for row, _ in smoothed([0] * 5 + [1] * 5, smooth=0.5)]
-    assert rows == pytest.approx([0] * 5 + [1 - np.exp(-step / 5) for step in range(1, 6)], abs=1e-6)
-
-
-def test_live_a_label_follows_once_the_one_before_has_been_away():
-    shown = smoothed([0, 0, 1, 1, 0, 1, NONE, 1, 1], min_seconds=0.3, min_probability=0.5)
-    assert [label for _, label in shown] == [0, 0, 0, 0, 0, 0, 0, 1, 1]
-    shown = smoothed([NONE, NONE, 1], min_probability=0.5, only="WalkRight")
-    assert [label for _, label in shown] == [NONE, NONE, 0], "of those that are told apart"
+def test_live_a_label_follows_once_it_has_gained_what_a_change_costs():
+    frames = [0, 0, 1, 1, 0, 1, NONE, 1, 1]
+    assert labeled(frames, min_probability=0.5) == frames
+    # log(0.9 / 0.1) x 0.1 s is 0.22 a frame.
+    assert labeled(frames, min_probability=0.5, change_cost=0.5) == [0] * 7 + [1] * 2
+    assert labeled([0] * 5 + [1] * 4, change_cost=0.5) == [0] * 7 + [1] * 2
+    shown = labeled([NONE, NONE, 1], min_probability=0.5, only="WalkRight")
+    assert shown == [NONE, NONE, 0], "of those that are told apart"
 
 
 # The command with the tiny encoder at hand.

@@ -51,7 +51,7 @@ def test_mp4_has_every_frame_of_the_source_with_a_label_on_it(call, toy, model, 
     first = output.with_name(f"{output.name}.csv").read_text()
     # A second run finds another name: nothing is overwritten. Other sizes of frames have other labels.
     assert call(test_on_video, *flags).status == 0
-    assert len(list(output.parent.iterdir())) == 6
+    assert len(list(output.parent.iterdir())) == 8
     assert output.with_name("v_WalkRight_g01_c01-2.mp4.csv").read_text() != first
     assert output.with_name(f"{output.name}.csv").read_text() == first
 
@@ -201,7 +201,7 @@ def test_several_videos_and_a_broken_one(call, toy, model, tmp_path, gray_video)
     (folder / "notes.txt").write_text("no video either, and not named as one")
     flags = ["--checkpoint_model", model, *FP32, "--output", tmp_path / "shown"]
     pattern = str(toy / "UCF-101" / "Walk*" / "*_g01_c01.avi")
-    done = call(test_on_video, *flags, "--smooth", 0.5, "--video_path", folder, pattern)
+    done = call(test_on_video, *flags, "--change_cost", 0.5, "--video_path", folder, pattern)
     assert done.status == 1
     assert "1 of 5 videos" in done.err
     assert "Traceback" not in done.err

@@ -60,6 +60,7 @@ class Checkpoint:
         settings: flags of its training, by name; plain values
         training: what it takes to go on from here; None where that is not kept
         fps: frames/s that it wants of any video; None where it wants every `frame_stride`-th frame
+        change_cost: what a change of labels along a video costs; None where nothing was chosen
     """
 
     encoder: Encoder
@@ -74,6 +75,7 @@ class Checkpoint:
     settings: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] | None = None
     fps: float | None = None
+    change_cost: float | None = None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = False) -> None:
@@ -104,6 +106,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
         "sequence_length": checkpoint.sequence_length,
         "frame_stride": checkpoint.frame_stride,
         "fps": checkpoint.fps,
+        "change_cost": checkpoint.change_cost,
         "split_number": checkpoint.split_number,
         "epoch": checkpoint.epoch,
         "settings": checkpoint.settings,
@@ -184,5 +187,5 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
     return Checkpoint(
         encoder, head.eval(), name, sizes, classes, int(contents["sequence_length"]),
         int(contents["frame_stride"]), contents["split_number"], int(contents["epoch"]),
-        dict(contents["settings"]), contents["training"], contents["fps"],
+        dict(contents["settings"]), contents["training"], contents["fps"], contents.get("change_cost"),
     )  # fmt: skip

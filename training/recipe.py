@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,16 +58,24 @@ def read_recipe(name: str, learning_rate: float | None) -> Recipe:
     return replace(recipe, learning_rate=learning_rate) if learning_rate else recipe
 
 
+def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
+    """Weights (C,) of the classes by which each has the same part in the loss; 0 for one without a clip."""
+    counts = np.bincount(labels, minlength=classes)
+    weights = len(labels) / (np.count_nonzero(counts) * counts.clip(1))
+    return torch.from_numpy(np.where(counts > 0, weights, 0)).float()
+
+
 class Optimization:
     """Optimizer and schedule of a training.
 
     Args:
         module: what is trained, on its device; its dropout and BatchNorms are set as the recipe says
         steps: of the whole training
+        weights: of the classes in the loss, (C,); by default all count alike
     """
 
-    def __init__(self, module: nn.Module, recipe: Recipe, steps: int) -> None:
-        self.recipe = recipe
+    def __init__(self, module: nn.Module, recipe: Recipe, steps: int, weights: Tensor | None = None) -> None:
+        self.recipe, self.weights = recipe, weights
         for part in module.modules():
             if isinstance(part, Head):
                 part.dropout.p = recipe.dropout
@@ -101,7 +110,7 @@ class Optimization:
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum of the clips' cross-entropies in nats: logits (B, C), labels (B,) -> ()."""
         smoothing = self.recipe.label_smoothing
-        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        return F.cross_entropy(logits, labels, self.weights, reduction="sum", label_smoothing=smoothing)
 
     def step(self, loss: Tensor) -> None:
         """One step down the gradient of `loss`."""

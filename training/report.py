@@ -201,7 +201,7 @@ def _per_clip(predictions: Predictions) -> list[list[Any]]:
         predictions.clips, predictions.predicted.tolist(), predictions.probabilities, strict=True
     ):
         names = [predictions.classes[clip.label], predictions.classes[label], int(clip.label == label)]
-        rows.append([clip.name, clip.group_or_name, *names, *map(repr, row.tolist())])
+        rows.append([clip.title, clip.group_or_name, *names, *map(repr, row.tolist())])
     return rows
 
 
@@ -213,9 +213,11 @@ def _mistakes(predictions: Predictions) -> bytes:
     ):
         clip, mistaken = predictions.clips[index], predictions.classes[predictions.predicted[index]]
         percent = 100 * predictions.probabilities[index].max()
-        caption = f"{clip.name}: mistaken for {mistaken}, {percent:.1f} %"
+        caption = f"{clip.title}: mistaken for {mistaken}, {percent:.1f} %"
         try:
-            places = np.linspace(0, clip.video.count() - 1, FRAMES).round().astype(int)
+            last, fps = clip.video.count() - 1, clip.video.fps() if clip.span else 1
+            first, end = (second * float(fps) for second in clip.span or (0, last))
+            places = np.linspace(first, end, FRAMES).round().clip(0, last).astype(int)
             rows.append((caption, list(clip.video.frames(np.unique(places)))))
         # The test needed its embeddings only, and counts.
         except (VideoError, OSError) as error:
@@ -281,7 +283,7 @@ def write_report(folder: Path, predictions: Predictions, described: dict[str, An
         "test_clips_sha256": names_sha256(predictions.clips),
         "mistakes": [
             {
-                "clip": predictions.clips[index].name,
+                "clip": predictions.clips[index].title,
                 "mistaken_for": predictions.classes[predictions.predicted[index]],
                 "probability": float(predictions.probabilities[index].max()),
             }

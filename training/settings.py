@@ -69,6 +69,11 @@ class LoopSettings:
         "without any of it",
         choices=tuple(RECIPES),
     )
+    class_weights: str = setting(
+        "equal",
+        "equal (default): each clip counts alike; balanced: each class does, for classes of unequal size",
+        choices=("equal", "balanced"),
+    )
     learning_rate: float | None = setting(
         None, "highest learning rate; default: the recipe's, 3e-4; lower it if the loss diverges", POSITIVE
     )
@@ -100,8 +105,5 @@ class OutputSettings:
     )
     checkpoint_interval: int = setting(
         5, "epochs between checkpoints, each with a test; default 5; the last epoch is always saved", COUNT
-    )
-    keep: int | None = setting(
-        None, "keep the newest so many <model>_<epoch>.pth; default: all, 65 MB each for ConvLSTM", COUNT
     )
     resume: bool = setting(False, "go on with the run whose last.pth is in --output_path; its settings hold")
