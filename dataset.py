@@ -244,7 +244,7 @@ def with_background(split: Split, store: Store, listed: SegmentedVideos) -> Spli
             f"{listed.table}: training has one action, {split.classes[train[0].label]}, and nothing beside "
             "it; add segments of another, or videos with something else in them"
         )
-    return replace(split, train=train, val=val, test=test, listed=len(train) + len(val) + len(test))
+    return replace(split, train=train, val=val, test=test)
 
 
 class EmbeddingClips:

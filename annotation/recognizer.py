@@ -141,7 +141,7 @@ class Recognition:
     """What a video shows.
 
     Attributes:
-        classes: names of the actions that were told apart, by label
+        classes: names of the actions that were chosen among, by label
         probabilities: of each frame, (N, C)
         labels: of each frame, (N,); `NONE` for no action
         times: second of each frame, and that at which the last one ends, (N + 1,)
@@ -253,7 +253,7 @@ class Recognizer:
         name: of the model, for tables
 
     Attributes:
-        classes: names of the actions that are told apart, by label
+        classes: names of the actions that are chosen among, by label
         chosen: their labels among all that the model knows
         background: the label of what is no action, where the model has learned that
         change_cost: what a change of labels costs

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from splits import folder, hmdb51, ucf101
 from splits.segments import SegmentedVideos
-from splits.split import Clip, Lists, Split
+from splits.split import Clip, Lists, Split, check_number
 from utils.flags import accepted_by, setting
 from utils.process import MissingFileError, UserError, say
 from video.files import VIDEO_SUFFIXES
@@ -132,10 +132,7 @@ class Listed:
 
     def lists(self, number: int | str) -> Lists:
         """What a split names. Raises: UserError for another number, or a wrong list; MissingFileError."""
-        if number not in self.numbers:
-            *most, last = map(str, self.numbers)
-            choice = f"{', '.join(most)}{' or ' * bool(most)}{last}"
-            raise UserError(f"split number {number} does not exist; choose {choice}")
+        check_number(number, self.numbers)
         assert isinstance(number, int)
         if self._folds:
             return self._folds.lists(number)

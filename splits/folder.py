@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from splits import hmdb51, ucf101
-from splits.split import Lists
+from splits.split import Lists, stratified_folds
 from utils.files import json_bytes, write_whole
 from utils.process import MissingFileError, UserError
 from video.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -170,12 +169,10 @@ class Folds:
 def draw_folds(dataset_path: Path, group_of_clip: Callable[[str], str | None] = source) -> Folds:
     """Five folds over groups, or as many as a class has groups; the same for the same names.
 
-    They are scikit-learn's StratifiedGroupKFold: each class has about as many clips in each fold.
+    Each class has about as many clips in each fold.
 
     Raises: UserError if a class lies in one fold.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     classes, group_of = scan(dataset_path), dict[str, str]()
     for name, clips in classes.items():
         group_of |= {clip: group_of_clip(clip) or clip for clip in clips}
@@ -192,11 +189,8 @@ def draw_folds(dataset_path: Path, group_of_clip: Callable[[str], str | None] = 
     count = min(len(FOLDS), max(len({group_of[clip] for clip in clips}) for clips in classes.values()))
     names = [clip for clips in classes.values() for clip in clips]
     labels = [label for label, clips in enumerate(classes.values()) for _ in clips]
-    folds = StratifiedGroupKFold(count, shuffle=True, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a class may have fewer clips than there are folds
-        drawn = list(folds.split(names, labels, [group_of[name] for name in names]))
-    fold = {names[place]: number for number, (_, tested) in enumerate(drawn, 1) for place in tested}
+    drawn = stratified_folds(labels, [group_of[name] for name in names], count)
+    fold = dict(zip(names, drawn, strict=True))
     for name, clips in classes.items():
         if len({fold[clip] for clip in clips}) < 2:
             raise UserError(

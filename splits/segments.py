@@ -15,8 +15,7 @@ import csv
 import io
 import json
 import math
-import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splits.split import NO_ACTION, Clip, Split
+from splits.folder import FOLDS
+from splits.split import NO_ACTION, Clip, Split, check_number, stratified_folds
 from utils.files import csv_bytes, write_whole
 from utils.process import MissingFileError, UserError
 from video.files import VIDEO_SUFFIXES, printable
@@ -42,7 +42,7 @@ COLUMNS = {
     "group": ("group",),
     "fold": ("fold",),
 }
-REQUIRED, FOLDS, KEPT = ("video", "start", "end", "action"), 5, "segments.csv"
+REQUIRED, KEPT = ("video", "start", "end", "action"), "segments.csv"
 SIDES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test",
          "testing": "test"}  # fmt: skip
 # Seconds by which neighbors may overlap: a rounded number.
@@ -152,8 +152,8 @@ def read_segments(path: Path) -> list[Segment]:
                 "out"
             )
         fold = row.get("fold", "0") or "0"
-        if not (fold.isdecimal() and int(fold) <= FOLDS):
-            raise UserError(f"{at}: fold {fold!r} is none of 1 to {FOLDS}; or leave the column out")
+        if not (fold.isdecimal() and int(fold) <= len(FOLDS)):
+            raise UserError(f"{at}: fold {fold!r} is none of 1 to {len(FOLDS)}; or leave the column out")
         action = NO_ACTION if row["action"].lower() == NO_ACTION else row["action"]
         segments.append(
             Segment(
@@ -264,32 +264,21 @@ class SegmentedVideos:
 
     def _draw_folds(self) -> list[Segment]:
         """The segments with a fold each: groups stay together, actions are spread; always the same."""
-        from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-
         groups = [each.group for each in self.found]
-        count = min(FOLDS, len(set(groups)))
+        count = min(len(FOLDS), len(set(groups)))
         if count < 2:
             raise UserError(
                 f"{self.table}: all its segments are of one video or group; add those of another, or name "
                 "what trains and what tests in a column split"
             )
-        most = max(Counter(each.action for each in self.found).values())
-        stratified = StratifiedGroupKFold(count, shuffle=True, random_state=0)
-        drawn = stratified if count <= most else GroupKFold(count)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an action may have fewer segments than there are folds
-            split = drawn.split(groups, [each.action for each in self.found], groups)
-            folds = {place: number for number, (_, tested) in enumerate(split, 1) for place in tested}
+        folds = stratified_folds([each.action for each in self.found], groups, count)
         # A fold may be empty where groups are large.
-        used = {fold: number for number, fold in enumerate(sorted(set(folds.values())), 1)}
-        return [replace(each, fold=used[folds[place]]) for place, each in enumerate(self.found)]
+        used = {fold: number for number, fold in enumerate(sorted(set(folds)), 1)}
+        return [replace(each, fold=used[fold]) for each, fold in zip(self.found, folds, strict=True)]
 
     def split(self, number: int | str) -> Split:
         """The segments of a split. Raises: UserError for a number that does not exist."""
-        if number not in self.numbers:
-            raise UserError(
-                f"split number {number} does not exist; choose of {', '.join(map(str, self.numbers))}"
-            )
+        check_number(number, self.numbers)
         classes, sides = [*self.actions, NO_ACTION], defaultdict[str, list[Clip]](list)
         labels = {name: label for label, name in enumerate(classes)}
         videos = {name: Video(path) for name, path in self.videos.items()}

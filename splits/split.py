@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -95,6 +97,30 @@ class Split:
             f"{len(self.clips):,} of {self.listed:,} listed clips found, {there} of {every} classes; "
             f"going on with those{more}"
         )
+
+
+def check_number(number: int | str, numbers: Sequence[int]) -> None:
+    """Raises: UserError for the number of a split that is none of `numbers`."""
+    if number not in numbers:
+        *most, last = map(str, numbers)
+        choice = f"{', '.join(most)}{' or ' * bool(most)}{last}"
+        raise UserError(f"split number {number} does not exist; choose {choice}")
+
+
+def stratified_folds(labels: Sequence[int | str], groups: Sequence[str], count: int) -> list[int]:
+    """A fold for each item, from 1: groups stay together, labels are spread; the same for the same items.
+
+    scikit-learn's StratifiedGroupKFold, or GroupKFold where no label has as many items as there are folds.
+    """
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    enough = count <= max(Counter(labels).values())
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=0) if enough else GroupKFold(count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a label may have fewer items than there are folds
+        drawn = list(folds.split(groups, labels, groups))
+    fold = {place: number for number, (_, tested) in enumerate(drawn, 1) for place in tested.tolist()}
+    return [fold[place] for place in range(len(labels))]
 
 
 def names_sha256(clips: Sequence[Clip]) -> str:

@@ -168,7 +168,7 @@ def test_live_a_label_follows_once_it_has_gained_what_a_change_costs():
     assert labeled(frames, min_probability=0.5, change_cost=0.5) == [0] * 7 + [1] * 2
     assert labeled([0] * 5 + [1] * 4, change_cost=0.5) == [0] * 7 + [1] * 2
     shown = labeled([NONE, NONE, 1], min_probability=0.5, only="WalkRight")
-    assert shown == [NONE, NONE, 0], "of those that are told apart"
+    assert shown == [NONE, NONE, 0], "of those that are chosen among"
 
 
 # The command with the tiny encoder at hand.
