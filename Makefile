@@ -42,13 +42,29 @@ frames[0].save("assets/JumpingJack.gif", save_all=True, append_images=frames[1:]
 endef
 export SHRINK
 
+# A frame of each heat map.
+define JOIN
+import numpy as np
+from pathlib import Path
+from PIL import Image
+from video.reader import Video
+frames = [list(Video(Path(f"annotated/{name}.mp4")).frames()) for name in ("Bow", "JumpingJack", "Wave")]
+Image.fromarray(np.concatenate([each[len(each) // 2] for each in frames], 1)).save("assets/heatmap.png")
+endef
+export JOIN
+
 # Every picture of the README, from the toy data.
 assets: .venv/installed-browser demo
 	@mkdir -p annotated assets
 	$(PY) test_on_video.py --video_path $(DEMO_CLIP) --checkpoint_model $(DEMO_MODEL) --output annotated/JumpingJack.gif
 	$(PY) -c "$$SHRINK"
-	SCREENSHOTS=annotated $(PY) -m pytest -q -m browser -k uploaded
-	cp annotated/result.png assets/page.png
+	SCREENSHOTS=annotated $(PY) -m pytest -q -m browser -k drawn
+	cp annotated/drawn-taught.png assets/teach.png
+	$(PY) train.py --dataset_path $(TOY)/UCF-101 --split_path $(TOY)/ucfTrainTestlist --encoder i3d --model LinearProbe \
+		--output_path $(DEMO)-i3d --run_path runs/demo-i3d
+	for action in Bow JumpingJack Wave; do $(PY) test_on_video.py --heatmap --overlay minimal --output annotated/$$action.mp4 \
+		--video_path $(TOY)/UCF-101/$$action/v_$${action}_g01_c01.avi --checkpoint_model $(DEMO)-i3d/LinearProbe_20.pth; done
+	$(PY) -c "$$JOIN"
 
 test: .venv/installed-test
 	$(PY) -m ruff check .

@@ -247,6 +247,24 @@ def with_background(split: Split, store: Store, listed: SegmentedVideos) -> Spli
     return replace(split, train=train, val=val, test=test)
 
 
+def clips_around(embedded: Embedded, length: int, step: int) -> np.ndarray:
+    """For each embedding of a video the clip around it, within its shot: (K, length); as `window_indices`."""
+    clips, at = list[np.ndarray](), 0
+    for _, _, rows in embedded.shots():
+        clips.append(at + window_indices(rows.shape[1], length, step=step))
+        at += rows.shape[1]
+    return np.concatenate(clips)
+
+
+def rows_of(middles: np.ndarray, span: tuple[float, float]) -> tuple[int, int]:
+    """First embedding of some seconds of a video, and their number: by their middles, one at least."""
+    first, last = np.searchsorted(middles, span).tolist()
+    if last <= first:
+        # Shorter than an embedding: the nearest one.
+        return int(np.abs(middles - sum(span) / 2).argmin()), 1
+    return first, last - first
+
+
 class EmbeddingClips:
     """Clips of embeddings that are kept.
 
@@ -267,12 +285,7 @@ class EmbeddingClips:
         middles = {name: video.middles() for name, video in load_videos(store, cut).items()}
         for clip in clips:
             if clip.span:
-                seconds = middles[clip.name]
-                first, last = np.searchsorted(seconds, clip.span).tolist()
-                if last <= first:
-                    # Shorter than an embedding: the nearest one.
-                    first = int(np.abs(seconds - sum(clip.span) / 2).argmin())
-                self._rows.append((first, max(1, last - first)))
+                self._rows.append(rows_of(middles[clip.name], clip.span))
                 continue
             entry = store.entry(store_name(clip), clip.video)
             assert entry is not None, clip.name

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ import numpy as np
 from tqdm import tqdm
 
 from annotation.annotate import write_annotated
+from annotation.heatmap import Maps, draw_heat, video_heat
 from annotation.live import LiveVideo, Log, is_live, watch
 from annotation.overlay import NONE
 from annotation.recognizer import Recognition, Recognizer
 from annotation.settings import DEFAULT_ENCODER, BackendSettings, LabelSettings
+from features.encoder import Encoder
 from features.networks import encoder_spec
 from features.settings import DeviceSettings
 from utils.files import make_writable_folder, shortened, unused
@@ -34,7 +36,7 @@ from utils.flags import Parser, add_flags, read
 from utils.process import Deferred, UserError, available_cores, run, say, warn
 from video.files import VideoError, find_videos, printable
 from video.opencv import cv2
-from video.reader import Video
+from video.reader import Video, check_length
 from video.writer import OUTPUT_SUFFIXES, write_video
 
 # Pixels that small pictures are shown at, and bytes of a gif for each value of a pixel, about.
@@ -69,6 +71,11 @@ def get_args_parser() -> Parser:
         "--all_probabilities", action="store_true",
         help="those of all actions in <output>.csv; default: the five most probable of each frame",
     )  # fmt: skip
+    parser.add_argument(
+        "--heatmap", action="store_true",
+        help="draw where the action is seen, for encoders that average over the picture; takes two to three "
+        "times as long",
+    )  # fmt: skip
     for group in (BackendSettings, LabelSettings, DeviceSettings):
         add_flags(parser, group)
     return parser
@@ -91,14 +98,29 @@ def tell(source: str, output: str | Path, recognition: Recognition, tables: tupl
 
 
 def annotate_file(
-    recognizer: Recognizer, video: Video, output: Path, store: Path | None, *, all_probabilities: bool
+    recognizer: Recognizer,
+    video: Video,
+    output: Path,
+    store: Path | None,
+    maps: Maps | None,
+    *,
+    all_probabilities: bool,
 ) -> None:
     """Recognize the actions of a video file and write a copy with them, behind bars."""
     make_writable_folder(output.parent)
     name, frame_bar = printable(video.path.name), partial(tqdm, unit="frame", dynamic_ncols=True)
     with frame_bar(desc=f"{name}, reading", total=video.stated_count() or None) as bar:
         video.watch = lambda _: bar.update()
-        recognition = recognizer(video, store=store)
+        embedded, layout = recognizer.embed(video, store)
+        check_length(video.path, embedded.frames)
+        recognition = recognizer.recognize(embedded, recognizer.probabilities(embedded, layout))
+    paint: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {}
+    if maps:
+        with frame_bar(desc=f"{name}, looking", total=len(recognition.labels)) as bar:
+            video.watch = lambda _: bar.update()
+            heat = video_heat(recognizer, maps, video, embedded, layout, recognition)
+        top = float(heat.max())
+        paint["paint"] = lambda image, number: draw_heat(image, heat[number], top, maps)
     video.watch = lambda _: None
     if (
         output.suffix == ".gif"
@@ -106,7 +128,9 @@ def annotate_file(
     ):
         say(f"{printable(output)}: about {size / 1e6:.0f} MB; .mp4 takes a hundredth")
     with frame_bar(desc=f"{name}, writing", total=len(recognition.labels)) as bar:
-        write_annotated(recognition, video, output, overlay=recognizer.settings.overlay, progress=bar.update)
+        write_annotated(
+            recognition, video, output, overlay=recognizer.settings.overlay, progress=bar.update, **paint
+        )
     tables = recognition.write_tables(
         output, video.name, recognizer.name, all_probabilities=all_probabilities
     )
@@ -200,9 +224,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--video_path is missing; name a video, a folder, a camera by its number, or a stream")
     if args.store and backend.backend == "onnxruntime":
         parser.error("--store keeps what PyTorch encodes; leave it out with --backend onnxruntime")
+    if args.heatmap and backend.backend == "onnxruntime":
+        parser.error("--heatmap looks into the encoder; leave it out with --backend onnxruntime")
     live = next(filter(is_live, args.video_path), None)
     if live and len(args.video_path) > 1:
         parser.error(f"--video_path {live} is live, and takes a run of its own; name it alone")
+    if live and args.heatmap:
+        parser.error(f"--video_path {live} is live, and --heatmap is for files; leave it out")
     videos = [] if live else [Video(path) for path in find_videos(args.video_path)]
     output = args.output or Path("annotated")
     to_file = output.suffix and not output.is_dir()
@@ -225,10 +253,16 @@ def main(argv: list[str] | None = None) -> int:
     if len(videos) == 1:
         videos[0].fps()
     recognizer, failed = Recognizer.open(backend, settings, device), 0
+    maps = None
+    if args.heatmap:
+        assert isinstance(recognizer.encoder, Encoder)
+        maps = Maps(recognizer.encoder)
     for video in videos:
         try:
             target = output_of(video.path.stem)
-            annotate_file(recognizer, video, target, args.store, all_probabilities=args.all_probabilities)
+            annotate_file(
+                recognizer, video, target, args.store, maps, all_probabilities=args.all_probabilities
+            )
         except (UserError, OSError) as error:
             if len(videos) == 1:
                 raise

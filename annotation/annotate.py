@@ -22,6 +22,7 @@ def write_annotated(
     output: Path,
     *,
     overlay: str = "full",
+    paint: Callable[[np.ndarray, int], np.ndarray] = lambda image, _: image,
     progress: Callable[[], object] = lambda: None,
 ) -> None:
     """Write a video with its labels on every frame; its sound and the times of its frames stay.
@@ -29,6 +30,7 @@ def write_annotated(
     Args:
         recognition: of the video
         output: .mp4 or .gif
+        paint: what is to be done with a frame of a number before labels are drawn
         progress: called after each frame
 
     Raises: VideoError if it cannot be read any more, UserError or OSError if the output cannot be written.
@@ -45,7 +47,8 @@ def write_annotated(
             row = min(number, last)
             times.append(frame.second)
             progress()
-            yield drawing.draw(frame.image, recognition.probabilities[row], int(recognition.labels[row]))
+            image = paint(frame.image, row)
+            yield drawing.draw(image, recognition.probabilities[row], int(recognition.labels[row]))
         times.append(video.end)
 
     write_video(output, drawn(), recognition.fps, times=times, sound=video.path, begin=video.begin)

@@ -20,10 +20,10 @@ from annotation.folder import no_room, remove_strays
 READ = re.compile(
     r"/|/config|/theme\.css|/manifest\.json|/favicon\.ico|/(assets|static)/.+|/gradio_api/file=/.+"
     r"|/gradio_api/(info|startup-events|upload_progress|queue/data|heartbeat/[^/]+)"
-    r"|/gradio_api/call/(annotate|example)/[^/]+"
+    r"|/gradio_api/call/(annotate|example)/[^/]+|/teach(/.*)?"
 )
 UPLOAD = "/gradio_api/upload"
-WRITE = re.compile(r"/gradio_api/(upload|queue/join|call/(annotate|example))")
+WRITE = re.compile(r"/gradio_api/(upload|queue/join|call/(annotate|example))|/teach/(edit|save)")
 # Of a request that is no upload, and of the form around one.
 OTHER_BYTES, FORM_BYTES = 2**20, 2**16
 

@@ -73,6 +73,8 @@ class Page:
         self.settings, self.recognizer, self.folder = settings, recognizer, folder
         self.examples = find_examples(settings.examples)
         # PyTorch keeps threads and memory for each thread that it is used from, and Gradio has 40.
+        # Whether there is a page beside it that learns.
+        self.teach = False
         self._worker, self._closed = ThreadPoolExecutor(1), False
 
     def label(
@@ -155,6 +157,8 @@ class Page:
                 return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
 
         with CheckedBlocks(title=TITLE, analytics_enabled=False) as page:
+            if self.teach:
+                gradio.HTML('<nav><b>Watch</b> &nbsp; <a href="/teach/">Teach</a></nav>')
             gradio.Markdown(
                 f"# {TITLE}\nDrop a video of up to {settings.max_seconds} seconds and "
                 f"{settings.max_megabytes} MB. The model knows {len(classes)} actions: "

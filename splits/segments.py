@@ -81,37 +81,54 @@ def _seconds(text: str, where: str) -> float:
         raise UserError(f"{where} {text!r} is no time; write seconds, or hours:minutes:seconds") from None
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row of a table stands, and its cells by our names of the columns."""
+@dataclass(frozen=True)
+class Cells:
+    """A table as it stands in its file: `places` are those of the columns that we know."""
+
+    header: list[str]
+    places: dict[str, int]
+    rows: list[tuple[int, list[str]]]  # number of the line, cells
+
+    def by_name(self, cells: list[str]) -> dict[str, str]:
+        """The cells of a row by our names of the columns."""
+        return {name: cells[at].strip() for name, at in self.places.items() if at < len(cells)}
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file in UTF-8; save the table as CSV in UTF-8") from error
-    if path.suffix.lower() == ".json":
-        yield from _activitynet(path, text)
-        return
+
+
+def read_cells(path: Path) -> Cells:
+    """The cells of a table in CSV. Raises: UserError for one that lacks a column; OSError."""
+    text = _text(path)
     first = text.split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-    header = [cell.strip().lower() for cell in next(reader, [])]
-    names = {
-        name: next((header.index(column) for column in columns if column in header), None)
+    header = [cell.strip() for cell in next(reader, [])]
+    lower = [cell.lower() for cell in header]
+    places = {
+        name: next(lower.index(column) for column in columns if column in lower)
         for name, columns in COLUMNS.items()
+        if set(columns) & set(lower)
     }
-    if missing := [name for name in REQUIRED if names[name] is None]:
+    if missing := [name for name in REQUIRED if name not in places]:
         raise UserError(
             f"{path}, row 1: no column {missing[0]}; the first row names the columns, "
             f"{','.join(REQUIRED)} and perhaps split, group"
         )
-    for cells in reader:
-        if any(map(str.strip, cells)):
-            yield (
-                f"row {reader.line_num}",
-                {
-                    name: cells[place].strip()
-                    for name, place in names.items()
-                    if place is not None and place < len(cells)
-                },
-            )
+    rows = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+    return Cells(header, places, rows)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row of a table stands, and its cells by our names of the columns."""
+    if path.suffix.lower() == ".json":
+        yield from _activitynet(path, _text(path))
+        return
+    cells = read_cells(path)
+    yield from ((f"row {number}", cells.by_name(row)) for number, row in cells.rows)
 
 
 def _activitynet(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -184,6 +201,28 @@ def read_segments(path: Path) -> list[Segment]:
     return whole
 
 
+class Files:
+    """The videos of a folder by the names that a table has for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _by_name(self) -> dict[str, Path]:
+        """Videos by their name and their stem, for tables that say no more."""
+        paths = [path for path in sorted(self.folder.rglob("*"))
+                 if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]  # fmt: skip
+        return {key: path for path in reversed(paths) for key in (path.stem, path.name)}
+
+    def find(self, name: str) -> Path | None:
+        """The file of a video that a table names: below the folder, else by its last part."""
+        path = self.folder / name
+        if not Path(name).is_absolute() and ".." not in path.parts and path.is_file():
+            return path
+        last = name.replace("\\", "/").rsplit("/", 1)[-1]
+        return self._by_name.get(last) or self._by_name.get(f"v_{last}")
+
+
 class SegmentedVideos:
     """A data set of segments, as `datasets.Listed` is one of clips.
 
@@ -201,8 +240,8 @@ class SegmentedVideos:
             raise MissingFileError(
                 f"{data.dataset_path}: no such folder; name that of the videos with --dataset_path"
             )
-        named = {each.video: each.where for each in self.segments}
-        self.videos = {name: path for name in named if (path := self._find(name))}
+        named, files = {each.video: each.where for each in self.segments}, Files(data.dataset_path)
+        self.videos = {name: path for name in named if (path := files.find(name))}
         # From the data set on.
         self.names = {
             name: path.relative_to(data.dataset_path).as_posix() for name, path in self.videos.items()
@@ -246,21 +285,6 @@ class SegmentedVideos:
             if not self.found[0].fold:
                 self.found = self._draw_folds()
             self.numbers = tuple(range(1, 1 + max(each.fold for each in self.found)))
-
-    @cached_property
-    def _files(self) -> dict[str, Path]:
-        """Videos of the folder by their name and their stem, for tables that say no more."""
-        paths = [path for path in sorted(self.data.dataset_path.rglob("*"))
-                 if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]  # fmt: skip
-        return {key: path for path in reversed(paths) for key in (path.stem, path.name)}
-
-    def _find(self, name: str) -> Path | None:
-        """The file of a video that the table names: below the data set, else by its last part."""
-        path = self.data.dataset_path / name
-        if not Path(name).is_absolute() and ".." not in path.parts and path.is_file():
-            return path
-        last = name.replace("\\", "/").rsplit("/", 1)[-1]
-        return self._files.get(last) or self._files.get(f"v_{last}")
 
     def _draw_folds(self) -> list[Segment]:
         """The segments with a fold each: groups stay together, actions are spread; always the same."""

@@ -1,12 +1,15 @@
 """What a user sees: the page in a real browser, and the window of a live stream on a screen."""
 
 import contextlib
+import itertools
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +63,7 @@ def browser(tmp_path_factory):
     with playwright.sync_playwright() as driver:
         yield driver.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("profile"), executable_path=chromium, args=list(FLAGS),
-            viewport={"width": 1280, "height": 1500},
+            viewport={"width": 1280, "height": 1500}, bypass_csp=True,
         )  # fmt: skip
 
 
@@ -202,3 +205,149 @@ def test_a_live_stream_is_shown_in_a_window(tmp_path):
         sender.communicate()
         screen.kill()
         screen.wait()
+
+
+def write_untrimmed(folder, root, actions):
+    """Six videos of clips with a second of gray behind each; returns name, start, end and action."""
+    rows, rng = [], np.random.default_rng(0)
+    for number in range(6):
+        frames, name = [], f"v{number}.mp4"
+        for action in rng.permutation(actions):
+            # A group each, so that no video is seen in two.
+            clip = sorted((root / action).glob(f"v_{action}_g{8 + 2 * number:02d}_c*.avi"))
+            images = list(itertools.islice(Video(clip[0]).frames(), 100))
+            rows.append([name, len(frames) / 25, (len(frames) + len(images)) / 25, str(action)])
+            frames += [*images, *[np.full(images[0].shape, 128, np.uint8)] * 25]
+        rows.append([name, rows[-1][2], len(frames) / 25, "no action"])
+        write_video(folder / name, iter(frames), Fraction(25))
+    return rows
+
+
+@contextlib.contextmanager
+def teaching(browser, folder, port):
+    """The page for a folder, and its server."""
+    command = [sys.executable, "demo.py", "--port", port, "--teach", folder]
+    server = subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, env={**os.environ, "TMPDIR": str(folder.parent)}, text=True,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    assert any(f"{address}/teach/" in line for line in iter(server.stdout.readline, ""))
+    try:
+        yield server, f"{address}/teach/"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def mark(page, start, end, action):
+    """Mark a segment of the open video by keys alone."""
+    for second, key in ((start, "i"), (end, "o")):
+        page.keyboard.press("Home")
+        for _ in range(second):
+            page.keyboard.press("Shift+ArrowRight")
+        page.wait_for_function("second => at === Math.min(second, last())", arg=second)
+        page.keyboard.press(key)
+    known = page.evaluate("actions.map(action => action.name)")
+    if action in known:
+        page.keyboard.press(str(known.index(action)))
+    else:
+        page.keyboard.type(action)
+        page.keyboard.press("Enter")
+    page.wait_for_function("!unsaved.length && $('state').textContent === 'saved'")
+
+
+@pytest.mark.parametrize("kind", ["drawn", "real"])
+def test_a_folder_is_taught_by_keys(browser, kind, request, tmp_path):
+    folder, root, actions = tmp_path / "videos", CLIPS, ["Bow", "JumpingJack", "Squat", "WalkLeft", "Wave"]
+    folder.mkdir()
+    if kind == "real":
+        root = request.getfixturevalue("subset") / "UCF-101"
+        actions = ["JugglingBalls", "JumpingJack", "PullUps", "PushUps", "Surfing"]
+    rows = write_untrimmed(folder, root, actions)
+    port, elsewhere, broken = free_port(), [], []
+    page = browser.new_page()
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.on("request", lambda request: elsewhere.append(request.url))
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    with teaching(browser, folder, port) as (server, address):
+        page.goto(address)
+        page.wait_for_function("now && now.ready", timeout=120_000)
+        shot(page, f"{kind}-empty")
+        for number in range(3):
+            page.wait_for_function(f"now.name === 'v{number}.mp4' && now.ready", timeout=120_000)
+            for name, start, end, action in rows:
+                if name == f"v{number}.mp4":
+                    # Whole seconds inside of it.
+                    mark(page, math.ceil(start), max(math.ceil(start) + 1, math.floor(end)), action)
+            page.keyboard.press("ArrowDown")
+        page.wait_for_function("$('told').textContent.includes('held out')", timeout=120_000)
+        page.wait_for_function("[...rows.values()].every(row => row.ready)", timeout=240_000)
+        right = total = 0
+        for number in range(3, 6):
+            page.wait_for_function(f"now.name === 'v{number}.mp4' && now.labels.length", timeout=120_000)
+            video = page.evaluate("now")
+            names = page.evaluate("actions.map(action => action.name)")
+            frames = (np.arange(round(25 * video["end"])) + 0.5) / 25
+            said = np.array(video["labels"])[np.searchsorted(video["edges"], frames) - 1]
+            truth = np.full(len(frames), "no action", object)
+            for name, start, end, action in rows:
+                if name == f"v{number}.mp4":
+                    truth[(frames >= start) & (frames < end)] = action
+            right, total = right + (np.array(names, object)[said] == truth).sum(), total + len(frames)
+            if number < 5:
+                page.keyboard.press("ArrowDown")
+        assert right / total > 0.9, right / total
+        page.keyboard.press("a")
+        page.wait_for_function("asking && pending", timeout=30_000)
+        shot(page, f"{kind}-ask")
+        page.keyboard.press("Escape")
+        page.keyboard.press("s")
+        page.wait_for_function(
+            "found && [...document.querySelectorAll('#found img')].every(one => one.complete)"
+        )
+        shot(page, f"{kind}-similar")
+        page.keyboard.press("Escape")
+        page.keyboard.press("h")
+        page.wait_for_function("heated", timeout=60_000)
+        shot(page, f"{kind}-heat")
+        page.keyboard.press("Escape")
+        # Undone, and again after a reload all is there.
+        page.evaluate("open(rows.keys().next().value)")
+        page.wait_for_function("now.name === 'v0.mp4'")
+        before = page.evaluate("now.spans")
+        page.keyboard.press("Home")
+        page.keyboard.press("Delete")
+        page.wait_for_function("count => now.spans.length === count - 1", arg=len(before))
+        page.keyboard.press("Control+z")
+        page.wait_for_function("count => now.spans.length === count", arg=len(before))
+        page.reload()
+        page.wait_for_function("now && now.labels.length")
+        assert page.evaluate("now.spans") == before
+        page.evaluate("seek(3.5)")
+        page.wait_for_function("$('told').textContent.includes('held out') && $('picture').dataset.second > 3")
+        shot(page, f"{kind}-taught")
+        # Killed while a segment is typed: what was saved is there, what was not stays in the page.
+        saved = (folder / "segments.csv").read_bytes()
+        server.kill()
+        server.wait()
+        page.keyboard.press("End")
+        page.keyboard.press("Shift+ArrowLeft")
+        page.keyboard.press("i")
+        page.keyboard.press("End")
+        page.keyboard.press("o")
+        page.keyboard.type("a <b>new</b> one, 新")
+        page.keyboard.press("Enter")
+        page.wait_for_function("$('state').className === 'bad'")
+        shot(page, f"{kind}-unsaved")
+        assert (folder / "segments.csv").read_bytes() == saved
+    with teaching(browser, folder, port):
+        page.wait_for_function("!unsaved.length && $('state').textContent === 'saved'", timeout=60_000)
+        assert "a <b>new</b> one, 新" in (folder / "segments.csv").read_text()
+        page.wait_for_function("now.spans.some(span => span[2].startsWith('a <b>'))")
+        page.locator("#actions").get_by_text("a <b>new</b> one, 新").wait_for()
+    page.close()
+    assert [
+        url for url in elsewhere if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))
+    ] == []
+    assert broken == []

@@ -113,8 +113,12 @@ def test_the_quick_start_names_the_targets_of_the_makefile():
 
 
 def test_every_picture_is_there_and_made_by_one_command():
-    pictures = re.findall(r'src="(assets/[^"]+)"', README)
+    documents = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
+    pictures = sorted(
+        {name for text in documents for name in re.findall(r"(assets/[\w.]+\.(?:png|gif))", text)}
+    )
     assert sorted(pictures) == sorted(f"assets/{path.name}" for path in (ROOT / "assets").iterdir())
+    pictures = [name for name in pictures if name in README]
     recipe = (ROOT / "Makefile").read_text().split("\nassets:")[1].split("\n\n")[0]
     assert [picture for picture in pictures if Path(picture).name not in recipe] == []
 

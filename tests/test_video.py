@@ -109,3 +109,28 @@ def test_frames_that_are_too_large_are_refused(tmp_path):
     (tmp_path / "frames" / "0.png").write_bytes(header)
     with pytest.raises(VideoError, match=r"0\.png: a damaged image, or one of more"):
         list(Video(tmp_path / "frames").frames())
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv"])
+def test_frames_from_a_second_on_are_those_of_the_whole(tmp_path, toy, suffix):
+    source = Video(next((toy / "UCF-101").rglob("*.avi")))
+    images = [*source.frames()] * 3
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".mp4":
+        write_video(path, iter(images), Fraction(25))
+    else:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", 25, options={"bf": "2", "g": "12"})
+            stream.height, stream.width = images[0].shape[:2]
+            for image in images:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+            container.mux(stream.encode(None))
+    whole = list(Video(path).timed_frames())
+    times = np.array([float(frame.second) for frame in whole])
+    for second in (0.0, 0.05, 2.5, 3.333, times[-1], times[-1] + 9):
+        first = int(np.searchsorted(times, second, side="right")) - 1
+        found = list(Video(path).frames_from(second, times))
+        assert [frame.second for frame in found] == [frame.second for frame in whole[first:]]
+        assert all((a.image == b.image).all() for a, b in zip(found, whole[first:], strict=True))
+    # Where what a search finds is not among the times, all is read.
+    assert len(list(Video(path).frames_from(2.5, times + 0.02))) == len(list(Video(path).frames_from(2.5)))

@@ -34,6 +34,8 @@ UNCODED = 20
 # Seconds without a frame that are told.
 LONG_GAP = Fraction(1, 2)
 NO_VIDEO = "no video in this file that can be decoded; is it a video?"
+# Seconds of an AVI that are rather decoded than searched.
+AVI_NEAR = 30.0
 # Share of frames that may be lost before a file is called damaged.
 TOLERATED = Fraction(1, 50)
 
@@ -233,6 +235,30 @@ class Decoder:
         """Close the file."""
         self._container.close()
 
+    def seek(self, second: float) -> bool:
+        """Go on from the last key frame before a second after the first frame; False if the file has no way.
+
+        Times stay those from the first frame, but in files whose clock begins anew.
+        """
+        # Behind a search the frames of an AVI may be one place off.
+        if self._is_avi and second < AVI_NEAR:
+            return False
+        damage, first = self.damage, next(self._frames(), None)
+        stamp = None if first is None else self._stamp(first)
+        if stamp is None:
+            return False
+        damage.first = damage.last = stamp
+        damage.frames, self.begin = 1, stamp * damage.tick
+        try:
+            self._container.seek(stamp + int(second / damage.tick), stream=self._stream)
+        except av.FFmpegError:
+            return False
+        return True
+
+    def _stamp(self, frame: av.VideoFrame) -> int | None:
+        # AVI says when frames are decoded; when they are shown is guessed, wrongly for B-frames in pairs.
+        return frame.dts if self._is_avi or frame.pts is None else frame.pts
+
     def __iter__(self) -> Iterator[tuple[av.VideoFrame, int]]:
         """Frames as they are coded, and the tick of `damage` at which each is shown, from the first one."""
         damage, tick = self.damage, self.damage.tick
@@ -241,8 +267,7 @@ class Decoder:
         second, shift, back = round(1 / tick), 0, None
         # Whole numbers: fractions would take as long as a small frame takes to decode.
         for frame in self._frames():
-            # AVI says when frames are decoded; when they are shown is guessed, wrongly for B-frames in pairs.
-            stamp = frame.dts if self._is_avi or frame.pts is None else frame.pts
+            stamp = self._stamp(frame)
             time = damage.last + usual if stamp is None else stamp + shift
             if damage.frames == 0:
                 damage.first = time = stamp or 0

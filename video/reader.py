@@ -25,6 +25,8 @@ from video.files import VideoError, frame_files, printable, stated_size
 from video.opencv import MAX_PIXELS, av, cv2
 
 MIN_FRAMES = 2  # a single frame shows no action
+# Seconds that are sooner decoded than searched, and by which the time of a frame may be off.
+NEAR, SAME = 2.0, 2e-3
 NO_FRAMES = "not one frame decodes; copy or download it again"
 NO_FRAME: np.ndarray = np.empty((0, 0, 3), np.uint8)
 
@@ -183,6 +185,46 @@ class Video:
             self._take_stock(decoder.damage)
         if read == 0:
             raise VideoError(f"{self.name}: {NO_FRAMES}")
+
+    def frames_from(self, second: float, times: np.ndarray | None = None) -> Iterator[Frame]:
+        """Frames of a file from that on which is shown at a second, searched where the file allows it.
+
+        Args:
+            times: of all frames, if they are known: what a search finds must be one of them
+
+        Raises: as `frames`.
+        """
+        yielded = False
+        for search in (True, False) if second > NEAR else (False,):
+            for frame in self._frames_from(second, times, search):
+                yielded = True
+                yield frame
+            if yielded:
+                return
+
+    def _frames_from(self, second: float, times: np.ndarray | None, search: bool) -> Iterator[Frame]:
+        """As `frames_from`; none where the search goes wrong."""
+        with self._decode() as decoder:
+            if search and not decoder.seek(second):
+                return
+            shown: tuple[av.VideoFrame, Fraction] | None = None
+            for number, (coded, ticks) in enumerate(decoder):
+                at = ticks * decoder.damage.tick
+                if search and number == 0:
+                    known = times is None or np.abs(times - float(at)).min() < SAME
+                    if at > second + SAME or not known:
+                        return
+                # A second is seldom a fraction.
+                if float(at) <= second + 1e-6:
+                    shown = coded, at
+                    continue
+                for each, when in ([shown] if shown else []) + [(coded, at)]:
+                    image = self._image(decoder, each)
+                    if image is not None:
+                        yield Frame(image, when)
+                shown = None
+            if shown and (image := self._image(decoder, shown[0])) is not None:
+                yield Frame(image, shown[1])
 
     def _take_stock(self, damage: Damage) -> None:
         self.lost, self.problems = damage.lost(), damage.problems()
