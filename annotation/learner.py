@@ -8,10 +8,11 @@ Shapes: K embeddings of a video, T of a clip, D their width, N segments, C class
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ from features.store import Store, default_folder
 from features.workers import map_on_cores, stay_on_one_core
 from models import LinearProbe, build_head
 from splits.split import NO_ACTION, stratified_folds
-from splits.table import SegmentTable, Span
+from splits.table import SegmentTable, Span, checked
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.report import interval
 from utils.files import unused
 from utils.process import MissingFileError, UserError
-from video.files import printable, video_files
+from video.files import VideoError, printable, video_files
 from video.reader import Video, check_length
 
 MODEL = "LinearProbe"
@@ -45,6 +46,8 @@ ENOUGH, FOLDS = 10, 5
 EVERY, MOMENT, APART = 1.0, 1.0, 2.0
 # Shares of a moment and its two neighbors in how certain the model is of it, chosen on training videos.
 NEIGHBORS = (0.2, 0.6, 0.2)
+# Seconds until an encoding is tried again that the disk refused; the logit of a class that nobody marked.
+AGAIN, UNSEEN = 5.0, -30.0
 # Moments that are shown as similar.
 SIMILAR = 12
 NOTHING = "mark segments of two actions, or of one and of no action (0)"
@@ -83,7 +86,7 @@ class Entry:
 
     Attributes:
         name: from the folder on
-        embedded: its embeddings; None until they are there
+        ready: its embeddings are there
         share: of its frames that are encoded, while they are
         problem: why it cannot be used
         edges: second at which each embedding begins, and that at which the last one ends, (K + 1,)
@@ -94,13 +97,23 @@ class Entry:
 
     name: str
     video: Video
-    embedded: Embedded | None = None
+    store: Store
+    ready: bool = False
     share: float = 0.0
     problem: str = ""
     edges: np.ndarray = field(default_factory=lambda: np.empty(0))
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     percents: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     version: int = 0
+
+    @property
+    def embedded(self) -> Embedded | None:
+        """Its embeddings; None until they are there. A file is open for some videos at a time only."""
+        if self.ready:
+            # The video may be gone meanwhile.
+            with contextlib.suppress(OSError):
+                return self.store.load(_stem(self.name), self.video)
+        return None
 
 
 class _Stopped(Exception):
@@ -119,6 +132,7 @@ class Learner:
         version: changes with everything that is worth showing
         actions: names by number; 0 is no action. One that has been there keeps its number
         problem: why segments.csv cannot be used; "" if it can
+        trouble: why nothing more is encoded, or learned; "" if all is well
         told: how many segments it has learned from, and how well, in a line
 
     Raises: MissingFileError for a folder without videos; as `Store`.
@@ -135,14 +149,14 @@ class Learner:
             advice="delete it, or make it writable",
         )  # fmt: skip
         names = {printable(path.relative_to(folder).as_posix()): path for path in video_files(folder)}
-        self.entries = {name: Entry(name, Video(path)) for name, path in names.items()}
+        self.entries = {name: Entry(name, Video(path), self.store) for name, path in names.items()}
         if not self.entries:
             raise MissingFileError(f"{folder}: no video in it; name a folder of videos with --teach")
         stems: dict[str, str] = {}
         for name, entry in self.entries.items():
             if stems.setdefault(_stem(name), name) != name:
                 entry.problem = f"{stems[_stem(name)]} has the same name with another ending; rename one"
-        self.version, self.actions, self.problem, self.told = 1, [NO_ACTION], "", NOTHING
+        self.version, self.actions, self.told, self.problem, self.trouble = 1, [NO_ACTION], NOTHING, "", ""
         self.spans: dict[str, list[Span]] = {}
         self.recognizer: Recognizer | None = None
         self._asked: list[tuple[str, float]] = []
@@ -153,7 +167,10 @@ class Learner:
         self._changed, self._learning = threading.Condition(threading.RLock()), threading.Event()
         self._stamp: tuple[int, int] | None = None
         self._reload()
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._encode, self._learn)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(work,), daemon=True)
+            for work in (self._encode, self._learn)
+        ]
 
     def start(self) -> None:
         """Begin to encode and to learn in the background."""
@@ -184,7 +201,7 @@ class Learner:
         Raises: MissingFileError for one that is not in the folder, VideoError for one that cannot be read.
         """
         entry = self.entry(name)
-        if entry.embedded is None:
+        if not entry.ready:
             try:
                 entry.video.length()
             except (UserError, OSError) as error:
@@ -203,20 +220,38 @@ class Learner:
 
     def edit(self, remove: Iterable[Span], add: Sequence[Span]) -> tuple[list[Span], list[Span]]:
         """Change the table; as `SegmentTable.edit`. Raises: also MissingFileError for an unknown video."""
+        inside = []
         for span in add:
-            self.entry(span.video)
-        done = self.table.edit(remove, add)
+            entry = self.entry(span.video)
+            inside.append(
+                checked(span._replace(end=min(span.end, float(entry.edges[-1]))) if entry.ready else span)
+            )
+        done = self.table.edit(remove, inside)
         self._reload()
         return done
 
     def save(self) -> Path:
         """Write the head as a checkpoint. Raises: UserError if it cannot be written, or there is none."""
-        if self.recognizer is None:
+        recognizer = self.recognizer
+        if recognizer is None:
             raise UserError("nothing is learned yet; mark segments of two actions first")
+        model = recognizer.model
+        assert isinstance(model, Checkpoint)
+        assert isinstance(model.head, LinearProbe)
+        if NO_ACTION not in model.classes:
+            # Training goes on with it: a class that is never chosen as yet.
+            head, sizes = build_head(MODEL, self.encoder.width, 1 + len(model.classes), **model.sizes)
+            assert isinstance(head, LinearProbe)
+            with torch.no_grad():
+                head.output.weight[:-1], head.output.bias[:-1] = (
+                    model.head.output.weight,
+                    model.head.output.bias,
+                )
+                head.output.bias[-1] = UNSEEN
+            model = replace(model, head=head.eval(), sizes=sizes, classes=[*model.classes, NO_ACTION])
         path = unused(self.models / self.folder.resolve().name, ".pth")
         path.parent.mkdir(parents=True, exist_ok=True)
-        assert isinstance(self.recognizer.model, Checkpoint)
-        save_checkpoint(path, self.recognizer.model)
+        save_checkpoint(path, model)
         return path
 
     def ask(self) -> dict[str, Any]:
@@ -257,9 +292,10 @@ class Learner:
         Raises: UserError if that video is not encoded.
         """
         own = self.entry(name)
-        if own.embedded is None:
+        embedded = own.embedded
+        if embedded is None:
             raise UserError(f"{name}: not encoded yet; wait a moment")
-        query, found = _mean(own.embedded, start, end), list[tuple[float, Entry, float]]()
+        query, found = _mean(embedded, start, end), list[tuple[float, Entry, float]]()
         for entry, seconds, clips in self._moments():
             free = self._free(entry, seconds, [])
             if entry is own:
@@ -279,9 +315,10 @@ class Learner:
     # What is known of moments.
 
     def _ready(self) -> Iterator[tuple[Entry, Embedded]]:
-        for entry in list(self.entries.values()):
-            if entry.embedded is not None:
-                yield entry, entry.embedded
+        for entry in self.entries.values():
+            embedded = entry.embedded
+            if embedded is not None:
+                yield entry, embedded
 
     def _moments(self) -> Iterator[tuple[Entry, np.ndarray, np.ndarray]]:
         """Of each video a clip a second: the seconds in their middles (n,), and embeddings (n, T, D)."""
@@ -302,13 +339,13 @@ class Learner:
 
     def moment(self, name: str, second: float) -> Span:
         """The second around a moment: within its shot, and beside the segments that are there."""
-        entry = self.entry(name)
-        assert entry.embedded
-        borders = entry.embedded.seconds()[[*entry.embedded.begins, -1]].tolist()
-        borders += [edge for span in self.spans.get(entry.name, ()) for edge in (span.start, span.end)]
+        embedded = self.entry(name).embedded
+        assert embedded
+        borders = embedded.seconds()[[*embedded.begins, -1]].tolist()
+        borders += [edge for span in self.spans.get(name, ()) for edge in (span.start, span.end)]
         start = max([second - MOMENT / 2, *(edge for edge in borders if edge <= second)])
         end = min([second + MOMENT / 2, *(edge for edge in borders if edge > second)])
-        return Span(entry.name, round(start, 3), round(end, 3), "")
+        return Span(name, round(start, 3), round(end, 3), "")
 
     def _unit_rows(self) -> tuple[np.ndarray, list[Span]]:
         """Mean embeddings of the segments of encoded videos, of length one (N, D), and the segments."""
@@ -322,9 +359,10 @@ class Learner:
 
     def _bump(self, entry: Entry | None = None) -> None:
         with self._changed:
-            self.version += 1
+            # Who sees the number finds the video.
             if entry:
-                entry.version = self.version
+                entry.version = self.version + 1
+            self.version += 1
 
     def _reload(self) -> None:
         """Read the table, if it is another one."""
@@ -351,6 +389,15 @@ class Learner:
             self._dirty = True
             self._changed.notify_all()
 
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            # Nobody would see why nothing happens any more.
+            self.trouble = f"a bug, start the page again: {type(error).__name__}: {error}"
+            self._bump()
+            raise
+
     def _encode(self) -> None:
         for entry in self.entries.values():
             if self._closed:
@@ -364,10 +411,18 @@ class Learner:
                     continue
             try:
                 self._encode_one(missing)
+                self.trouble = ""
             except _Stopped:
                 continue
             except (UserError, OSError) as error:
-                self._fail(missing, error)
+                if isinstance(error, VideoError):
+                    self._fail(missing, error)
+                    continue
+                # The disk, and no fault of the video.
+                self.trouble = str(error)
+                self._bump(missing)
+                with self._changed:
+                    self._changed.wait(AGAIN)
 
     def _fail(self, entry: Entry, error: Exception) -> None:
         entry.problem = str(error).removeprefix(f"{entry.video.name}: ")
@@ -375,8 +430,8 @@ class Learner:
 
     def _missing(self) -> Iterator[Entry]:
         """Videos that are not encoded, those first that were opened, in that order."""
-        entries = [*(self.entries[name] for name in self._opened), *self.entries.values()]
-        yield from (entry for entry in entries if entry.embedded is None and not entry.problem)
+        entries = [*(self.entries[name] for name in list(self._opened)), *self.entries.values()]
+        yield from (entry for entry in entries if not entry.ready and not entry.problem)
 
     def _encode_one(self, entry: Entry) -> None:
         video, begun, frames = entry.video, time.monotonic(), 0
@@ -415,7 +470,7 @@ class Learner:
         first = [begin + span * np.arange(rows.shape[1]) for begin, _, rows in embedded.shots()]
         with self._changed:
             entry.edges = np.append(times[np.concatenate(first)], times[-1])
-            entry.embedded = embedded
+            entry.ready = True
             self._stale[entry.name] = None
             self._dirty |= entry.name in self.spans
             self._bump(entry)
@@ -456,14 +511,15 @@ class Learner:
         rows, spans = self._unit_rows()
         named = {span.action for span in spans}
         classes = sorted(named - {NO_ACTION}) + [NO_ACTION] * (NO_ACTION in named)
-        self.recognizer = None
+        recognizer = None
         if len(classes) > 1:
             head, sizes = fit_probe(rows, [classes.index(span.action) for span in spans], self.length)
             model = Checkpoint(
                 self.encoder, head.to(self.encoder.device), MODEL, sizes, classes, self.length, self.stride,
                 change_cost=USUAL_COST,
             )  # fmt: skip
-            self.recognizer = Recognizer(model)
+            recognizer = Recognizer(model)
+        self.recognizer = recognizer
         self._tell(spans, "")
         with self._changed:
             self._stale |= dict.fromkeys(entry.name for entry, _ in self._ready())
@@ -471,8 +527,7 @@ class Learner:
 
     def _label(self, entry: Entry) -> None:
         embedded, recognizer = entry.embedded, self.recognizer
-        assert embedded
-        if recognizer is None:
+        if recognizer is None or embedded is None:
             entry.labels = entry.percents = np.empty(0, int)
         else:
             found = recognizer.recognize(embedded, recognizer.probabilities(embedded))
@@ -505,7 +560,7 @@ class Learner:
                 ]
                 groups += [videos[place] for place in tested]
         ends = interval(np.array(right), groups) if len(right) >= ENOUGH else None
-        told = "; too few for a test yet: mark each action in two videos"
+        told = f"; a test takes {ENOUGH} segments whose action is in another video too"
         if ends:
             told = (
                 f"; accuracy {100 * np.mean(right):.0f} % on {len(right)} of them, held out video by video "

@@ -73,9 +73,9 @@ class Page:
         self.settings, self.recognizer, self.folder = settings, recognizer, folder
         self.examples = find_examples(settings.examples)
         # PyTorch keeps threads and memory for each thread that it is used from, and Gradio has 40.
+        self._worker, self._closed = ThreadPoolExecutor(1), False
         # Whether there is a page beside it that learns.
         self.teach = False
-        self._worker, self._closed = ThreadPoolExecutor(1), False
 
     def label(
         self,

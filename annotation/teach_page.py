@@ -54,7 +54,10 @@ def _jpeg(image: np.ndarray, width: int) -> bytes:
 
 def _refused(_: Request, error: Exception) -> Response:
     """What is wrong, in a line."""
-    return PlainTextResponse(str(error), 400)
+    text = (
+        f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+    )
+    return PlainTextResponse(text, 400)
 
 
 class Player:
@@ -66,7 +69,8 @@ class Player:
 
     def frames(self, entry: Entry, second: float, until: float) -> list[Frame]:
         """The frame that is shown at a second, and those that begin before another one."""
-        times = entry.embedded.seconds()[:-1] if entry.embedded else None
+        embedded = entry.embedded
+        times = embedded.seconds()[:-1] if embedded else None
         with self._lock:
             frames = self._open.pop((entry.name, round(second)), None)
             if frames is None or second != round(second):
@@ -106,7 +110,9 @@ class Teach:
             Route("/edit", self._edit, methods=["POST"]), Route("/save", self._save, methods=["POST"]),
             Mount("/", StaticFiles(directory=FILES)),
         ]  # fmt: skip
-        self.app = Starlette(routes=routes, exception_handlers={UserError: _refused, OSError: _refused})
+        self.app = Starlette(
+            routes=routes, exception_handlers=dict.fromkeys((UserError, OSError, KeyError), _refused)
+        )
 
     def _page(self, request: Request) -> Response:
         return Response((FILES / "index.html").read_bytes(), media_type="text/html", headers=HEADERS)
@@ -126,7 +132,7 @@ class Teach:
         colors = [EMPTY, *(PALETTE[number % len(PALETTE)] for number in range(len(learner.actions) - 1))]
         changed = [entry for entry in learner.entries.values() if entry.version > since or not since]
         return {
-            "version": version, "told": learner.told, "problem": learner.problem,
+            "version": version, "told": learner.told, "problem": learner.problem or learner.trouble,
             "folder": str(learner.folder), "total": len(learner.entries),
             "actions": [
                 {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color)}
@@ -144,7 +150,7 @@ class Teach:
         ]
         return {
             "name": entry.name, "version": entry.version, "problem": entry.problem, "share": entry.share,
-            "ready": entry.embedded is not None, "end": end, "strip": strip,
+            "ready": entry.ready, "end": end, "strip": strip,
             "labeled": round(sum(span.end - span.start for span in spans), 2),
         }  # fmt: skip
 
@@ -152,8 +158,9 @@ class Teach:
         """A video that is opened, or that has changed."""
         entry = self.learner.open(request.query_params["name"])
         end = float(entry.edges[-1]) if len(entry.edges) else float(entry.video.length())
-        fps = entry.embedded.fps if entry.embedded else entry.video.fps()
-        spans = [list(span[1:]) for span in sorted(self.learner.spans.get(entry.name, []))]
+        embedded = entry.embedded
+        fps = embedded.fps if embedded else entry.video.fps()
+        spans = [list(span[1:4]) for span in sorted(self.learner.spans.get(entry.name, []))]
         return JSONResponse(self._row(entry) | {
             "end": end, "spans": spans, "fps": float(fps or 25),
             "edges": np.round(entry.edges, 3).tolist(), "labels": entry.labels.tolist(),
@@ -172,14 +179,15 @@ class Teach:
         """A small picture of a moment, or a large one with the places that speak for an action."""
         query = request.query_params
         entry, second, learner = self.learner.entry(query["name"]), float(query["second"]), self.learner
+        embedded = entry.embedded
         if "heat" not in query:
-            times = entry.embedded.seconds()[:-1] if entry.embedded else None
+            times = embedded.seconds()[:-1] if embedded else None
             shown = next(Video(entry.video.path).frames_from(second, times))
             return Response(_jpeg(shown.image, SMALL), media_type="image/jpeg")
         recognizer = learner.recognizer
-        if recognizer is None or entry.embedded is None or query["heat"] not in recognizer.model.classes:
+        if recognizer is None or embedded is None or query["heat"] not in recognizer.model.classes:
             raise UserError(f"nothing is learned of {query['heat'][:100]} here yet; mark segments of it")
-        embedded, label = entry.embedded, recognizer.model.classes.index(query["heat"])
+        label = recognizer.model.classes.index(query["heat"])
 
         def look() -> np.ndarray:
             self._maps = self._maps or Maps(learner.encoder)
@@ -200,8 +208,8 @@ class Teach:
         asked = await request.json()
         remove, add = (
             [
-                Span(str(video), float(start), float(end), str(action))
-                for video, start, end, action in asked[kind]
+                Span(str(video), float(start), float(end), str(action), *map(str, row))
+                for video, start, end, action, *row in asked[kind]
             ]
             for kind in ("remove", "add")
         )

@@ -50,7 +50,7 @@ def ready(folder: Path, encoder: Encoder) -> Learner:
     (folder / "segments.csv").unlink(missing_ok=True)
     learner = Learner(folder, encoder)
     learner.start()
-    while not all(entry.embedded or entry.problem for entry in learner.entries.values()):
+    while not all(entry.ready or entry.problem for entry in learner.entries.values()):
         time.sleep(0.1)
     learner.close()
     return learner
@@ -66,8 +66,9 @@ def accuracy(learner: Learner, tested: Learner, truth: list[Span]) -> float:
     others = {span.action for span in truth} - set(labels)
     labels |= {name: len(labels) + number for number, name in enumerate(sorted(others))}
     for name, entry in tested.entries.items():
-        assert entry.embedded
-        found = recognizer.recognize(entry.embedded, recognizer.probabilities(entry.embedded))
+        embedded = entry.embedded
+        assert embedded
+        found = recognizer.recognize(embedded, recognizer.probabilities(embedded))
         own = [(labels[span.action], (span.start, span.end)) for span in truth if span.video == name]
         line = Timeline.of(found, name, name, own)
         right, frames = right + int((line.truth == line.predicted).sum()), frames + len(line.truth)
@@ -112,7 +113,7 @@ def redrawn(folder: Path, encoder: Encoder, truth: list[Span], videos: int) -> l
     (folder / "segments.csv").unlink(missing_ok=True)
     learner, times = Learner(folder, encoder), list[float]()
     learner.start()
-    while not all(entry.embedded for entry in learner.entries.values()):
+    while not all(entry.ready for entry in learner.entries.values()):
         time.sleep(0.01)
     learner.settle()
     for span in [each for each in truth if each.video in sorted(learner.entries)[:videos]]:

@@ -186,7 +186,8 @@ class Store:
 
     def array(self, name: str) -> np.ndarray:
         """The embeddings (V, K, D) of a name that has an entry, mapped from the file."""
-        if name not in self._arrays:
+        array = self._arrays.get(name)
+        if array is None:
             try:
                 array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
             except UNREADABLE as error:
@@ -194,7 +195,7 @@ class Store:
             if len(self._arrays) >= 512:
                 self._arrays.clear()
             self._arrays[name] = array
-        return self._arrays[name]
+        return array
 
     def save(self, name: str, video: Video, stamp: tuple[int, int], embedded: Embedded) -> None:
         """Write the pair of a video. Raises: UserError if it cannot be written."""

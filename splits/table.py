@@ -6,7 +6,8 @@ and leaves all rows and columns as they are that it is not about.
 
 from __future__ import annotations
 
-from collections import Counter
+import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,12 +30,16 @@ OF_VIDEO = ("split", "group", "fold")
 
 
 class Span(NamedTuple):
-    """A segment of a video, which is named from the folder on; in seconds."""
+    """A segment of a video, which is named from the folder on; in seconds.
+
+    `row` has the cells of a row that was taken out, as JSON, so that all of it can be put back.
+    """
 
     video: str
     start: float
     end: float
     action: str
+    row: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,11 @@ def checked(span: Span) -> Span:
     if len(name) > LONGEST:
         raise UserError(f"{name[:40]}...: {len(name)} characters; an action has at most {LONGEST}")
     start, end = round(max(0.0, span.start), 3), round(span.end, 3)
-    if not end - start >= SHORTEST:
+    if not SHORTEST <= end - start < math.inf:
         raise UserError(
             f"{name}: a segment from {start} to {end} s is too short; mark its end after its start"
         )
-    return Span(span.video, start, end, NO_ACTION if name.lower() == NO_ACTION else name)
+    return span._replace(start=start, end=end, action=NO_ACTION if name.lower() == NO_ACTION else name)
 
 
 class SegmentTable:
@@ -109,15 +114,18 @@ class SegmentTable:
         Returns: segments that this took out and put in; the other way round it is undone.
         Raises: UserError if the table is wrong, or cannot be written: then it is as it was before.
         """
-        remove, add = set(remove), [checked(span) for span in add]
+        remove, add = {span._replace(row="") for span in remove}, [checked(span) for span in add]
         try:
             with filelock.FileLock(self.folder / ".segments.csv.lock", timeout=PATIENCE):
                 cells, before = self._read()
                 rows = [row for row in before if row.span not in remove]
                 for span in add:
                     rows = _put(rows, span, cells)
-                was, now = (Counter(row.span for row in some) for some in (before, rows))
-                if was != now:
+                out, new = (
+                    [row for row in some if row not in other]
+                    for some, other in ((before, rows), (rows, before))
+                )
+                if out or new:
                     width = len(cells.header)
                     lines = [(row.cells + [""] * width)[: max(width, len(row.cells))] for row in rows]
                     write_whole(self.path, csv_bytes([cells.header, *lines]))
@@ -127,7 +135,7 @@ class SegmentTable:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{self.path}: cannot be written ({error.strerror or error})") from error
-        return list((was - now).elements()), list((now - was).elements())
+        return [row.span._replace(row=json.dumps(row.cells)) for row in out], [row.span for row in new]
 
 
 def _put(rows: list[_Row], span: Span, cells: Cells) -> list[_Row]:
@@ -143,17 +151,19 @@ def _put(rows: list[_Row], span: Span, cells: Cells) -> list[_Row]:
         else:
             pieces = [(own.start, span.start), (span.end, own.end)]
             left += [_moved(row, a, b, cells) for a, b in pieces if b - a >= SHORTEST]
-    beside = next((row for row in rows if row.span.video == span.video), None)
-    values = {"video": span.video, "action": span.action}
-    if beside:
-        theirs = cells.by_name(beside.cells)
-        values |= {name: theirs[name] for name in ("video", *OF_VIDEO) if name in theirs}
-    elif "split" in cells.places:
-        values["split"] = "train"
     new = [""] * len(cells.header)
-    for name, value in values.items():
-        new[cells.places[name]] = value
-    return [*left, _moved(_Row(span, new), start, end, cells)]
+    if span.row:
+        new = list(map(str, json.loads(span.row)))
+    else:
+        beside = next((cells.by_name(row.cells) for row in rows if row.span.video == span.video), None)
+        values = {"video": span.video, "action": span.action}
+        if beside:
+            values |= {name: beside[name] for name in ("video", *OF_VIDEO) if name in beside}
+        elif "split" in cells.places:
+            values["split"] = "train"
+        for name, value in values.items():
+            new[cells.places[name]] = value
+    return [*left, _moved(_Row(span._replace(row=""), new), start, end, cells)]
 
 
 def _moved(row: _Row, start: float, end: float, cells: Cells) -> _Row:

@@ -325,12 +325,23 @@ def test_a_folder_is_taught_by_keys(browser, kind, request, tmp_path):
         page.wait_for_function("now && now.labels.length")
         assert page.evaluate("now.spans") == before
         page.evaluate("seek(3.5)")
-        page.wait_for_function("$('told').textContent.includes('held out') && $('picture').dataset.second > 3")
+        page.wait_for_function(
+            "$('told').textContent.includes('held out') && $('picture').dataset.second > 3"
+        )
         shot(page, f"{kind}-taught")
         # Killed while a segment is typed: what was saved is there, what was not stays in the page.
-        saved = (folder / "segments.csv").read_bytes()
+        other = browser.new_page()
+        other.goto(address)
+        other.wait_for_function("now && now.name === 'v0.mp4' && now.labels.length")
+        page.evaluate(
+            "for (let n = 0; n < 40; n++) change([], [['v5.mp4', n / 4, n / 4 + 0.2, `quick ${n}`]])"
+        )
+        page.wait_for_function("undos.length >= 5")
         server.kill()
         server.wait()
+        # Those that were shown as saved are there.
+        written = (folder / "segments.csv").read_text()
+        assert [n for n in range(page.evaluate("undos.length")) if f"quick {n}" not in written] == []
         page.keyboard.press("End")
         page.keyboard.press("Shift+ArrowLeft")
         page.keyboard.press("i")
@@ -340,11 +351,14 @@ def test_a_folder_is_taught_by_keys(browser, kind, request, tmp_path):
         page.keyboard.press("Enter")
         page.wait_for_function("$('state').className === 'bad'")
         shot(page, f"{kind}-unsaved")
-        assert (folder / "segments.csv").read_bytes() == saved
     with teaching(browser, folder, port):
         page.wait_for_function("!unsaved.length && $('state').textContent === 'saved'", timeout=60_000)
         assert "a <b>new</b> one, 新" in (folder / "segments.csv").read_text()
-        page.wait_for_function("now.spans.some(span => span[2].startsWith('a <b>'))")
+        assert [n for n in range(40) if f"quick {n}" not in (folder / "segments.csv").read_text()] == []
+        # The other window hears of it.
+        for window in (page, other):
+            window.wait_for_function("now.spans.some(span => span[2].startsWith('a <b>'))")
+        other.close()
         page.locator("#actions").get_by_text("a <b>new</b> one, 新").wait_for()
     page.close()
     assert [

@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const rows = new Map(), items = new Map(), seconds = new Map(), undos = [], unsaved = [];
 let actions = [], version = 0, now = null, at = 0, playing = false, zoom = 1, layer = null;
-let mark = null, pending = null, asking = false, found = null, heat = false, heated = "", drawing = 0;
+let mark = null, pending = null, asking = false, found = null, heat = false, heated = "", drawing = 0, looking = 0, opening = 0, sending = false;
 const CHUNKS = 90, UNIT = 112, NAMES = { top: 4, height: 26 }, MODEL = { top: 34, height: 56 };
 
 async function get(path, parameters = {}, method = "GET") {
@@ -17,7 +17,6 @@ const clock = (second) => `${Math.floor(second / 60)}:${(second % 60).toFixed(2)
 const note = (text) => { $("note").textContent = text; };
 const state = (text, bad = false) => { $("state").textContent = text; $("state").className = bad ? "bad" : ""; };
 const quietly = (promise) => promise.catch((error) => note(error.message));
-
 // What changes: segments, labels and progress, whoever made the change.
 async function listen() {
   for (;;) {
@@ -36,7 +35,8 @@ async function listen() {
   }
 }
 function initial() {
-  const name = decodeURIComponent(location.hash.slice(1));
+  let name = "";
+  try { name = decodeURIComponent(location.hash.slice(1)); } catch { /* typed by hand */ }
   const good = [...rows.values()].find((row) => !row.problem) ?? rows.values().next().value;
   return rows.has(name) && !rows.get(name).problem ? name : good.name;
 }
@@ -47,12 +47,11 @@ function show(news) {
   if (JSON.stringify(news.actions) !== JSON.stringify(actions)) {
     actions = news.actions;
     $("actions").replaceChildren(...actions.map((action, number) => {
-      const button = document.createElement("button"), color = document.createElement("i");
+      const [button, color, key] = ["button", "i", "kbd"].map((kind) => document.createElement(kind));
       color.style.background = action.color;
-      const key = document.createElement("kbd");
-      key.textContent = number < 10 ? number : "";
+      key.textContent = number;
       button.append(color, action.name, ...(number < 10 ? [key] : []));
-      button.onclick = () => name(action.name);
+      button.onclick = () => { button.blur(); name(action.name); };
       return button;
     }));
     $("names").replaceChildren(...actions.map((action) => new Option(action.name)));
@@ -60,9 +59,7 @@ function show(news) {
   const added = document.createDocumentFragment();
   for (const row of news.videos) {
     if (!items.has(row.name)) {
-      const item = document.createElement("li");
-      item.setAttribute("role", "option");
-      item.onclick = () => quietly(open(row.name));
+      const item = Object.assign(document.createElement("li"), { role: "option", onclick: () => quietly(open(row.name)) });
       items.set(row.name, item);
       added.append(item);
     }
@@ -72,12 +69,11 @@ function show(news) {
   $("videos").append(added);
 }
 function fill(item, row) {
-  const line = document.createElement("b"), title = document.createElement("span"), share = document.createElement("small");
+  const [line, title, share, strip] = ["b", "span", "small", "div"].map((kind) => document.createElement(kind));
   title.textContent = item.title = row.name;
   const percent = row.end ? Math.round(100 * row.labeled / row.end) : 0;
   share.textContent = row.ready ? (row.labeled ? `${percent || "<1"} %` : "") : row.share ? `encoding ${Math.round(100 * row.share)} %` : row.problem ? "" : "waiting";
   line.append(title, share);
-  const strip = document.createElement("div");
   let from = 0;
   const parts = row.strip.map(([number, until]) => {
     const part = `${actions[number]?.color ?? "#333"} ${100 * from}% ${100 * until}%`;
@@ -85,17 +81,15 @@ function fill(item, row) {
     return part;
   });
   if (parts.length) strip.style.background = `linear-gradient(90deg, ${parts.join(", ")})`;
-  if (row.problem) {
-    strip.className = "bad";
-    strip.style.cssText = "height: auto; background: none";
-    strip.textContent = row.problem;
-  }
+  if (row.problem) [strip.className, strip.textContent] = ["bad", row.problem];
   item.replaceChildren(line, strip);
 }
-
 // The open video and its pictures.
 async function open(name, second = 0) {
-  const opened = await json("video", { name });
+  const number = ++opening, opened = await json("video", { name });
+  // Another one was opened meanwhile.
+  if (number !== opening) return;
+  if (pending && pending.video !== name && !pending.all) leave();
   playing = false;
   [now, mark, heated, layer] = [opened, null, "", null];
   location.hash = encodeURIComponent(name);
@@ -155,6 +149,10 @@ async function step(frames) {
 }
 async function play() {
   playing = !playing;
+  try { await playOn(); } finally { playing = false; }
+  await seek(at);
+}
+async function playOn() {
   if (at >= last()) at = 0;
   let before = performance.now();
   while (playing) {
@@ -168,9 +166,7 @@ async function play() {
     before = time;
     if (at >= last()) playing = false;
   }
-  await seek(at);
 }
-let looking = 0;
 function look() {
   const action = own(at)?.[2] ?? said(at)?.action;
   if (!action) return note("the model says nothing here yet");
@@ -181,16 +177,17 @@ function look() {
     try {
       const answer = await get("picture", { name: now.name, second: at + 1e-4, heat: action });
       const image = await createImageBitmap(await answer.blob());
-      if (number !== looking || `${now.name}\n${at}\n${action}` !== asked) return;
+      if (!heat || number !== looking || `${now.name}\n${at}\n${action}` !== asked) return;
       $("picture").getContext("2d").drawImage(image, 0, 0, $("picture").width, $("picture").height);
       heated = asked;
       note(`bright: what speaks for ${action}`);
     } catch (error) { note(error.message); }
   }, 120);
 }
-
 // The timeline.
-const own = (second) => now.spans.find(([start, end]) => start <= second + 1e-4 && second + 1e-4 < end);
+// The segment under the cursor; that which ends there, where no other begins.
+const own = (second) => now.spans.find(([start, end]) => start <= second + 1e-4 && second + 1e-4 < end)
+  ?? now.spans.find(([, end]) => Math.abs(end - second) < 0.5 / now.fps + 1e-3);
 function said(second) {
   // The run of embeddings under the cursor that the model gives one action.
   if (!now.labels.length) return null;
@@ -199,7 +196,10 @@ function said(second) {
   let [first, until] = [place, place + 1];
   while (first > 0 && now.labels[first - 1] === number) first--;
   while (until < now.labels.length && now.labels[until] === number) until++;
-  return { start: now.edges[first], end: now.edges[until], action: actions[number]?.name, percent };
+  // Beside what is labeled already.
+  const start = Math.max(now.edges[first], ...now.spans.map(([, end]) => end <= second + 1e-4 ? end : 0));
+  const end = Math.min(now.edges[until], ...now.spans.map(([start]) => start > second ? start : Infinity));
+  return { start, end, action: actions[number]?.name, percent };
 }
 function view() {
   const length = now.end / zoom, from = Math.min(Math.max(0, at - length / 2), now.end - length);
@@ -213,8 +213,7 @@ function drawLine() {
   const x = (second) => (second - from) / length * width;
   const key = `${width} ${from} ${length}`;
   if (!layer || layer.key !== key) {
-    layer = new OffscreenCanvas(width * ratio, UNIT * ratio);
-    layer.key = key;
+    layer = Object.assign(new OffscreenCanvas(width * ratio, UNIT * ratio), { key });
     const pen = layer.getContext("2d");
     pen.scale(ratio, ratio);
     drawLayer(pen, x, from, length, width);
@@ -242,8 +241,7 @@ function drawLayer(pen, x, from, length, width) {
     const number = actions.findIndex((each) => each.name === action), left = x(start), wide = Math.max(2, x(end) - left);
     if (left > width || left + wide < 0) continue;
     box(pen, left, NAMES.top, wide, NAMES.height, color(number), number);
-    pen.save();
-    pen.beginPath(); pen.rect(left, NAMES.top, wide, NAMES.height); pen.clip();
+    pen.save(); pen.beginPath(); pen.rect(left, NAMES.top, wide, NAMES.height); pen.clip();
     pen.fillStyle = number ? "#000" : "#fff";
     pen.fillText(action, Math.max(left, 0) + 4, NAMES.top + 17);
     pen.restore();
@@ -269,8 +267,7 @@ function box(pen, left, top, wide, tall, color, number) {
   if (number <= 8) return;
   pen.save();
   pen.beginPath(); pen.rect(left, top, wide, tall); pen.clip();
-  pen.strokeStyle = "#0008";
-  pen.lineWidth = 2;
+  [pen.strokeStyle, pen.lineWidth] = ["#0008", 2];
   pen.beginPath();
   for (let line = Math.floor((left - tall) / 7) * 7; line < left + wide; line += 7) { pen.moveTo(line, top + tall); pen.lineTo(line + tall, top); }
   pen.stroke();
@@ -282,25 +279,38 @@ $("line").onmousemove = (event) => {
   const there = second(event), mine = own(there), model = said(there);
   $("hover").textContent = `${clock(there)}${mine ? `, you: ${mine[2]}` : ""}${model ? `, model: ${model.action} ${model.percent} %` : ""}`;
 };
-
 // Changes. They are sent one after the other, and again until they are on the disk.
+// The answer is whether it was taken.
 function change(remove, add, undone = false) {
-  unsaved.push({ remove, add, undone });
-  draw();
-  if (unsaved.length === 1) send();
+  return new Promise((told) => {
+    unsaved.push({ remove, add, undone, told });
+    draw();
+    if (unsaved.length === 1) send();
+  });
+}
+function undo() {
+  if (unsaved.length > 1 || (unsaved.length && !sending)) { unsaved.pop().told(false); draw(); }
+  else if (unsaved.length) note("it is being saved, try again");
+  else if (undos.length) { const back = undos.pop(); change(back.remove, back.add, true); }
+  else note("nothing to undo");
 }
 async function send() {
   while (unsaved.length) {
-    const { remove, add, undone } = unsaved[0];
+    const { remove, add, undone, told } = unsaved[0];
     try {
       state("saving ...");
+      sending = true;
       const answer = await fetch("edit", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ remove, add }) });
       if (answer.status >= 500) throw new Error(await answer.text());
+      const text = await answer.text();
       unsaved.shift();
-      if (!answer.ok) { note(`not saved: ${await answer.text()}`); state(""); continue; }
-      if (!undone) undos.push(await answer.json());
-      if (!unsaved.length) state("saved");
+      if (answer.ok && !undone) undos.push(JSON.parse(text));
+      state(unsaved.length ? "saving ..." : answer.ok ? "saved" : "");
+      if (!answer.ok) note(`not saved: ${text}`);
+      told(answer.ok);
+      sending = false;
     } catch (error) {
+      sending = false;
       state(`${unsaved.length} not saved: ${error.message}; trying again`, true);
       draw();
       await new Promise((done) => setTimeout(done, 1000));
@@ -308,7 +318,7 @@ async function send() {
   }
   draw();
 }
-function name(action) {
+async function name(action) {
   action = action.trim();
   if (!action || !now) return;
   let spans;
@@ -319,15 +329,22 @@ function name(action) {
   else if (there) spans = [[now.name, there[0], there[1], action]];
   else if (model) spans = [[now.name, model.start, model.end, action]];
   else return note("mark where it starts with i and where it ends with o");
-  change([], spans);
-  const more = asking;
+  const [more, was] = [asking, pending];
   leave();
-  if (more) setTimeout(() => quietly(ask()), 400);
+  const taken = await change([], spans);
+  if (!taken && was && !pending && mark === null) {
+    // Refused: it can be named again.
+    const why = $("note").textContent;
+    [pending, asking] = [was, more];
+    $("name").value = action;
+    $("name").focus();
+    note(why);
+    draw();
+  } else if (taken && more && !pending) setTimeout(() => quietly(ask()), 400);
 }
 function leave() {
   [mark, pending, asking, found] = [null, null, false, null];
-  $("found").hidden = true;
-  $("name").value = "";
+  [$("found").hidden, $("name").value] = [true, ""];
   $("name").placeholder = "i and o mark a segment";
   $("name").blur();
   note("");
@@ -344,6 +361,7 @@ function await_name(span, guess, hint) {
 }
 async function ask() {
   const moment = await json("ask");
+  leave();
   await open(moment.video, moment.second);
   asking = true;
   await_name(moment, moment.action, moment.action ? `${moment.action}? Enter accepts, a digit or a name corrects; Esc and a: another moment` : "What is this? Type a name, or a digit");
@@ -353,10 +371,9 @@ async function similar() {
   found = await json("similar", { name: now.name, start, end });
   found.action = there?.[2] ?? said(at)?.action;
   $("found").replaceChildren(...found.map((each) => {
-    const button = document.createElement("button"), image = new Image();
-    image.src = `picture?${new URLSearchParams({ name: each.video, second: each.second })}`;
-    image.alt = "";
-    button.append(image, `${clock(each.second)} ${each.video.slice(0, 18)}`);
+    const button = document.createElement("button");
+    const src = `picture?${new URLSearchParams({ name: each.video, second: each.second })}`;
+    button.append(Object.assign(new Image(), { src, alt: "" }), `${clock(each.second)} ${each.video.slice(0, 18)}`);
     button.title = `${each.video}, cosine ${each.cosine}`;
     button.onclick = () => quietly(open(each.video, each.second).then(() => button.focus()));
     button.onkeydown = (event) => {
@@ -382,7 +399,6 @@ async function save() {
   const { path } = await json("save", {}, "POST");
   note(`saved ${path}: python3 test_on_video.py --video_path x.avi --checkpoint_model ${path}`);
 }
-
 // Keys.
 const KEYS = {
   " ": () => play(), ArrowLeft: (shift) => shift ? seek(at - 1) : step(-1), ArrowRight: (shift) => shift ? seek(at + 1) : step(1),
@@ -420,12 +436,11 @@ document.onkeydown = (event) => {
   }
   if ((event.ctrlKey || event.metaKey) && event.key === "z") {
     event.preventDefault();
-    const back = undos.pop();
-    return back ? change(back.remove, back.add, true) : note("nothing to undo");
+    return undo();
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (/^\d$/.test(event.key)) { if (actions[event.key]) name(actions[event.key].name); return; }
-  const key = event.key === "=" ? "+" : event.key;
+  const key = event.key === "=" ? "+" : event.key.length === 1 ? event.key.toLowerCase() : event.key;
   // A button that has the focus is pressed.
   if (!KEYS[key] || (event.target.tagName === "BUTTON" && [" ", "Enter"].includes(key))) return;
   event.preventDefault();
