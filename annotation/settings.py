@@ -18,7 +18,8 @@ def check_own_classes(name: str) -> None:
     if encoder_spec(name).categories is None:
         raise UserError(
             f"{name} has no last layer of its own that names actions; choose one of "
-            f"{', '.join(with_own_classes())}, or name a trained model with --checkpoint_model"
+            f"{', '.join(with_own_classes())} or hf/<name> with a classifier, or name a trained model with "
+            "--checkpoint_model"
         )
 
 
@@ -35,7 +36,7 @@ class ModelSettings:
     encoder: str | None = setting(
         None,
         "network that names actions without --checkpoint_model; i3d (default, recommended) works offline; "
-        "also the Kinetics networks of torchvision",
+        "also torchvision's for video and hf/<name> with a classifier",
         accepted_by(check_own_classes),
     )
     encoder_weights: Path | None = setting(

@@ -1,16 +1,18 @@
 """Networks for videos of the package transformers, as hf/<name or folder>; no code of a hub is run.
 
 V-JEPA 2 (Assran et al., 2025), VideoMAE (Tong et al., NeurIPS 2022), TimeSformer (Bertasius et al., ICML
-2021) and ViViT (Arnab et al., ICCV 2021).
+2021) and ViViT (Arnab et al., ICCV 2021). One with a classifier names its own classes, and its embedding is
+what stands before that; without one it is the mean of its tokens.
 
-Shapes: N clips, T frames, H x W pixels, K embeddings, D embedding width.
+Shapes: N clips, T frames, H x W pixels, D embedding width.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ from video.frames import Resize
 HF = "hf/"
 # Pillow's numbers for the modes of PyTorch's interpolation.
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
-
-Color = tuple[float, float, float]
+# Names of classes that say nothing.
+NAMELESS = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True)
@@ -35,132 +37,101 @@ class Kind:
     """How a kind of networks differs from the others in transformers.
 
     Attributes:
-        unused: beginnings of the names of tensors that an encoder has no use for
+        fps: frames/s that it was trained at, by its paper, where its processor says nothing
+        head: beginnings of the names of tensors of its classifier
+        unused: of others that an encoder has no use for
         frames, side: what its configuration calls the frames of a clip, and their height and width
-        before: tokens that stand before those of the clip
-        by_time: tokens go through the positions of one time step first; otherwise through time
-        options: arguments that build it without its last layers
-        call: arguments of each call
+        call: arguments of each call without a classifier
+        options: arguments that build it without one
     """
 
-    unused: tuple[str, ...]
+    fps: float
+    head: tuple[str, ...] = ("classifier.",)
+    unused: tuple[str, ...] = ()
     frames: str = "num_frames"
     side: str = "image_size"
-    before: int = 0
-    by_time: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-# By the `model_type` of a configuration. TimeSformer's tokens are (position, time), others' (time, position).
+# By the `model_type` of a configuration. VideoMAE saw every 4th frame of 30 a second, TimeSformer every 32nd,
+# ViViT every 2nd of 25.
 KINDS = {
     "vjepa2": Kind(
-        ("predictor.", "pooler.", "classifier."),
-        "frames_per_clip",
-        "crop_size",
+        4.0, ("pooler.", "classifier."), ("predictor.",), "frames_per_clip", "crop_size",
         call={"skip_predictor": True},
     ),
-    "videomae": Kind(("decoder.", "encoder_to_decoder.", "mask_token", "fc_norm.", "classifier.")),
-    "timesformer": Kind(("classifier.",), before=1, by_time=False),
-    "vivit": Kind(("pooler.", "classifier."), before=1, options={"add_pooling_layer": False}),
-}
+    "videomae": Kind(7.5, ("fc_norm.", "classifier."), ("decoder.", "encoder_to_decoder.", "mask_token")),
+    "timesformer": Kind(30 / 32),
+    "vivit": Kind(12.5, unused=("pooler.",), options={"add_pooling_layer": False}),
+}  # fmt: skip
 
 
 class VideoTransformer(nn.Module):
-    """A network of transformers whose tokens are averaged over space.
-
-    Args:
-        network: gives (N, tokens, D) of (N, T, 3, H, W)
-        steps: K
-    """
-
-    def __init__(self, network: nn.Module, kind: Kind, steps: int) -> None:
-        super().__init__()
-        self.network, self._kind, self._steps = network, kind, steps
-
-    def forward(self, clips: Tensor) -> Tensor:
-        """Embeddings of each few frames: (N, 3, T, H, W) normalized -> (N, K, D)."""
-        tokens = self.network(clips.transpose(1, 2), **self._kind.call).last_hidden_state
-        tokens = tokens[:, self._kind.before :]
-        if self._kind.by_time:
-            return tokens.unflatten(1, (self._steps, -1)).mean(2)
-        return tokens.unflatten(1, (-1, self._steps)).mean(1)
-
-
-@dataclass(frozen=True)
-class HuggingFace:
-    """A network of transformers: what its own files say of it, and how it is built.
+    """A network of transformers.
 
     Attributes:
-        name: of a model on the hub, or of a folder
-        kind: its entry in `KINDS`
-        config: its configuration
-        side: height and width of its frames, the only ones that it takes
-        settings: SHA-256 of what its files say, weights aside
-        windows, mean, std, resize, fps: as `EncoderSpec` has them
+        last_layer: its classifier, (..., D) -> (..., classes); None where it has none
+        averages_pairs: as `networks.VideoNetwork` has it
     """
 
-    name: str
-    kind: Kind
-    config: Any
-    side: int
-    settings: str
-    windows: Windows
-    mean: Color
-    std: Color
-    resize: Resize
-    fps: float | None
+    averages_pairs = False
 
-    def __call__(self, *, pretrained: bool, state: State | None = None) -> VideoTransformer:
-        """Build it; a `state` has the names of a file that transformers writes.
+    def __init__(self, network: Any, kind: Kind) -> None:
+        super().__init__()
+        self.network, self._kind = network, kind
+        self.last_layer: nn.Module | None = getattr(network, "classifier", None)
+        if self.last_layer is not None:
+            network.classifier = nn.Identity()
+        for part in filter(lambda part: hasattr(part, "predictor"), list(network.modules())):
+            del part.predictor
 
-        Raises: WeightsError if weights cannot be had or do not fit, or if a tensor of them would go unused.
-        """
-        from transformers import AutoModel
-
-        if state is None and not pretrained:
-            network = AutoModel.from_config(self.config, **self.kind.options)
-        else:
-            network = self._loaded(state)
-        if hasattr(network, "predictor"):
-            del network.predictor
-        return VideoTransformer(network, self.kind, self.windows.frames // self.windows.hop)
-
-    def _loaded(self, state: State | None) -> nn.Module:
-        """With these weights or the released ones, each of which is used, or is of the kind's `unused`."""
-        from transformers import MODEL_MAPPING, AutoModel
-
-        options = {
-            "config": self.config, "dtype": torch.float32, "output_loading_info": True,
-            "ignore_mismatched_sizes": True, **self.kind.options,
-        }  # fmt: skip
-        model: Any = MODEL_MAPPING[type(self.config)]
-        with _quiet():
-            if state is not None:
-                network, found = model.from_pretrained(None, state_dict=dict(state), **options)
-            else:
-                network, found = _from_hub(AutoModel.from_pretrained, self.name, **options)
-
-        def counts(key: str) -> bool:
-            return not key.removeprefix(model.base_model_prefix + ".").startswith(self.kind.unused)
-
-        wrong = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
-        if wrong := set(filter(counts, wrong)):
-            raise WeightsError(
-                f"the weights are not those of {HF}{self.name}: {len(wrong)} of its "
-                f"{len(network.state_dict())} tensors are not there or have another shape, {min(wrong)} for "
-                "one; name the encoder that they are of"
-            )
-        if unused := sorted(filter(counts, found["unexpected_keys"])):
-            raise WeightsError(
-                f"{HF}{self.name}: transformers has no use for {unused[0]} of the weights, so that its "
-                "embeddings would be wrong; pip install -U transformers, or use --encoder i3d"
-            )
-        return network
+    def forward(self, clips: Tensor) -> Tensor:
+        """Embeddings of clips: (N, 3, T, H, W) normalized -> (N, 1, D)."""
+        clips = clips.transpose(1, 2)
+        if self.last_layer is not None:
+            return self.network(clips).logits.unsqueeze(1)
+        return self.network(clips, **self._kind.call).last_hidden_state.mean(1, keepdim=True)
 
 
-def huggingface_network(name: str) -> HuggingFace:
-    """What the files of a network say of it: its configuration and its processor's; weights are not read.
+def _load(
+    auto: Any, name: str, config: Any, kind: Kind, options: dict[str, Any], state: State | None
+) -> nn.Module:
+    """A network with weights, each of which is used, or is of the kind's `unused`.
+
+    Raises: WeightsError if they cannot be had or do not fit, or if a tensor of them would go unused.
+    """
+    options = options | {
+        "config": config, "dtype": torch.float32, "output_loading_info": True,
+        "ignore_mismatched_sizes": True, "use_safetensors": True,
+    }  # fmt: skip
+    model: Any = auto._model_mapping[type(config)]
+    if state is not None:
+        network, found = model.from_pretrained(None, state_dict=dict(state), **options)
+    else:
+        network, found = _from_hub(auto.from_pretrained, name, **options)
+    unused = kind.unused + (() if hasattr(network, "classifier") else kind.head)
+
+    def counts(key: str) -> bool:
+        return not key.removeprefix(model.base_model_prefix + ".").startswith(unused)
+
+    wrong = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    if wrong := set(filter(counts, wrong)):
+        raise WeightsError(
+            f"the weights are not those of {HF}{name}: {len(wrong)} of its {len(network.state_dict())} "
+            f"tensors are not there or have another shape, {min(wrong)} for one; name the encoder that they "
+            "are of"
+        )
+    if left := sorted(filter(counts, found["unexpected_keys"])):
+        raise WeightsError(
+            f"{HF}{name}: transformers has no use for {left[0]} of the weights, so that its embeddings would "
+            "be wrong; pip install -U transformers, or use --encoder i3d"
+        )
+    return network
+
+
+def huggingface_entry(name: str) -> dict[str, Any]:
+    """What the files of a network say of it, as fields of `networks.EncoderSpec`; weights are not read.
 
     Args:
         name: of a model on the hub, such as facebook/vjepa2-vitl-fpc64-256, or a folder that holds one
@@ -169,42 +140,61 @@ def huggingface_network(name: str) -> HuggingFace:
         for videos, or one that cannot be an encoder.
     """
     try:
-        from transformers import AutoConfig, AutoVideoProcessor
-        from transformers.utils import cached_file
+        from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
+        from transformers.utils import cached_file, logging
     except ImportError as error:
         raise WeightsError(
             f"{HF}{name} needs the package transformers; run pip install -r requirements-hf.txt"
         ) from error
     if name.startswith(("/", ".")) and not Path(name).is_dir():
         raise MissingFileError(f"{HF}{name}: no such folder; name the one that holds a model's config.json")
-    with _quiet():
-        path = _from_hub(cached_file, name, filename="config.json")
-        config = _from_hub(AutoConfig.from_pretrained, name)
-        if config.model_type not in KINDS:
-            raise UserError(
-                f"{HF}{name} is of the kind {config.model_type!r}; choose one of {', '.join(KINDS)}"
-            )
-        processor = _from_hub(AutoVideoProcessor.from_pretrained, name)
-    kind = KINDS[config.model_type]
-    side, tubelet = getattr(config, kind.side), getattr(config, "tubelet_size", 1)
-    height, width = (side, side) if isinstance(side, int) else side
-    hop, frames = tubelet if isinstance(tubelet, int) else tubelet[0], getattr(config, kind.frames)
-    channels = getattr(config, "num_channels", None) or getattr(config, "in_chans", None)
-    if (channels, height) != (3, width) or hop < 1 or frames % hop:
+    # Its own reports come between those of the commands.
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    path = _from_hub(cached_file, name, filename="config.json")
+    config = _from_hub(AutoConfig.from_pretrained, name)
+    if config.model_type not in KINDS:
+        is_of = ", ".join(config.architectures or ()) or config.model_type
         raise UserError(
-            f"{HF}{name} takes {frames} frames, {hop} at a time, of {channels} x {height} x {width}; an "
-            "encoder's are square RGB, and whole steps"
+            f"{HF}{name} is {is_of}, of the kind {config.model_type!r}; choose one of {', '.join(KINDS)}"
         )
-    if getattr(config, "attention_type", None) == "space_only":
-        raise UserError(f"{HF}{name} sees each frame by itself; use an image network, timm/<name>")
-    preprocessing = _preprocessing(name, processor)
-    digest = hashlib.sha256(Path(path).read_bytes() + repr(preprocessing).encode())
-    return HuggingFace(
-        name, kind, config, height, digest.hexdigest(), Windows(frames, hop, frames), *preprocessing
-    )
+    kind = KINDS[config.model_type]
+    side, frames = getattr(config, kind.side), getattr(config, kind.frames)
+    height, width = (side, side) if isinstance(side, int) else side
+    channels = getattr(config, "num_channels", None) or getattr(config, "in_chans", None)
+    if (channels, height) != (3, width):
+        raise UserError(
+            f"{HF}{name} takes frames of {channels} x {height} x {width}; an encoder's are square RGB"
+        )
+    preprocessing = _preprocessing(name, _from_hub(AutoVideoProcessor.from_pretrained, name))
+    # Before, there were several embeddings of a window.
+    digest = hashlib.sha256(Path(path).read_bytes() + repr(preprocessing).encode() + b"one of a window")
+    classifies = any(each.endswith("ForVideoClassification") for each in config.architectures or ())
+    auto, options = (AutoModelForVideoClassification, {}) if classifies else (AutoModel, kind.options)
+
+    def build(*, pretrained: bool, state: State | None = None) -> VideoTransformer:
+        if state is None and not pretrained:
+            return VideoTransformer(auto.from_config(config, **options), kind)
+        return VideoTransformer(_load(auto, name, config, kind, options, state), kind)
+
+    def categories() -> list[str]:
+        classes = [config.id2label[label] for label in range(config.num_labels)]
+        if all(map(NAMELESS.fullmatch, classes)):
+            raise UserError(
+                f"{HF}{name}: its {len(classes)} classes have no names, LABEL_0 and so on; write them into "
+                "id2label of its config.json, or train a head over it with train.py"
+            )
+        return classes
+
+    return preprocessing | {
+        "build": build, "width": config.hidden_size, "input_size": height, "fixed_size": True,
+        "windows": Windows(frames, frames, frames), "live_frames": frames,
+        "fps": preprocessing["fps"] or kind.fps, "settings": digest.hexdigest(),
+        "categories": categories if classifies else None,
+    }  # fmt: skip
 
 
-def _preprocessing(name: str, processor: Any) -> tuple[Color, Color, Resize, float | None]:
+def _preprocessing(name: str, processor: Any) -> dict[str, Any]:
     """Mean, standard deviation, resizing and frames/s of a processor."""
     try:
         size = _size(processor.size)
@@ -221,8 +211,13 @@ def _preprocessing(name: str, processor: Any) -> tuple[Color, Color, Resize, flo
             f"{HF}{name}: its processor resizes or normalizes in a way that is not known here "
             f"({first_line(error)}); use the file that was released with the network"
         ) from error
-    means, stds = [tuple(round(value, 7) for value in values.tolist()) for values in (mean, std)]
-    return means, stds, resize, float(processor.fps) if processor.fps else None
+    mean, std = (tuple(round(value, 7) for value in values.tolist()) for values in (mean, std))
+    return {
+        "mean": mean,
+        "std": std,
+        "resize": resize,
+        "fps": float(processor.fps) if processor.fps else None,
+    }
 
 
 def _size(size: Any) -> int | tuple[int, int]:
@@ -246,19 +241,3 @@ def _from_hub(load: Callable[..., Any], name: str, **arguments: Any) -> Any:
             f"{HF}{name} cannot be had ({first_line(error)}); download its folder, with configuration, "
             f"processor and weights, and name it as {HF}<folder>, or use --encoder i3d, which works offline"
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own bars and reports, which come between those of the commands."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from features.huggingface import HF, huggingface_network
+from features.huggingface import HF, huggingface_entry
 from features.i3d import InceptionI3d, i3d_weights
 from features.weights import State, WeightsError, first_line, load_weights
 from features.windows import Windows, nearest_stride
@@ -289,15 +289,11 @@ def _timm(name: str, load: Callable[[nn.Module, str], None], trained_on: str = "
 
 @cache
 def _huggingface(name: str) -> EncoderSpec:
-    network = huggingface_network(name)
-    return EncoderSpec(
-        network, network.config.hidden_size, input_size=network.side, fixed_size=True, mean=network.mean,
-        std=network.std,
-        cpu_batch=1, accelerator_batch=8, windows=network.windows, live_frames=network.windows.least,
-        fps=network.fps, resize=network.resize, flip=False, sequence_length=32,
-        # A clip of 32 is about 5 seconds then.
-        window_step=max(1, 4 // network.windows.hop), settings=network.settings, trained_on="",
-    )  # fmt: skip
+    entry = huggingface_entry(name)
+    # A clip is about as long as that of other video networks.
+    clips = max(1, 64 // entry["windows"].frames)
+    usual: dict[str, Any] = {"cpu_batch": 1, "accelerator_batch": 8, "flip": False, "window_step": 1}
+    return EncoderSpec(sequence_length=clips, segment_length=1, trained_on="", **usual, **entry)
 
 
 _SHORT = partial(_video_network, width=512, windows=Windows(16, 16, 16), cpu_batch=4, accelerator_batch=32,

@@ -1,7 +1,10 @@
+import csv
 import json
 import shutil
 import sys
+from fractions import Fraction
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+import test_on_video
+from annotation.recognizer import untrained
+from annotation.settings import check_own_classes
+from conftest import Script, data_flags, make_small
 from features import networks
 from features.encoder import Encoder
 from features.networks import encoder_spec
@@ -16,6 +23,8 @@ from features.weights import WeightsError, read_weights
 from features.windows import Windows
 from utils.process import MissingFileError, UserError
 from video.frames import resize_frames
+from video.reader import Video
+from video.writer import write_video
 
 needed = pytest.mark.skipif(
     not find_spec("transformers"), reason="no transformers; pip install -r requirements-hf.txt"
@@ -33,15 +42,20 @@ KINDS = {
     "Vivit": ({"image_size": 32, "num_frames": 6}, "VivitVideoProcessor"),
 }
 NAMES = list(KINDS)
+ACTIONS = ["pouring milk", "cutting bread", "no idea"]
+NAMED = {
+    "id2label": dict(enumerate(ACTIONS)),
+    "label2id": {name: label for label, name in enumerate(ACTIONS)},
+}
 
 
-def network_of(name, **changes):
+def network_of(name, part="Model", **changes):
     import transformers
 
     torch.manual_seed(0)
     sizes = SIZES if name != "VJEPA2" else {key: SIZES[key] for key in SIZES if key != "intermediate_size"}
     config = getattr(transformers, f"{name}Config")(**sizes, **KINDS[name][0], **changes)
-    network = getattr(transformers, f"{name}Model")(config).eval().requires_grad_(False)
+    network = getattr(transformers, f"{name}{part}")(config).eval().requires_grad_(False)
     for parameter in network.parameters():  # biases and positions are zeros otherwise
         parameter.data += 0.1 * torch.randn_like(parameter)
     return network
@@ -71,6 +85,16 @@ def folders(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    """The same with classifiers that know three actions."""
+    root = tmp_path_factory.mktemp("classifiers")
+    for name in NAMES if find_spec("transformers") else []:
+        network_of(name, "ForVideoClassification", **NAMED).save_pretrained(root / name)
+        processor_of(name).save_pretrained(root / name)
+    return root
+
+
 @pytest.fixture
 def folder(folders, tmp_path):
     """A copy of one to be spoiled; its name is its kind."""
@@ -85,39 +109,109 @@ def clip_of(name, count):
     return np.random.default_rng(0).integers(0, 256, (count, 60, 80, 3), dtype=np.uint8)
 
 
-def steps_of(name, network, pixels):
-    """The means over space, of the network called directly; frames one by one are (time, position) or not."""
-    tokens = network(pixels.unsqueeze(0)).last_hidden_state
-    places = (side_of(name) // 16) ** 2
-    if name == "Timesformer":
-        return tokens[:, 1:].reshape(1, places, 4, -1).mean(1)
-    tokens = tokens[:, 1:] if name == "Vivit" else tokens
-    return tokens.reshape(1, 3, places, -1).mean(2)
-
-
 @needed
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_is_an_encoder(name, folders):
-    """Its embeddings are the tokens of transformers' own network, of frames that its processor normalized."""
+    """Its embedding is the mean of the tokens of transformers' own network, of what its processor gives."""
     spec = encoder_spec(f"hf/{folders / name}")
-    hop = 1 if name == "Timesformer" else 2
     count = KINDS[name][0].get("num_frames") or KINDS[name][0]["frames_per_clip"]
-    assert spec.windows == Windows(count, hop, count)
+    assert spec.windows == Windows(count, count, count)
     assert (spec.input_size, spec.fixed_size, spec.live_frames) == (side_of(name), True, count)
+    assert spec.categories is None
     encoder = Encoder(f"hf/{folders / name}")
     assert encoder.pretrained
     frames = resize_frames(clip_of(name, count), spec.input_size, spec.resize)
-    processor = processor_of(name)
-    kept = processor(frames, return_tensors="pt", do_resize=False, do_center_crop=False)
-    expected = steps_of(name, network_of(name), next(iter(kept.values()))[0])
+    expected = network_of(name)(pixels_of(name, frames)).last_hidden_state.mean(1, keepdim=True)
     assert expected.std() > 0.1
     embeddings = encoder.embed(frames[None])
-    assert embeddings.shape == (1, count // hop, 24)
+    assert embeddings.shape == (1, 1, 24)
     assert torch.allclose(embeddings, expected, atol=1e-5)
     encoder.prepare("bf16")
     assert F.cosine_similarity(encoder.embed(frames[None]), embeddings, dim=-1).min() > 0.99
     with pytest.raises(UserError, match=f"--img_dim {side_of(name)}"):
         Encoder(f"hf/{folders / name}", img_dim=16)
+    with pytest.raises(UserError, match="has no last layer of its own"):
+        check_own_classes(f"hf/{folders / name}")
+
+
+def pixels_of(name, frames):
+    kept = processor_of(name)(frames, return_tensors="pt", do_resize=False, do_center_crop=False)
+    return next(iter(kept.values()))
+
+
+@needed
+@pytest.mark.parametrize("name", NAMES)
+def test_a_classifier_names_its_own_classes(name, classifiers, tmp_path, call):
+    """Its logits are those of transformers' own network, and its embedding stands before them."""
+    folder, count = classifiers / name, len(ACTIONS)
+    encoder = Encoder(f"hf/{folder}")
+    assert encoder.spec.categories() == ACTIONS
+    frames = encoder.spec.windows.frames
+    window = resize_frames(clip_of(name, frames), encoder.spec.input_size, encoder.spec.resize)
+    network = network_of(name, "ForVideoClassification", **NAMED)
+    expected = network(pixels_of(name, window)).logits
+    assert expected.shape == (1, count)
+    assert expected.std() > 0.05
+    model = untrained(f"hf/{folder}")
+    embeddings = encoder.embed(window[None])
+    torch.testing.assert_close(model.head(embeddings), expected, rtol=0, atol=1e-4)
+    # Windows along a video, and their labels: each window by itself is what transformers says of it.
+    shown = np.random.default_rng(1).integers(0, 256, (3 * frames, 60, 80, 3), np.uint8)
+    write_video(tmp_path / "x.mp4", shown, Fraction(encoder.spec.fps).limit_denominator(1000))
+    flags = ["--video_path", tmp_path / "x.mp4", "--encoder", f"hf/{folder}", "--precision", "fp32"]
+    done = call(
+        test_on_video,
+        *flags,
+        "--sequence_length",
+        1,
+        "--no_cuts",
+        "--label_every",
+        1,
+        "--all_probabilities",
+        "--output",
+        "y.mp4",
+    )
+    assert done.status == 0, done.err
+    with Path("y.mp4.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    read = list(Video(tmp_path / "x.mp4").frames())
+    for start in range(0, len(read), frames):
+        window = resize_frames(read[start : start + frames], encoder.spec.input_size, encoder.spec.resize)
+        theirs = network(pixels_of(name, window)).logits.softmax(-1)[0].tolist()
+        ours = [float(rows[start + frames // 2][action]) for action in ACTIONS]
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    listed = call(test_on_video, "--list_actions", "--encoder", f"hf/{folder}")
+    assert listed.out.splitlines()[-count:] == ACTIONS
+
+
+@needed
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_take_it_as_an_encoder(name, classifiers, toy, tmp_path):
+    small = make_small(toy, tmp_path / "small")
+    flags = ["--encoder", f"hf/{classifiers / name}", "--precision", "fp32"]
+    trained = Script(
+        "train.py", *data_flags(small), *flags, "--model", "LinearProbe", "--num_epochs", 2,
+        "--output_path", tmp_path / "out", "--run_path", tmp_path / "run",
+    ).outcome()  # fmt: skip
+    assert trained.status == 0, trained.err
+    model = tmp_path / "out/LinearProbe_2.pth"
+    tested = Script("test.py", *data_flags(small), "--checkpoint_model", model).outcome()
+    assert tested.status == 0, tested.err
+    clips = Script(
+        "extract_features.py", "--video_path", small / "UCF-101", *flags, "--output", tmp_path / "f"
+    ).outcome()
+    assert clips.status == 0, clips.err
+    assert len(list((tmp_path / "f").rglob("*.npy"))) == 6
+
+
+@needed
+def test_a_classifier_without_names_says_so(classifiers, tmp_path):
+    folder = shutil.copytree(classifiers / "VideoMAE", tmp_path / "nameless")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="have no names, LABEL_0"):
+        encoder_spec(f"hf/{folder}").categories()
 
 
 @needed
@@ -205,13 +299,15 @@ def test_weights_that_do_not_fit_are_refused(folders):
 
 
 @needed
-def test_weights_may_be_in_parts_or_of_pytorch(folder):
+def test_weights_may_be_in_parts_and_are_safetensors(folder):
     first = folder("VideoMAE")
     expected = Encoder(f"hf/{first}").sha256()
     state = load_file(first / "model.safetensors")
     (first / "model.safetensors").unlink()
     torch.save(state, first / "pytorch_model.bin")
-    assert Encoder(f"hf/{first}").sha256() == expected
+    # A file that could run code.
+    with pytest.raises(WeightsError, match="safetensors"):
+        Encoder(f"hf/{first}")
     keys = list(state)
     parts = {"model-1.safetensors": keys[:9], "model-2.safetensors": keys[9:]}
     for part, names in parts.items():
@@ -234,10 +330,11 @@ def test_folders_that_hold_no_encoder_say_so(folder, tmp_path):
     path = folder("VideoMAE")
     config = json.loads((path / "config.json").read_text())
     for changes, words in (
-        ({"model_type": "vit"}, "choose one of vjepa2, videomae, timesformer, vivit"),
+        (
+            {"model_type": "vit", "architectures": ["ViTForImageClassification"]},
+            "is ViTForImageClassification",
+        ),
         ({"num_channels": 1}, "square RGB"),
-        ({"num_frames": 5}, "whole steps"),
-        ({"tubelet_size": 0}, "whole steps"),
         ({"hidden_size": "x"}, "cannot be had"),
     ):
         (path / "config.json").write_text(json.dumps(config | changes))
