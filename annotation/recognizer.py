@@ -29,6 +29,8 @@ from annotation.overlay import NONE
 from annotation.settings import DEFAULT_ENCODER, BackendSettings, LabelSettings, check_own_classes
 from features.embed import Embedded, embed_video
 from features.encoder import Encoder
+from features.huggingface import tokenizer_of
+from features.networks import encoder_spec
 from features.settings import DeviceSettings, read_state
 from features.store import Store
 from features.weights import State
@@ -73,17 +75,35 @@ class LastLayer(Head):
         return self.output((embeddings * (weights / weights.sum(1, keepdim=True))[..., None]).sum(1))
 
 
-def untrained(name: str, state: State | None = None, img_dim: int | None = None) -> Checkpoint:
+def untrained(
+    name: str, state: State | None = None, img_dim: int | None = None, only: str | None = None
+) -> Checkpoint:
     """A model that names the classes an encoder was trained on, without any training here.
+
+    Args:
+        only: words between commas, for an encoder that compares a video with words
 
     Raises: UserError for an encoder that names none; else as `Encoder`.
     """
     check_own_classes(name)
+    if encoder_spec(name).words:
+        classes = [word for word in map(str.strip, (only or "").split(",")) if word]
+        if len({word.lower() for word in classes}) < max(2, len(classes)):
+            raise UserError(
+                f"{name} compares a video with words: name two or more, each once, between commas, as --only "
+                "'pouring milk,cutting bread,something else'"
+            )
     encoder = Encoder(name, state=state, img_dim=img_dim)
     spec = encoder.spec
-    assert spec.categories is not None
+    if spec.words:
+        network: Any = encoder.feature_extractor
+        network.compare_with(classes, tokenizer_of(name))
+        encoder.width = len(classes)
+    else:
+        assert spec.categories is not None
+        classes = spec.categories()
     return Checkpoint(
-        encoder, LastLayer(encoder.feature_extractor).eval(), "LastLayer", {}, spec.categories(),
+        encoder, LastLayer(encoder.feature_extractor).eval(), "LastLayer", {}, classes,
         spec.sequence_length, spec.frame_stride, fps=spec.fps,
     )  # fmt: skip
 
@@ -322,11 +342,14 @@ class Recognizer:
                 model.encoder = model.encoder.resized(settings.img_dim)
         else:
             name = backend.encoder or DEFAULT_ENCODER
-            model = untrained(name, read_state(name, backend.encoder_weights), settings.img_dim)
-            say(
-                f"no --checkpoint_model: {name} names the {len(model.classes)} actions that it was trained "
-                "on (see --list_actions of test_on_video.py)"
+            model = untrained(
+                name, read_state(name, backend.encoder_weights), settings.img_dim, settings.only
             )
+            if not model.encoder.spec.words:
+                say(
+                    f"no --checkpoint_model: {name} names the {len(model.classes)} actions that it was "
+                    "trained on (see --list_actions of test_on_video.py)"
+                )
         # Before the encoder, whose own last layer may be the head.
         model.head.to(device)
         model.encoder.to(device).prepare(computed.precision)

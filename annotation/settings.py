@@ -15,7 +15,8 @@ DEFAULT_ENCODER = "i3d"
 
 def check_own_classes(name: str) -> None:
     """Raises: UserError for an encoder whose own last layer names no actions."""
-    if encoder_spec(name).categories is None:
+    spec = encoder_spec(name)
+    if spec.categories is None and not spec.words:
         raise UserError(
             f"{name} has no last layer of its own that names actions; choose one of "
             f"{', '.join(with_own_classes())} or hf/<name> with a classifier, or name a trained model with "
@@ -82,8 +83,8 @@ class LabelSettings:
     )
     only: str | None = setting(
         None,
-        "choose among these actions, names between commas; probabilities stay those among all that the model "
-        "knows; default: all",
+        "choose among these actions, names between commas; probabilities stay those of all; any words for an "
+        "encoder that reads them (X-CLIP); default: all",
     )
     min_probability: float = setting(
         0.0,

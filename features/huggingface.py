@@ -2,9 +2,10 @@
 
 V-JEPA 2 (Assran et al., 2025), VideoMAE (Tong et al., NeurIPS 2022), TimeSformer (Bertasius et al., ICML
 2021) and ViViT (Arnab et al., ICCV 2021). One with a classifier names its own classes, and its embedding is
-what stands before that; without one it is the mean of its tokens.
+what stands before that; without one it is the mean of its tokens. X-CLIP (Ni et al., ECCV 2022) compares a
+clip with words.
 
-Shapes: N clips, T frames, H x W pixels, D embedding width.
+Shapes: N clips, T frames, H x W pixels, D embedding width, C words.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Kind:
         head: beginnings of the names of tensors of its classifier
         unused: of others that an encoder has no use for
         frames, side: what its configuration calls the frames of a clip, and their height and width
+        words: it has a text tower
         call: arguments of each call without a classifier
         options: arguments that build it without one
     """
@@ -52,6 +54,7 @@ class Kind:
     side: str = "image_size"
     call: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    words: bool = False
 
 
 # By the `model_type` of a configuration. VideoMAE saw every 4th frame of 30 a second, TimeSformer every 32nd,
@@ -64,14 +67,33 @@ KINDS = {
     "videomae": Kind(7.5, ("fc_norm.", "classifier."), ("decoder.", "encoder_to_decoder.", "mask_token")),
     "timesformer": Kind(30 / 32),
     "vivit": Kind(12.5, unused=("pooler.",), options={"add_pooling_layer": False}),
+    # It saw eight frames of a whole clip; a window of two seconds.
+    "xclip": Kind(
+        4.0, unused=("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"), words=True
+    ),
 }  # fmt: skip
+
+
+class Said(nn.Module):
+    """Stands for a text tower that has read all there is to read: features (C, width)."""
+
+    features: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("features", features)
+
+    def forward(self, **_: Any) -> tuple[None, Tensor]:
+        """As the tower answers."""
+        return None, self.features
 
 
 class VideoTransformer(nn.Module):
     """A network of transformers.
 
     Attributes:
-        last_layer: its classifier, (..., D) -> (..., classes); None where it has none
+        last_layer: its classifier, (..., D) -> (..., classes); None where it has none. Once it was told words
+            embeddings are logits already, and it changes nothing
         averages_pairs: as `networks.VideoNetwork` has it
     """
 
@@ -89,9 +111,31 @@ class VideoTransformer(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """Embeddings of clips: (N, 3, T, H, W) normalized -> (N, 1, D)."""
         clips = clips.transpose(1, 2)
+        if self._kind.words:
+            if self.last_layer is None:
+                return self.network.get_video_features(clips).pooler_output.unsqueeze(1)
+            logits = self.network(input_ids=None, pixel_values=clips).logits_per_video
+            # All are alike large, and kept in few bits.
+            return (logits - logits.mean(1, keepdim=True)).unsqueeze(1)
         if self.last_layer is not None:
             return self.network(clips).logits.unsqueeze(1)
         return self.network(clips, **self._kind.call).last_hidden_state.mean(1, keepdim=True)
+
+    @torch.no_grad()
+    def compare_with(self, words: list[str], tokenizer: Any) -> None:
+        """From now on answer how well each of some words fits: (N, 3, T, H, W) -> (N, 1, C)."""
+        read = tokenizer(words, padding=True, return_tensors="pt")
+        tower = self.network.text_model(input_ids=read["input_ids"], attention_mask=read["attention_mask"])
+        self.network.text_model = Said(tower[1])
+        self.last_layer = nn.Linear(len(words), len(words), bias=False)
+        self.last_layer.weight.copy_(torch.eye(len(words)))
+
+
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer of hf/<name>. Raises: WeightsError if it cannot be had."""
+    from transformers import AutoTokenizer
+
+    return _from_hub(AutoTokenizer.from_pretrained, name.removeprefix(HF))
 
 
 def _load(
@@ -140,7 +184,7 @@ def huggingface_entry(name: str) -> dict[str, Any]:
         for videos, or one that cannot be an encoder.
     """
     try:
-        from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
+        import transformers
         from transformers.utils import cached_file, logging
     except ImportError as error:
         raise WeightsError(
@@ -152,25 +196,28 @@ def huggingface_entry(name: str) -> dict[str, Any]:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     path = _from_hub(cached_file, name, filename="config.json")
-    config = _from_hub(AutoConfig.from_pretrained, name)
+    config = _from_hub(transformers.AutoConfig.from_pretrained, name)
     if config.model_type not in KINDS:
         is_of = ", ".join(config.architectures or ()) or config.model_type
         raise UserError(
             f"{HF}{name} is {is_of}, of the kind {config.model_type!r}; choose one of {', '.join(KINDS)}"
         )
     kind = KINDS[config.model_type]
-    side, frames = getattr(config, kind.side), getattr(config, kind.frames)
+    seen = config.vision_config if kind.words else config
+    side, frames = getattr(seen, kind.side), getattr(seen, kind.frames)
     height, width = (side, side) if isinstance(side, int) else side
-    channels = getattr(config, "num_channels", None) or getattr(config, "in_chans", None)
+    channels = getattr(seen, "num_channels", None) or getattr(seen, "in_chans", None)
     if (channels, height) != (3, width):
         raise UserError(
             f"{HF}{name} takes frames of {channels} x {height} x {width}; an encoder's are square RGB"
         )
-    preprocessing = _preprocessing(name, _from_hub(AutoVideoProcessor.from_pretrained, name))
+    processor: Any = transformers.AutoImageProcessor if kind.words else transformers.AutoVideoProcessor
+    preprocessing = _preprocessing(name, _from_hub(processor.from_pretrained, name))
     # Before, there were several embeddings of a window.
     digest = hashlib.sha256(Path(path).read_bytes() + repr(preprocessing).encode() + b"one of a window")
     classifies = any(each.endswith("ForVideoClassification") for each in config.architectures or ())
-    auto, options = (AutoModelForVideoClassification, {}) if classifies else (AutoModel, kind.options)
+    auto: Any = transformers.AutoModelForVideoClassification if classifies else transformers.AutoModel
+    options = {} if classifies else kind.options
 
     def build(*, pretrained: bool, state: State | None = None) -> VideoTransformer:
         if state is None and not pretrained:
@@ -187,7 +234,8 @@ def huggingface_entry(name: str) -> dict[str, Any]:
         return classes
 
     return preprocessing | {
-        "build": build, "width": config.hidden_size, "input_size": height, "fixed_size": True,
+        "build": build, "width": config.projection_dim if kind.words else config.hidden_size,
+        "words": kind.words, "input_size": height, "fixed_size": True,
         "windows": Windows(frames, frames, frames), "live_frames": frames,
         "fps": preprocessing["fps"] or kind.fps, "settings": digest.hexdigest(),
         "categories": categories if classifies else None,
@@ -203,7 +251,7 @@ def _preprocessing(name: str, processor: Any) -> dict[str, Any]:
         # What becomes of 0 and of 255: each kind has its own way to scale and to shift.
         video = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
         normalized = processor(video, return_tensors="pt", do_resize=False, do_center_crop=False)
-        black, white = next(iter(normalized.values()))[0, :, :, 0, 0].double()
+        black, white = next(iter(normalized.values())).reshape(-1, 3, 8, 8)[:2, :, 0, 0].double()
         std = 1 / (white - black)
         mean = -black * std
     except Exception as error:
@@ -212,12 +260,7 @@ def _preprocessing(name: str, processor: Any) -> dict[str, Any]:
             f"({first_line(error)}); use the file that was released with the network"
         ) from error
     mean, std = (tuple(round(value, 7) for value in values.tolist()) for values in (mean, std))
-    return {
-        "mean": mean,
-        "std": std,
-        "resize": resize,
-        "fps": float(processor.fps) if processor.fps else None,
-    }
+    return {"mean": mean, "std": std, "resize": resize, "fps": getattr(processor, "fps", None)}
 
 
 def _size(size: Any) -> int | tuple[int, int]:

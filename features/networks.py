@@ -60,6 +60,7 @@ class EncoderSpec:
         window_step: embeddings from one of the clip that labels a frame to the next
         trained_on: data set of its weights; "" where that is not known
         categories: names of the classes of its own last layer, which is `last_layer` of the network
+        words: it compares videos with words of any kind: `compare_with` of the network
         int8: it loses no accuracy in 8-bit integers (measured, docs/results.md)
         settings: what changes its embeddings and may be another tomorrow under the same name; "" if nothing
     """
@@ -82,6 +83,7 @@ class EncoderSpec:
     window_step: int = 2
     trained_on: str = "ImageNet"
     categories: Callable[[], list[str]] | None = None
+    words: bool = False
     int8: bool = False
     settings: str = ""
 

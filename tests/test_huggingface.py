@@ -204,6 +204,92 @@ def test_commands_take_it_as_an_encoder(name, classifiers, toy, tmp_path):
     assert len(list((tmp_path / "f").rglob("*.npy"))) == 6
 
 
+WORDS = ["pouring milk", "cutting bread", "something else", "brød skæres"]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A small X-CLIP of random weights, with its processor and a tokenizer, and the network itself."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder = tmp_path_factory.mktemp("xclip")
+    vocabulary = ["<pad>", "<unk>", *sorted({word for words in WORDS for word in words.split()}), "<end>"]
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", ids["<end>"])]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<end>"
+    ).save_pretrained(folder)
+    small = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.XCLIPConfig(
+        text_config=small | {"vocab_size": len(ids), "eos_token_id": ids["<end>"], "projection_dim": 16},
+        vision_config=small | {
+            "image_size": 32, "patch_size": 16, "num_frames": 4, "mit_hidden_size": 16,
+            "mit_num_hidden_layers": 1, "mit_intermediate_size": 32, "mit_num_attention_heads": 2,
+            "projection_dim": 16,
+        },
+        projection_dim=16, prompt_num_attention_heads=2, prompt_layers=1, prompt_alpha=0.5,
+    )  # fmt: skip
+    network = transformers.XCLIPModel(config).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    network.save_pretrained(folder)
+    transformers.VideoMAEImageProcessor(
+        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
+    return folder, network
+
+
+@needed
+def test_a_video_is_compared_with_words(reader, tmp_path, call):
+    """Probabilities are transformers' own for the same frames."""
+    import transformers
+
+    folder, network = reader
+    spec = encoder_spec(f"hf/{folder}")
+    assert (spec.windows, spec.width, spec.words) == (Windows(4, 4, 4), 16, True)
+    shown = np.random.default_rng(1).integers(0, 256, (12, 60, 80, 3), np.uint8)
+    write_video(tmp_path / "x.mp4", shown, Fraction(4))
+    flags = ["--video_path", tmp_path / "x.mp4", "--encoder", f"hf/{folder}", "--precision", "fp32"]
+    flags += ["--sequence_length", 1, "--no_cuts", "--label_every", 1, "--all_probabilities"]
+    done = call(test_on_video, *flags, "--only", ", ".join(WORDS), "--output", "y.mp4")
+    assert done.status == 0, done.err
+    with Path("y.mp4.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    read = transformers.AutoTokenizer.from_pretrained(folder)(WORDS, padding=True, return_tensors="pt")
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    frames, seen = list(Video(tmp_path / "x.mp4").frames()), []
+    for start in (0, 4, 8):
+        window = resize_frames(frames[start : start + 4], 32, spec.resize)
+        pixels = processor(list(window), return_tensors="pt", do_resize=False, do_center_crop=False)[
+            "pixel_values"
+        ]
+        answer = network(
+            input_ids=read["input_ids"],
+            attention_mask=read["attention_mask"],
+            pixel_values=pixels.reshape(1, 4, 3, 32, 32),
+        )
+        theirs = answer.logits_per_video.softmax(-1)[0].tolist()
+        assert [float(rows[start + 1][word]) for word in WORDS] == pytest.approx(theirs, abs=1e-4)
+        seen.append(theirs)
+    assert np.std(seen, axis=0).max() > 1e-3
+    # As an encoder for heads it gives the features of the clip.
+    window = resize_frames(frames[:4], 32, spec.resize)
+    pixels = processor(list(window), return_tensors="pt", do_resize=False, do_center_crop=False)[
+        "pixel_values"
+    ]
+    expected = network.get_video_features(pixels.reshape(1, 4, 3, 32, 32)).pooler_output
+    torch.testing.assert_close(Encoder(f"hf/{folder}").embed(window[None])[0], expected, rtol=0, atol=1e-4)
+    for only in ([], ["--only", "one"], ["--only", "one, One"]):
+        done = call(test_on_video, *flags, *only)
+        assert "name two or more" in done.one_line_error()
+
+
 @needed
 def test_a_classifier_without_names_says_so(classifiers, tmp_path):
     folder = shutil.copytree(classifiers / "VideoMAE", tmp_path / "nameless")
