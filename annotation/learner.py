@@ -295,7 +295,7 @@ class Learner:
         embedded = own.embedded
         if embedded is None:
             raise UserError(f"{name}: not encoded yet; wait a moment")
-        query, found = _mean(embedded, start, end), list[tuple[float, Entry, float]]()
+        query, found = _mean(embedded, embedded.middles(), start, end), list[tuple[float, Entry, float]]()
         for entry, seconds, clips in self._moments():
             free = self._free(entry, seconds, [])
             if entry is own:
@@ -349,11 +349,13 @@ class Learner:
 
     def _unit_rows(self) -> tuple[np.ndarray, list[Span]]:
         """Mean embeddings of the segments of encoded videos, of length one (N, D), and the segments."""
-        spans = [
-            (span, embedded) for entry, embedded in self._ready() for span in self.spans.get(entry.name, ())
-        ]
-        rows = [_mean(embedded, span.start, span.end) for span, embedded in spans]
-        return _unit(np.array(rows, np.float32).reshape(-1, self.encoder.width)), [span for span, _ in spans]
+        rows, spans = list[np.ndarray](), list[Span]()
+        for entry, embedded in self._ready():
+            own = self.spans.get(entry.name, [])
+            middles = embedded.middles() if own else np.empty(0)
+            rows += [_mean(embedded, middles, span.start, span.end) for span in own]
+            spans += own
+        return _unit(np.array(rows, np.float32).reshape(-1, self.encoder.width)), spans
 
     # In the background.
 
@@ -588,7 +590,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)
 
 
-def _mean(embedded: Embedded, start: float, end: float) -> np.ndarray:
+def _mean(embedded: Embedded, middles: np.ndarray, start: float, end: float) -> np.ndarray:
     """The mean embedding of some seconds of a video, (D,)."""
-    first, count = rows_of(embedded.middles(), (start, end))
+    first, count = rows_of(middles, (start, end))
     return np.asarray(embedded.embeddings[0, first : first + count], np.float32).mean(0)

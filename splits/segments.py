@@ -16,7 +16,7 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -89,7 +89,7 @@ class Cells:
     places: dict[str, int]
     rows: list[tuple[int, list[str]]]  # number of the line, cells
 
-    def by_name(self, cells: list[str]) -> dict[str, str]:
+    def by_name(self, cells: Sequence[str]) -> dict[str, str]:
         """The cells of a row by our names of the columns."""
         return {name: cells[at].strip() for name, at in self.places.items() if at < len(cells)}
 

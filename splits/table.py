@@ -45,7 +45,7 @@ class Span(NamedTuple):
 @dataclass(frozen=True)
 class _Row:
     span: Span
-    cells: list[str]
+    cells: tuple[str, ...]
 
 
 def checked(span: Span) -> Span:
@@ -93,16 +93,15 @@ class SegmentTable:
         if cells.rows:
             # What is wrong with a row.
             read_segments(self.path)
-        # A folder may have got more videos.
-        rows, files = [], Files(self.folder)
+        rows, files, videos = list[_Row](), Files(self.folder), dict[str, str]()
         for _, row in cells.rows:
             own = cells.by_name(row)
-            path = files.find(own["video"])
-            video = printable(path.relative_to(self.folder).as_posix()) if path else own["video"]
+            if (name := own["video"]) not in videos:
+                path = files.find(name)
+                videos[name] = printable(path.relative_to(self.folder).as_posix()) if path else name
             action = NO_ACTION if own["action"].lower() == NO_ACTION else own["action"]
-            rows.append(
-                _Row(Span(video, parse_seconds(own["start"]), parse_seconds(own["end"]), action), row)
-            )
+            start, end = parse_seconds(own["start"]), parse_seconds(own["end"])
+            rows.append(_Row(Span(videos[name], start, end, action), tuple(row)))
         return cells, rows
 
     def edit(self, remove: Iterable[Span], add: Iterable[Span]) -> tuple[list[Span], list[Span]]:
@@ -121,13 +120,10 @@ class SegmentTable:
                 rows = [row for row in before if row.span not in remove]
                 for span in add:
                     rows = _put(rows, span, cells)
-                out, new = (
-                    [row for row in some if row not in other]
-                    for some, other in ((before, rows), (rows, before))
-                )
+                was, now = set(before), set(rows)
+                out, new = [row for row in before if row not in now], [row for row in rows if row not in was]
                 if out or new:
-                    width = len(cells.header)
-                    lines = [(row.cells + [""] * width)[: max(width, len(row.cells))] for row in rows]
+                    lines = [[*row.cells, *[""] * (len(cells.header) - len(row.cells))] for row in rows]
                     write_whole(self.path, csv_bytes([cells.header, *lines]))
         except filelock.Timeout as error:
             raise UserError(f"{self.path}: another program is writing it; try again") from error
@@ -151,10 +147,9 @@ def _put(rows: list[_Row], span: Span, cells: Cells) -> list[_Row]:
         else:
             pieces = [(own.start, span.start), (span.end, own.end)]
             left += [_moved(row, a, b, cells) for a, b in pieces if b - a >= SHORTEST]
-    new = [""] * len(cells.header)
-    if span.row:
-        new = list(map(str, json.loads(span.row)))
-    else:
+    new = list(map(str, json.loads(span.row))) if span.row else []
+    new += [""] * (len(cells.header) - len(new))
+    if not span.row:
         beside = next((cells.by_name(row.cells) for row in rows if row.span.video == span.video), None)
         values = {"video": span.video, "action": span.action}
         if beside:
@@ -163,10 +158,10 @@ def _put(rows: list[_Row], span: Span, cells: Cells) -> list[_Row]:
             values["split"] = "train"
         for name, value in values.items():
             new[cells.places[name]] = value
-    return [*left, _moved(_Row(span._replace(row=""), new), start, end, cells)]
+    return [*left, _moved(_Row(span._replace(row=""), tuple(new)), start, end, cells)]
 
 
 def _moved(row: _Row, start: float, end: float, cells: Cells) -> _Row:
     new = list(row.cells)
     new[cells.places["start"]], new[cells.places["end"]] = f"{start:.3f}", f"{end:.3f}"
-    return replace(row, span=row.span._replace(start=start, end=end), cells=new)
+    return replace(row, span=row.span._replace(start=start, end=end), cells=tuple(new))

@@ -115,6 +115,18 @@ def test_columns_and_rows_of_others_stay(table):
         assert len(after) == len(before)
 
 
+def test_a_large_table_is_changed_as_quickly_as_it_is_read(table):
+    rows = [["a.mp4", 2 * number, 2 * number + 1, f"a{number % 7}"] for number in range(20_000)]
+    write_table(table.path, rows)
+    begun = time.process_time()
+    table.read()
+    read = time.process_time() - begun
+    table.edit([Span("a.mp4", 4, 5, "a2")], [Span("a.mp4", 0.5, 0.8, "x")])
+    # By rows, not by pairs of rows, which took minutes.
+    assert time.process_time() - begun < 20 * read
+    assert len(table.read()) == 20_001
+
+
 def test_a_wrong_table_is_told_and_not_overwritten(table):
     wrong = "video,start,end,action\na.mp4,five,6,run\n"
     table.path.write_text(wrong)
