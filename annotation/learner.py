@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,19 @@ SIMILAR = 12
 NOTHING = "mark segments of two actions, or of one and of no action (0)"
 
 
-def fit_probe(rows: np.ndarray, labels: Sequence[int], length: int) -> tuple[LinearProbe, dict[str, Any]]:
-    """A LinearProbe by logistic regression, and its sizes.
+def fit_probe(
+    rows: np.ndarray, labels: Sequence[int], classes: int, length: int
+) -> tuple[LinearProbe, dict[str, Any]]:
+    """A LinearProbe by logistic regression, and its sizes; a class that does not occur is never chosen.
 
     Args:
         rows: mean embedding of each segment, of length one, (N, D)
-        labels: (N,), each class once at least
+        labels: (N,), of two classes at least
         length: embeddings of the clips that it will label
     """
     from sklearn.linear_model import LogisticRegression
 
-    head, sizes = build_head(MODEL, rows.shape[1], max(labels) + 1, sequence_length=length)
+    head, sizes = build_head(MODEL, rows.shape[1], classes, sequence_length=length)
     assert isinstance(head, LinearProbe)
     # The weights lie in the space of the rows, which has fewer dimensions where these are few.
     basis = np.linalg.svd(rows, full_matrices=False)[2] if 3 * len(rows) < rows.shape[1] else None
@@ -74,8 +76,9 @@ def fit_probe(rows: np.ndarray, labels: Sequence[int], length: int) -> tuple[Lin
         # Of two classes only the difference is told.
         weights, bias = (np.concatenate([-each, each]) / 2 for each in (weights, bias))
     with torch.no_grad():
-        head.output.weight.copy_(torch.from_numpy(weights / head.scale))
-        head.output.bias.copy_(torch.from_numpy(bias))
+        head.output.bias.fill_(UNSEEN)
+        head.output.weight[found.classes_] = torch.from_numpy(weights / head.scale).float()
+        head.output.bias[found.classes_] = torch.from_numpy(bias).float()
     head.eval()
     return head, sizes
 
@@ -232,26 +235,12 @@ class Learner:
 
     def save(self) -> Path:
         """Write the head as a checkpoint. Raises: UserError if it cannot be written, or there is none."""
-        recognizer = self.recognizer
-        if recognizer is None:
+        if self.recognizer is None:
             raise UserError("nothing is learned yet; mark segments of two actions first")
-        model = recognizer.model
-        assert isinstance(model, Checkpoint)
-        assert isinstance(model.head, LinearProbe)
-        if NO_ACTION not in model.classes:
-            # Training goes on with it: a class that is never chosen as yet.
-            head, sizes = build_head(MODEL, self.encoder.width, 1 + len(model.classes), **model.sizes)
-            assert isinstance(head, LinearProbe)
-            with torch.no_grad():
-                head.output.weight[:-1], head.output.bias[:-1] = (
-                    model.head.output.weight,
-                    model.head.output.bias,
-                )
-                head.output.bias[-1] = UNSEEN
-            model = replace(model, head=head.eval(), sizes=sizes, classes=[*model.classes, NO_ACTION])
+        assert isinstance(self.recognizer.model, Checkpoint)
         path = unused(self.models / self.folder.resolve().name, ".pth")
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, model)
+        save_checkpoint(path, self.recognizer.model)
         return path
 
     def ask(self) -> dict[str, Any]:
@@ -511,11 +500,11 @@ class Learner:
     def train(self) -> None:
         """Train on what is marked now, as it is done in the background after each change."""
         rows, spans = self._unit_rows()
-        named = {span.action for span in spans}
-        classes = sorted(named - {NO_ACTION}) + [NO_ACTION] * (NO_ACTION in named)
-        recognizer = None
-        if len(classes) > 1:
-            head, sizes = fit_probe(rows, [classes.index(span.action) for span in spans], self.length)
+        # No action is known to train.py too, whether it is marked or not.
+        classes = [*sorted({span.action for span in spans} - {NO_ACTION}), NO_ACTION]
+        labels, recognizer = [classes.index(span.action) for span in spans], None
+        if len(set(labels)) > 1:
+            head, sizes = fit_probe(rows, labels, len(classes), self.length)
             model = Checkpoint(
                 self.encoder, head.to(self.encoder.device), MODEL, sizes, classes, self.length, self.stride,
                 change_cost=USUAL_COST,
@@ -554,7 +543,7 @@ class Learner:
             tested = np.flatnonzero((folds == fold) & np.isin(actions, classes))
             if len(classes) > 1 and len(tested):
                 labels = [classes.index(action) for action in actions[folds != fold]]
-                head, _ = fit_probe(rows[folds != fold], labels, self.length)
+                head, _ = fit_probe(rows[folds != fold], labels, len(classes), self.length)
                 with torch.no_grad():
                     guessed = head(torch.from_numpy(rows[tested])[:, None]).argmax(1).tolist()
                 right += [
