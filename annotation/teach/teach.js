@@ -127,8 +127,8 @@ const latest = (times, second) => Math.max(0, times.findLastIndex((time) => time
 async function seek(second) {
   at = Math.min(Math.max(0, second), last());
   draw();
-  const video = now, wanted = at, chunk = await pictures(Math.floor(at));
-  if (now === video && at === wanted) paint(chunk);
+  const { name } = now, wanted = at, chunk = await pictures(Math.floor(at));
+  if (now.name === name && at === wanted) paint(chunk);
 }
 function paint(chunk) {
   const image = chunk.images[latest(chunk.times, at)], canvas = $("picture");
