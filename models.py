@@ -24,7 +24,7 @@ from utils.process import UserError
 FORGET_BIAS = 2.0
 
 
-def _mean_over_time(steps: Tensor, padding: Tensor | None) -> Tensor:
+def mean_over_time(steps: Tensor, padding: Tensor | None) -> Tensor:
     """Mean of the time steps that are not padding: (B, T, H), (B, T) -> (B, H)."""
     if padding is None:
         return steps.mean(dim=1)
@@ -240,7 +240,7 @@ class ConvClassifier(Head):
         latent = self.projection(embeddings.flatten(0, 1)).relu()
         steps = self.output(self.dropout(latent)).unflatten(0, embeddings.shape[:2])
         # The logarithm of mean probabilities serves as logits.
-        return _mean_over_time(F.softmax(steps.float(), dim=-1), padding).clamp_min(1e-30).log()
+        return mean_over_time(F.softmax(steps.float(), dim=-1), padding).clamp_min(1e-30).log()
 
 
 class AttentiveProbe(Head):
@@ -317,7 +317,7 @@ class LinearProbe(Head):
         # Directions are much alike: in bfloat16 a probability would move by some percent.
         kind = embeddings.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            mean = F.normalize(_mean_over_time(embeddings, padding).float(), dim=-1)
+            mean = F.normalize(mean_over_time(embeddings, padding).float(), dim=-1)
             return self.output(self.scale * mean)
 
 

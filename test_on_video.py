@@ -36,7 +36,7 @@ from utils.flags import Parser, add_flags, read
 from utils.process import Deferred, UserError, available_cores, run, say, warn
 from video.files import VideoError, find_videos, printable
 from video.opencv import cv2
-from video.reader import Video, check_length
+from video.reader import Video
 from video.writer import OUTPUT_SUFFIXES, write_video
 
 # Pixels that small pictures are shown at, and bytes of a gif for each value of a pixel, about.
@@ -112,7 +112,6 @@ def annotate_file(
     with frame_bar(desc=f"{name}, reading", total=video.stated_count() or None) as bar:
         video.watch = lambda _: bar.update()
         embedded, layout = recognizer.embed(video, store)
-        check_length(video.path, embedded.frames)
         recognition = recognizer.recognize(embedded, recognizer.probabilities(embedded, layout))
     paint: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {}
     if maps:

@@ -24,7 +24,7 @@ from annotation.recognizer import Recognition, Recognizer
 from dataset import clips_around, padding_of
 from features.embed import Embedded, embed_video
 from features.encoder import Encoder
-from models import Head, LinearProbe
+from models import Head, LinearProbe, mean_over_time
 from utils.process import UserError
 from video.frames import resize_frames
 from video.opencv import cv2
@@ -44,8 +44,7 @@ def evidence(head: Head, clips: Tensor, padding: Tensor, labels: Tensor) -> Tens
     rows = clips.detach().clone().requires_grad_()
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         if isinstance(head, LinearProbe):
-            weights = (~padding).to(rows.dtype)
-            mean = (rows * (weights / weights.sum(1, keepdim=True))[..., None]).sum(1)
+            mean = mean_over_time(rows, padding)
             logits = head.output(head.scale * mean / mean.norm(dim=-1, keepdim=True).detach())
         else:
             logits = head(rows, padding)
@@ -132,8 +131,8 @@ def video_heat(
 
     Raises: as `embed_video`.
     """
-    frames = np.searchsorted(recognition.times, embedded.middles(), side="right") - 1
-    labels = recognition.labels[frames]
+    bounds = embedded.bounds()
+    labels = recognition.labels[(bounds[:-1] + bounds[1:]) // 2]
     weights = np.zeros((len(labels), maps.width), np.float32)
     named = np.flatnonzero(labels != NONE)
     chosen = np.array(recognizer.chosen)[labels[named]]
@@ -149,12 +148,7 @@ def video_heat(
             at += len(found)
 
     heat = embed_video(video, maps, stride=embedded.stride, cuts=embedded.cuts, map=weighted).embeddings[0]
-    found, at = list[np.ndarray](), 0
-    for _, count, rows in embedded.shots():
-        of_shot = heat[at : at + rows.shape[1]].repeat(embedded.hop * embedded.stride, axis=0)
-        found.append(of_shot[:count])
-        at += rows.shape[1]
-    return np.concatenate(found).reshape(-1, *maps.grid)
+    return heat.repeat(np.diff(bounds), axis=0).reshape(-1, *maps.grid)
 
 
 def _weighted(weights: np.ndarray, found: np.ndarray, maps: Maps) -> np.ndarray:

@@ -9,6 +9,7 @@ Shapes: K embeddings of a video, T of a clip, D their width, N segments, C class
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +29,7 @@ from features.store import Store, default_folder
 from features.workers import map_on_cores, stay_on_one_core
 from models import LinearProbe, build_head
 from splits.split import NO_ACTION, stratified_folds
-from splits.table import SegmentTable, Span, checked
+from splits.table import SegmentTable, Span
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.report import interval
 from utils.files import unused
@@ -223,12 +224,10 @@ class Learner:
 
     def edit(self, remove: Iterable[Span], add: Sequence[Span]) -> tuple[list[Span], list[Span]]:
         """Change the table; as `SegmentTable.edit`. Raises: also MissingFileError for an unknown video."""
-        inside = []
-        for span in add:
-            entry = self.entry(span.video)
-            inside.append(
-                checked(span._replace(end=min(span.end, float(entry.edges[-1]))) if entry.ready else span)
-            )
+        ends = [
+            float(entry.edges[-1]) if (entry := self.entry(span.video)).ready else math.inf for span in add
+        ]
+        inside = [span._replace(end=min(span.end, end)) for span, end in zip(add, ends, strict=True)]
         done = self.table.edit(remove, inside)
         self._reload()
         return done
@@ -339,11 +338,12 @@ class Learner:
     def _unit_rows(self) -> tuple[np.ndarray, list[Span]]:
         """Mean embeddings of the segments of encoded videos, of length one (N, D), and the segments."""
         rows, spans = list[np.ndarray](), list[Span]()
-        for entry, embedded in self._ready():
-            own = self.spans.get(entry.name, [])
-            middles = embedded.middles() if own else np.empty(0)
-            rows += [_mean(embedded, middles, span.start, span.end) for span in own]
-            spans += own
+        for entry in self.entries.values():
+            own = self.spans.get(entry.name)
+            if own and (embedded := entry.embedded):
+                middles = embedded.middles()
+                rows += [_mean(embedded, middles, span.start, span.end) for span in own]
+                spans += own
         return _unit(np.array(rows, np.float32).reshape(-1, self.encoder.width)), spans
 
     # In the background.
@@ -434,10 +434,11 @@ class Learner:
             # What was marked comes first, and what somebody waits for.
             while self._learning.is_set() and not self._closed:
                 time.sleep(0.005)
-            waiting = next(self._missing()).name in self._opened
-            if self._closed or (waiting and entry.name not in self._opened):
+            if self._closed:
                 raise _Stopped
             if time.monotonic() - begun > 0.5:
+                if entry.name not in self._opened and next(self._missing()).name in self._opened:
+                    raise _Stopped
                 begun, entry.share = time.monotonic(), min(0.99, frames / total)
                 self._bump(entry)
 
@@ -457,10 +458,8 @@ class Learner:
         except (UserError, OSError) as error:
             self._fail(entry, error)
             return
-        times, span = embedded.seconds(), embedded.hop * embedded.stride
-        first = [begin + span * np.arange(rows.shape[1]) for begin, _, rows in embedded.shots()]
         with self._changed:
-            entry.edges = np.append(times[np.concatenate(first)], times[-1])
+            entry.edges = embedded.seconds()[embedded.bounds()]
             entry.ready = True
             self._stale[entry.name] = None
             self._dirty |= entry.name in self.spans
@@ -513,7 +512,7 @@ class Learner:
         self.recognizer = recognizer
         self._tell(spans, "")
         with self._changed:
-            self._stale |= dict.fromkeys(entry.name for entry, _ in self._ready())
+            self._stale |= dict.fromkeys(entry.name for entry in self.entries.values() if entry.ready)
             self._untested = self.recognizer is not None
 
     def _label(self, entry: Entry) -> None:
@@ -522,7 +521,8 @@ class Learner:
             entry.labels = entry.percents = np.empty(0, int)
         else:
             found = recognizer.recognize(embedded, recognizer.probabilities(embedded))
-            frames = np.searchsorted(found.times, embedded.middles(), side="right") - 1
+            bounds = embedded.bounds()
+            frames = (bounds[:-1] + bounds[1:]) // 2
             labels, likely = found.labels[frames], found.probabilities[frames]
             # The label of no action is -1, and its number is 0.
             numbers = np.array([*map(self.actions.index, found.classes), 0])

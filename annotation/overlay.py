@@ -26,6 +26,11 @@ PALETTE = (
 )  # fmt: skip
 
 
+def hex_color(color: tuple[int, int, int]) -> str:
+    """A color as web pages and matplotlib write it."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
 def font_size(height: int, width: int) -> int:
     """Pixels of a text that can be read in frames of `height` x `width` pixels."""
     return max(10, min(height, width) // 18)

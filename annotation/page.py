@@ -18,7 +18,7 @@ import pandas
 from annotation.allowed import EXAMPLES, MAX_COST, PageSettings, WatchedVideo, check_inputs
 from annotation.annotate import write_annotated
 from annotation.folder import no_room
-from annotation.overlay import OVERLAYS, Overlay
+from annotation.overlay import OVERLAYS, Overlay, hex_color
 from annotation.recognizer import Recognition, Recognizer
 from splits.split import NO_ACTION
 from utils.files import shortened
@@ -57,7 +57,7 @@ def curves(recognition: Recognition) -> tuple[pandas.DataFrame, dict[str, str]]:
     colors = Overlay(classes, 0)
     for label in [*(segment.label for segment in recognition.segments), *shown]:
         colors.color(label)
-    return table, {classes[label]: "#{:02x}{:02x}{:02x}".format(*colors.color(label)) for label in shown}
+    return table, {classes[label]: hex_color(colors.color(label)) for label in shown}
 
 
 class Page:

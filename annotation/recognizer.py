@@ -87,7 +87,7 @@ def untrained(
     """
     check_own_classes(name)
     if encoder_spec(name).words:
-        classes = [word for word in map(str.strip, (only or "").split(",")) if word]
+        classes = names_between_commas(only or "")
         if len({word.lower() for word in classes}) < max(2, len(classes)):
             raise UserError(
                 f"{name} compares a video with words: name two or more, each once, between commas, as --only "
@@ -108,6 +108,11 @@ def untrained(
     )  # fmt: skip
 
 
+def names_between_commas(only: str) -> list[str]:
+    """What --only names."""
+    return list(filter(None, map(str.strip, only.split(","))))
+
+
 def choose(only: str | None, classes: Sequence[str]) -> list[int]:
     """Labels of the actions that --only names between commas, in its order; all without it.
 
@@ -117,7 +122,7 @@ def choose(only: str | None, classes: Sequence[str]) -> list[int]:
     if only is None:
         return list(known.values())
     chosen: list[int] = []
-    for name in filter(None, map(str.strip, only.split(","))):
+    for name in names_between_commas(only):
         label = known.get(name.lower())
         if label is None:
             near = difflib.get_close_matches(name.lower(), known, 3, 0.4)
@@ -383,14 +388,16 @@ class Recognizer:
         if self.encoder.windows.frames == 1 and every % step == 0 and video.stated_count() >= stride * enough:
             stride, layout = stride * step, replace(layout, step=1, every=every // step)
         if folder is None:
-            return embed_video(video, self.encoder, stride=stride, cuts=cuts, map=map_on_cores), layout
-        if not isinstance(self.encoder, Encoder):
+            embedded = embed_video(video, self.encoder, stride=stride, cuts=cuts, map=map_on_cores)
+        elif not isinstance(self.encoder, Encoder):
             raise UserError("--store keeps what PyTorch encodes; leave it out with --backend onnxruntime")
-        store = Store(folder, self.encoder, stride=stride, cuts=cuts, advice="name another --store")
-        # Videos of the same name lie in several folders.
-        name = f"{shortened(video.path.stem, 40)}-{crc32(os.fsencode(video.path.resolve())):08x}"
-        embedded = store.load(name, video)
-        return embedded or store.embed(name, video, map=map_on_cores), layout
+        else:
+            store = Store(folder, self.encoder, stride=stride, cuts=cuts, advice="name another --store")
+            # Videos of the same name lie in several folders.
+            name = f"{shortened(video.path.stem, 40)}-{crc32(os.fsencode(video.path.resolve())):08x}"
+            embedded = store.load(name, video) or store.embed(name, video, map=map_on_cores)
+        check_length(video.path, embedded.frames)
+        return embedded, layout
 
     def __call__(self, video: str | Path | Video, *, store: Path | None = None) -> Recognition:
         """Recognize the actions of a video.
@@ -402,7 +409,6 @@ class Recognizer:
         """
         video = video if isinstance(video, Video) else Video(Path(video))
         embedded, layout = self.embed(video, store)
-        check_length(video.path, embedded.frames)
         return self.recognize(embedded, self.probabilities(embedded, layout))
 
     def probabilities(self, embedded: Embedded, layout: ClipLayout | None = None) -> np.ndarray:

@@ -23,8 +23,8 @@ from starlette.staticfiles import StaticFiles
 from annotation.heatmap import Maps, draw_heat, heat_at
 from annotation.labels import runs
 from annotation.learner import Entry, Learner
-from annotation.overlay import EMPTY, PALETTE
-from splits.table import Span, checked
+from annotation.overlay import EMPTY, PALETTE, hex_color
+from splits.table import Span, SpanError
 from utils.process import MissingFileError, UserError
 from video.decoder import Frame
 from video.opencv import cv2
@@ -60,6 +60,12 @@ def _refused(_: Request, error: Exception) -> Response:
     return PlainTextResponse(text, 400)
 
 
+def _frames_from(entry: Entry, second: float) -> Iterator[Frame]:
+    """Frames from that on which is shown at a second, of a file of its own: the other may be encoded now."""
+    embedded = entry.embedded
+    return Video(entry.video.path).frames_from(second, embedded.seconds()[:-1] if embedded else None)
+
+
 class Player:
     """Pictures of videos by the second; who goes on where the last answer ended waits for no search."""
 
@@ -67,15 +73,11 @@ class Player:
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, int], Iterator[Frame]] = OrderedDict()
 
-    def frames(self, entry: Entry, second: float, until: float) -> list[Frame]:
-        """The frame that is shown at a second, and those that begin before another one."""
-        embedded = entry.embedded
-        times = embedded.seconds()[:-1] if embedded else None
+    def frames(self, entry: Entry, second: int) -> list[Frame]:
+        """The frame that is shown at a whole second, and those that begin before the next one."""
+        until = second + 1
         with self._lock:
-            frames = self._open.pop((entry.name, round(second)), None)
-            if frames is None or second != round(second):
-                # Of its own: the other one is being encoded.
-                frames = Video(entry.video.path).frames_from(second, times)
+            frames = self._open.pop((entry.name, second), None) or _frames_from(entry, second)
             found: list[Frame] = []
             for frame in frames:
                 if frame.second >= until:
@@ -83,7 +85,7 @@ class Player:
                     again = chain(
                         [frame] if frame.second == until else [found[-1] if found else frame, frame], frames
                     )
-                    self._open[entry.name, round(until)] = again
+                    self._open[entry.name, until] = again
                     if len(self._open) > OPEN:
                         self._open.popitem(last=False)
                     break
@@ -133,9 +135,8 @@ class Teach:
         changed = [entry for entry in learner.entries.values() if entry.version > since or not since]
         return {
             "version": version, "told": learner.told, "problem": learner.problem or learner.trouble,
-            "folder": str(learner.folder), "total": len(learner.entries),
             "actions": [
-                {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color)}
+                {"name": name, "color": hex_color(color)}
                 for name, color in zip(learner.actions, colors, strict=True)
             ],
             "videos": [self._row(entry) for entry in changed],
@@ -170,7 +171,7 @@ class Teach:
     def _second(self, request: Request) -> Response:
         """The pictures of a second: times and sizes as a line of JSON, and JPEG files."""
         entry, second = self.learner.entry(request.query_params["name"]), int(request.query_params["k"])
-        frames = self.player.frames(entry, second, second + 1)
+        frames = self.player.frames(entry, second)
         files = [_jpeg(frame.image, WIDE) for frame in frames]
         about = {"times": [float(frame.second) for frame in frames], "sizes": [len(file) for file in files]}
         return Response(json.dumps(about).encode() + b"\n" + b"".join(files))
@@ -181,8 +182,7 @@ class Teach:
         entry, second, learner = self.learner.entry(query["name"]), float(query["second"]), self.learner
         embedded = entry.embedded
         if "heat" not in query:
-            times = embedded.seconds()[:-1] if embedded else None
-            shown = next(Video(entry.video.path).frames_from(second, times))
+            shown = next(_frames_from(entry, second))
             return Response(_jpeg(shown.image, SMALL), media_type="image/jpeg")
         recognizer = learner.recognizer
         if recognizer is None or embedded is None or query["heat"] not in recognizer.model.classes:
@@ -213,10 +213,9 @@ class Teach:
             ]
             for kind in ("remove", "add")
         )
-        add = [checked(span) for span in add]
         try:
             removed, added = await run_in_threadpool(self.learner.edit, remove, add)
-        except MissingFileError:
+        except (MissingFileError, SpanError):
             raise
         except (UserError, OSError) as error:
             # Another time it may go: the page keeps the change.

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from tqdm import tqdm
 
 from annotation.measures import Timeline, measures
-from annotation.overlay import NONE, PALETTE
+from annotation.overlay import NONE, PALETTE, hex_color
 from annotation.recognizer import Recognizer
 from dataset import load_videos
 from features.embed import Embedded
@@ -52,7 +52,7 @@ class _Known:
 
 def picture(lines: Sequence[Timeline], classes: Sequence[str]) -> bytes:
     """Of each video, 40 at most, the true segments above those that were found, as a PNG file."""
-    lines, colors = lines[:PICTURED], ["#{:02x}{:02x}{:02x}".format(*color) for color in PALETTE]
+    lines, colors = lines[:PICTURED], [hex_color(color) for color in PALETTE]
     figure = Figure((12, 1.2 + 0.55 * len(lines)), layout="constrained")
     axes = figure.add_subplot()
     for row, line in enumerate(lines):

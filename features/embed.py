@@ -91,13 +91,16 @@ class Embedded:
             yield first, last - first, self.embeddings[:, at : at + count]
             at += count
 
+    def bounds(self) -> np.ndarray:
+        """First frame of each embedding, which ends where the next begins, and number of frames: (K + 1,)."""
+        span = self.hop * self.stride
+        first = [begin + span * np.arange(rows.shape[1]) for begin, _, rows in self.shots()]
+        return np.append(np.concatenate(first), self.frames)
+
     def middles(self) -> np.ndarray:
         """Second of the middle of each embedding (K,)."""
-        places, span = [], self.hop * self.stride
-        for first, frames, embeddings in self.shots():
-            begins = first + span * np.arange(embeddings.shape[1])
-            places.append((begins + np.minimum(begins + span, first + frames)) / 2)
-        return np.interp(np.concatenate(places), np.arange(self.frames + 1), self.seconds())
+        bounds = self.bounds()
+        return np.interp((bounds[:-1] + bounds[1:]) / 2, np.arange(self.frames + 1), self.seconds())
 
     def seconds(self) -> np.ndarray:
         """Second at which each frame is shown, and that at which the last one ends, (frames + 1,)."""

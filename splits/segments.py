@@ -16,7 +16,7 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -93,6 +93,10 @@ class Cells:
         """The cells of a row by our names of the columns."""
         return {name: cells[at].strip() for name, at in self.places.items() if at < len(cells)}
 
+    def named_rows(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Where each row stands, and its cells by our names of the columns."""
+        yield from ((f"row {number}", self.by_name(row)) for number, row in self.rows)
+
 
 def _text(path: Path) -> str:
     try:
@@ -127,8 +131,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     if path.suffix.lower() == ".json":
         yield from _activitynet(path, _text(path))
         return
-    cells = read_cells(path)
-    yield from ((f"row {number}", cells.by_name(row)) for number, row in cells.rows)
+    yield from read_cells(path).named_rows()
 
 
 def _activitynet(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -146,16 +149,26 @@ def _activitynet(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
         ) from error
 
 
-def read_segments(path: Path) -> list[Segment]:
-    """The segments of a table, by video and start; overlapping ones of one action become one.
+def named(action: str) -> str:
+    """The name of an action as it is kept: no action in any capitals is one."""
+    return NO_ACTION if action.lower() == NO_ACTION else action
 
-    Raises: MissingFileError; UserError with the row for a wrong one, or for a table without any.
-    """
+
+def read_segments(path: Path) -> list[Segment]:
+    """The segments of a table, as `segments_of`. Raises: MissingFileError; as that."""
     if not path.is_file():
         what = "a folder, and no table" if path.is_dir() else "no such table"
         raise MissingFileError(f"{path}: {what}; name it with --segments")
+    return segments_of(path, _rows(path))
+
+
+def segments_of(path: Path, rows: Iterable[tuple[str, dict[str, str]]]) -> list[Segment]:
+    """The segments of a table's rows, by video and start; overlapping ones of one action become one.
+
+    Raises: UserError with the row for a wrong one, or for a table without any.
+    """
     segments = []
-    for where, row in _rows(path):
+    for where, row in rows:
         at = f"{path}, {where}"
         if empty := [name for name in REQUIRED if not row.get(name)]:
             raise UserError(f"{at}: no {empty[0]}; fill it in, or delete the row")
@@ -171,10 +184,9 @@ def read_segments(path: Path) -> list[Segment]:
         fold = row.get("fold", "0") or "0"
         if not (fold.isdecimal() and int(fold) <= len(FOLDS)):
             raise UserError(f"{at}: fold {fold!r} is none of 1 to {len(FOLDS)}; or leave the column out")
-        action = NO_ACTION if row["action"].lower() == NO_ACTION else row["action"]
         segments.append(
             Segment(
-                where, row["video"], start, end, action, SIDES.get(side, ""),
+                where, row["video"], start, end, named(row["action"]), SIDES.get(side, ""),
                 row.get("group") or row["video"], int(fold),
             )
         )  # fmt: skip

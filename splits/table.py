@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import filelock
 
-from splits.segments import REQUIRED, Cells, Files, parse_seconds, read_cells, read_segments
-from splits.split import NO_ACTION
+from splits.segments import REQUIRED, Cells, Files, named, parse_seconds, read_cells, segments_of
 from utils.files import csv_bytes, write_whole
 from utils.process import UserError
 from video.files import printable
@@ -48,19 +47,23 @@ class _Row:
     cells: tuple[str, ...]
 
 
+class SpanError(UserError):
+    """A segment that cannot be, whatever is in the table."""
+
+
 def checked(span: Span) -> Span:
-    """A segment as it is written. Raises: UserError for times or a name that cannot be."""
+    """A segment as it is written. Raises: SpanError for times or a name that cannot be."""
     name = " ".join(span.action.split())
     if not name or name != printable(name):
-        raise UserError(f"an action must have a name that can be shown, not {printable(name[:40])!r}")
+        raise SpanError(f"an action must have a name that can be shown, not {printable(name[:40])!r}")
     if len(name) > LONGEST:
-        raise UserError(f"{name[:40]}...: {len(name)} characters; an action has at most {LONGEST}")
+        raise SpanError(f"{name[:40]}...: {len(name)} characters; an action has at most {LONGEST}")
     start, end = round(max(0.0, span.start), 3), round(span.end, 3)
     if not SHORTEST <= end - start < math.inf:
-        raise UserError(
+        raise SpanError(
             f"{name}: a segment from {start} to {end} s is too short; mark its end after its start"
         )
-    return span._replace(start=start, end=end, action=NO_ACTION if name.lower() == NO_ACTION else name)
+    return span._replace(start=start, end=end, action=named(name))
 
 
 class SegmentTable:
@@ -92,16 +95,15 @@ class SegmentTable:
         cells = read_cells(self.path)
         if cells.rows:
             # What is wrong with a row.
-            read_segments(self.path)
+            segments_of(self.path, cells.named_rows())
         rows, files, videos = list[_Row](), Files(self.folder), dict[str, str]()
         for _, row in cells.rows:
             own = cells.by_name(row)
             if (name := own["video"]) not in videos:
                 path = files.find(name)
                 videos[name] = printable(path.relative_to(self.folder).as_posix()) if path else name
-            action = NO_ACTION if own["action"].lower() == NO_ACTION else own["action"]
             start, end = parse_seconds(own["start"]), parse_seconds(own["end"])
-            rows.append(_Row(Span(videos[name], start, end, action), tuple(row)))
+            rows.append(_Row(Span(videos[name], start, end, named(own["action"])), tuple(row)))
         return cells, rows
 
     def edit(self, remove: Iterable[Span], add: Iterable[Span]) -> tuple[list[Span], list[Span]]:
@@ -111,7 +113,7 @@ class SegmentTable:
         over, so that a change can be sent twice.
 
         Returns: segments that this took out and put in; the other way round it is undone.
-        Raises: UserError if the table is wrong, or cannot be written: then it is as it was before.
+        Raises: SpanError; UserError if the table is wrong, or cannot be written: then it is as it was before.
         """
         remove, add = {span._replace(row="") for span in remove}, [checked(span) for span in add]
         try:

@@ -373,6 +373,8 @@ def test_a_change_is_saved_or_refused_or_to_be_sent_again(page, learner, monkeyp
     undo = edit(row).json()
     assert undo == {"remove": [[*row, ""]], "add": []}
     assert page.get("/video", params={"name": "v0.mp4"}).json()["spans"] == [row[1:]]
+    # Nor one that begins behind its video, which no other time would take either.
+    assert edit(["v0.mp4", 99, 100, WAVE]).status_code == 400
     assert (edit(["v0.mp4", 3, 4, "x" * 300]).status_code, edit(["none.mp4", 3, 4, "x"]).status_code) == (
         400,
         400,
