@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from features.embed import Embedded, FrameEncoder
-from features.store import Store, damaged_pairs, find_stores
+from features.embed import Embedded
+from features.store import Entry, Store, damaged_pairs, find_stores
 from splits.check import check
 from splits.datasets import DataSettings, Listed
 from splits.segments import SegmentedVideos, uncovered
@@ -280,18 +280,23 @@ class EmbeddingClips:
         self.store, self.clips, self.sampling = store, clips, sampling
         self.labels = np.array([clip.label for clip in clips], np.int64)
         # First embedding of each clip, and their number.
-        self._rows: list[tuple[int, int]] = []
+        self.rows: list[tuple[int, int]] = []
         cut = [clip for clip in clips if clip.span]
         middles = {name: video.middles() for name, video in load_videos(store, cut).items()}
         for clip in clips:
             if clip.span:
-                self._rows.append(rows_of(middles[clip.name], clip.span))
+                self.rows.append(rows_of(middles[clip.name], clip.span))
                 continue
-            entry = store.entry(store_name(clip), clip.video)
-            assert entry is not None, clip.name
+            entry = self.entry(clip)
             if store.encoder.windows.hop == 1 and store.stride == 1:
                 check_length(clip.video.path, entry.embeddings)
-            self._rows.append((0, entry.embeddings))
+            self.rows.append((0, entry.embeddings))
+
+    def entry(self, clip: Clip) -> Entry:
+        """What is kept of the video of a clip."""
+        entry = self.store.entry(store_name(clip), clip.video)
+        assert entry is not None, clip.name
+        return entry
 
     def batch(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings (B, T, D) float32, which of them are padding (B, T) bool, and labels (B,) of items."""
@@ -299,55 +304,113 @@ class EmbeddingClips:
         embeddings = np.empty((len(items), length, self.store.width), np.float32)
         padding = np.empty((len(items), length), bool)
         for row, item in enumerate(items):
-            clip, (first, count) = self.clips[item[1]], self._rows[item[1]]
+            clip, (first, count) = self.clips[item[1]], self.rows[item[1]]
             indices, padding[row], mirrored = self.sampling.draw(item, count)
             embeddings[row] = self.store.array(store_name(clip))[int(mirrored), first + indices]
         labels = torch.from_numpy(self.labels[[index for _, index in items]])
         return torch.from_numpy(embeddings), torch.from_numpy(padding), labels
 
 
-# Windows (L, 3, H, W) uint8 of frames, where the embeddings of the clip are among all that they give (T,),
+# Windows (L, 3, H, W) uint8 of frames, the window and the row in it of each embedding of the clip (T, 2),
 # which of these are padding (T,) bool, and the label.
-FrameItem = tuple[list[Tensor], Tensor, Tensor, int]
+FrameItem = tuple[list[Tensor], np.ndarray, np.ndarray, int]
 
 
 class FrameClips(Dataset[FrameItem]):
     """Clips of frames, decoded when asked for by (epoch, index): for an encoder that is trained too.
 
+    Each is mirrored with p = 0.5 and cropped somewhere. Of a video encoder a clip is embeddings that follow
+    each other, from any frame on, and the windows that give them; of an image encoder it is as `Sampling`
+    draws it.
+
     Args:
-        clips: what to read
-        sampling: which embeddings make an item
-        encoder: tells windows, size and resizing
-        stride: every stride-th frame is used
+        clips: the same clips of embeddings, which tell what frames there are
+        flip: mirror them
     """
 
-    def __init__(
-        self, clips: Sequence[Clip], sampling: Sampling, encoder: FrameEncoder, *, stride: int = 1
-    ) -> None:
-        self.clips, self.sampling, self.encoder, self.stride = clips, sampling, encoder, stride
+    def __init__(self, clips: EmbeddingClips, *, flip: bool) -> None:
+        store, encoder = clips.store, clips.store.encoder
+        self.clips, self.length, self.seed = clips.clips, clips.sampling.sequence_length, clips.sampling.seed
+        self.flip, self.stride, self.side = flip, store.stride, encoder.img_dim
+        self.windows, self.resize = encoder.windows, encoder.resize.with_margin(self.side)
+        # Of videos that are not read from their first frame on, or where some frames do not decode.
+        searched = [clip for clip in clips.clips if clip.span or clips.entry(clip).lost_frames]
+        videos = load_videos(store, searched)
+        self._seconds = {name: video.seconds() for name, video in videos.items()}
+        bounds = {name: video.bounds().tolist() for name, video in videos.items()}
+        # First frame of each clip, and their number.
+        self._frames: list[tuple[int, int]] = []
+        for clip, (first, count) in zip(clips.clips, clips.rows, strict=True):
+            ends = bounds[clip.name] if clip.span else [0, clips.entry(clip).frames]
+            begin, end = (ends[first], ends[first + count]) if clip.span else ends
+            self._frames.append((begin, end - begin))
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, item: tuple[int, int]) -> FrameItem:
         """What it takes to encode a clip. Raises: MissingFileError or VideoError if it cannot be read."""
-        clip, layout = self.clips[item[1]], self.encoder.windows
-        num_frames = clip.video.count()
-        check_length(clip.video.path, num_frames)
-        kept, per_window = -(-num_frames // self.stride), layout.frames // layout.hop
-        indices, padding, mirrored = self.sampling.draw(item, layout.count(kept))
-        numbers, which = np.unique(indices // per_window, return_inverse=True)
-        windows = [layout.window(number * layout.frames, kept) for number in numbers.tolist()]
-        given = np.cumsum([0, *(len(frames) // layout.hop for frames, _ in windows)])[:-1]
-        first = given + [new.start for _, new in windows]
-        places = first[which] + indices - numbers[which] * per_window
-        # A video is read in its order.
-        wanted = np.unique(np.concatenate([frames for frames, _ in windows]))
-        images = list(clip.video.frames(wanted * self.stride))
-        resized = resize_frames(images, self.encoder.img_dim, self.encoder.resize)
+        clip, (begin, frames) = self.clips[item[1]], self._frames[item[1]]
+        rng, layout = np.random.default_rng([self.seed, *item]), self.windows
+        kept = -(-frames // self.stride)
+        if layout.frames == 1:
+            indices = clip_indices(kept, self.length, rng=rng)
+            padding = padding_of(indices)
+            numbers, which = np.unique(indices, return_inverse=True)
+            windows, places = list(numbers[:, None]), np.stack([which, np.zeros_like(which)], 1)
+        else:
+            count = min(self.length, layout.count(kept))
+            span = max(count * layout.hop, layout.least)
+            first = int(rng.integers(0, max(0, kept - span), endpoint=True))
+            starts = range(0, count * layout.hop, layout.frames)
+            cut = [layout.window(start, min(span, kept)) for start in starts]
+            windows = [first + numbers for numbers, _ in cut]
+            rows = np.array([(at, row) for at, (_, new) in enumerate(cut) for row in range(new.stop)[new]])
+            # As a short video repeats its first embedding.
+            order = np.arange(count - self.length, count).clip(0)
+            places, padding = rows[order], padding_of(order)
+        wanted = np.unique(np.concatenate(windows))
+        mirrored, corner = self.flip and rng.random() < 0.5, (rng.random(), rng.random())
+        images = self._read(clip, begin + wanted * self.stride)
+        resized = resize_frames(images, self.side, self.resize, corner)
         resized = resized.flip(-1) if mirrored else resized
-        cut = [resized[np.searchsorted(wanted, frames)] for frames, _ in windows]
-        return cut, torch.from_numpy(places), torch.from_numpy(padding), clip.label
+        return [resized[np.searchsorted(wanted, each)] for each in windows], places, padding, clip.label
+
+    def _read(self, clip: Clip, numbers: np.ndarray) -> list[np.ndarray]:
+        if clip.name not in self._seconds:
+            return list(clip.video.frames(numbers))
+        seconds, wanted = self._seconds[clip.name], set((numbers - numbers[0]).tolist())
+        shown = clip.video.frames_from(float(seconds[numbers[0]]), seconds[:-1])
+        pairs = zip(range(max(wanted) + 1), shown, strict=False)
+        images = [frame.image for number, frame in pairs if number in wanted]
+        if len(images) < len(wanted):
+            raise VideoError(f"{clip.video.name}: it ends before frame {numbers[-1]}; did the file change?")
+        return images
+
+    def collate(self, items: Sequence[FrameItem]) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """A batch of items, whose windows are of a few lengths.
+
+        Returns: windows (N, L, 3, H, W) uint8 of each length L; the row of each clip's embeddings among all
+            that these give, one length after the other, (B, T); which of them are padding (B, T) bool; labels
+            (B,).
+        """
+        windows = [window for item in items for window in item[0]]
+        lengths = np.array([len(window) for window in windows])
+        # The first row of each window.
+        order, counts = np.argsort(lengths, kind="stable"), lengths // self.windows.hop
+        begins = np.empty_like(counts)
+        begins[order] = np.cumsum(counts[order]) - counts[order]
+        rows, at = list[np.ndarray](), 0
+        for own, places, _, _ in items:
+            rows.append(begins[at + places[:, 0]] + places[:, 1])
+            at += len(own)
+        alike = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+        return (
+            [torch.stack([windows[number] for number in numbers]) for numbers in alike],
+            torch.from_numpy(np.stack(rows)),
+            torch.from_numpy(np.stack([padding for _, _, padding, _ in items])),
+            torch.tensor([label for *_, label in items]),
+        )
 
 
 def near_copies(folder: Path, train: Sequence[Clip], test: Sequence[Clip]) -> Iterator[str]:

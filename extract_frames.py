@@ -21,7 +21,7 @@ from utils.flags import COUNT, Parser, number
 from utils.process import MissingFileError, UserError, available_cores, run, warn
 from video.files import find_videos, printable
 from video.opencv import cv2
-from video.reader import Video, worker_context
+from video.reader import Video, end_with_parent, worker_context
 
 # Beside this file, not the working directory: the documented command is typed inside data/.
 DEFAULT_DATASET = Path(__file__).resolve().parent / "data" / "UCF-101"
@@ -77,7 +77,7 @@ def extract_all(dataset_path: Path, quality: int, workers: int) -> tuple[int, in
         if (other := videos.setdefault(folder, path)) != path:
             failures.append(f"{path}: {other.name} has the same frame folder; rename one of the two")
     make_writable_folder(frames_path)
-    pool = ProcessPoolExecutor(workers, mp_context=worker_context())
+    pool = ProcessPoolExecutor(workers, worker_context(), end_with_parent)
     try:
         jobs = {pool.submit(extract_clip, path, folder, quality): path for folder, path in videos.items()}
         bar = tqdm(as_completed(jobs), total=len(jobs), desc="extracting", unit="clip", dynamic_ncols=True)

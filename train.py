@@ -5,6 +5,7 @@
     python3 train.py --encoder efficientnet_lite0                       # the fastest, needs none either
     python3 train.py --split_number all                                 # all three splits, and their mean
     python3 train.py --dataset_path my_clips --encoder i3d              # any folder of class folders
+    python3 train.py --encoder i3d --finetune 2                         # then the encoder's last blocks too
     python3 train.py --resume                                           # goes on where the last run stopped
     torchrun --nproc_per_node=4 train.py ...                            # the same on four devices
 
@@ -22,28 +23,31 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from annotation.recognizer import Recognizer
 from annotation.timelines import USUAL_COST, best_cost, report_timelines
-from dataset import EmbeddingClips, Sampling, batch_items, fill_store, sampled, with_background
+from dataset import EmbeddingClips, FrameClips, Sampling, batch_items, fill_store, sampled, with_background
 from features.encoder import Encoder
 from features.settings import DeviceSettings, EncoderSettings, StoreSettings, read_state
 from features.store import Store, default_folder
-from models import build_head
+from models import Head, build_head
 from splits.datasets import ALL, AnyListed, DataSettings, open_listed
 from splits.segments import KEPT, SegmentedVideos
-from splits.split import NO_ACTION, Split, hold_out, names_sha256
+from splits.split import NO_ACTION, Clip, Split, hold_out, names_sha256
 from training.calibration import fit_temperature
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from training.pictures import curves
@@ -59,19 +63,27 @@ from training.report import (
     summary,
     write_report,
 )
-from training.settings import ClipSettings, LoopSettings, ModelSettings, OutputSettings, StopSettings
-from utils.device import choose_device, seed_everything
+from training.settings import (
+    ClipSettings,
+    FinetuneSettings,
+    LoopSettings,
+    ModelSettings,
+    OutputSettings,
+    StopSettings,
+)
+from utils.device import choose_device, choose_dtype, seed_everything
 from utils.files import make_writable_folder, unused, write_whole
 from utils.flags import Parser, add_flags, read, typed
 from utils.process import MissingFileError, UserError, run, say
 from utils.ranks import Ranks
+from video.reader import end_with_parent, worker_context
 
 LAST, BEST = "last.pth", "best.pth"
 # Clips that an epoch draws from each segment of a long video.
 DRAWS = 3
 GROUPS = (
-    *(DataSettings, StoreSettings, EncoderSettings, ModelSettings, ClipSettings, LoopSettings, StopSettings),
-    *(OutputSettings, DeviceSettings),
+    *(DataSettings, StoreSettings, EncoderSettings, ModelSettings, ClipSettings, LoopSettings),
+    *(FinetuneSettings, StopSettings, OutputSettings, DeviceSettings),
 )
 # Flags that may change when a run is resumed: where things are and what computes, nothing of the recipe.
 MAY_DIFFER = (
@@ -199,6 +211,21 @@ def _plain(value: Any) -> Any:
 
 
 Tested = tuple[dict[str, Any], Predictions]
+# A batch: epoch and index of each clip.
+Items = list[tuple[int, int]]
+
+
+class FrameModel(nn.Module):
+    """An encoder and a head that are trained together."""
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, windows: list[Tensor], rows: Tensor, padding: Tensor) -> Tensor:
+        """Logits (B, C) of a batch as `FrameClips.collate` makes it."""
+        embeddings = torch.cat([self.encoder(alike).flatten(0, 1) for alike in windows])
+        return self.head(embeddings[rows], padding)
 
 
 def train(
@@ -241,6 +268,84 @@ def train(
                 ) from None
         seed_everything(args.seed)
         return fit(args, start, listed or open_listed(read(DataSettings, args)), device, ranks)
+
+
+class Part(NamedTuple):
+    """A part of the training: over embeddings, or over frames.
+
+    Attributes:
+        optimization: of what is trained
+        module: its logits, by what `read` gives but the labels
+        read: reads batches of items
+        finetuned: the encoder is trained too
+    """
+
+    optimization: Optimization
+    module: nn.Module
+    read: Callable[[list[Items]], Iterable[Any]]
+    finetuned: bool
+
+
+@contextlib.contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """Raises: CheckpointError for what a file that was changed makes Python raise."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: damaged; begin again without --resume, which moves it aside"
+        ) from error
+
+
+class Standing(NamedTuple):
+    """Where a run stands, as last.pth keeps it.
+
+    Attributes:
+        optimization: state of the optimizer and the schedule
+        history: figures of each epoch
+        best: validation accuracy, negative loss and number of the best epoch; None without validation
+    """
+
+    optimization: dict[str, dict]
+    history: list[dict[str, float]]
+    best: tuple[float, float, int] | None
+
+    @classmethod
+    def of(cls, kept: Any, path: Path) -> Standing:
+        """What last.pth has. Raises: CheckpointError if that is damaged."""
+        with damage(path):
+            return cls(kept["optimization"], list(kept["history"]), kept["best"])
+
+
+def frame_reader(frames: FrameClips, workers: int, *, pin: bool) -> Callable[[list[Items]], Iterable[Any]]:
+    """A function that reads batches of items in processes, which are started once."""
+    batches: list[Items] = []
+    loader = DataLoader(
+        frames, batch_sampler=batches, collate_fn=frames.collate, num_workers=workers, pin_memory=pin,
+        multiprocessing_context=worker_context(), worker_init_fn=end_with_parent, persistent_workers=True,
+    )  # fmt: skip
+
+    def read(wanted: list[Items]) -> Iterable[Any]:
+        batches[:] = wanted
+        return loader
+
+    return read
+
+
+def to_device(values: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
+    """Values on a device."""
+    if isinstance(values, list):
+        return [each.to(device, non_blocking=True) for each in values]
+    return values.to(device, non_blocking=True)
+
+
+def first_encoder(args: argparse.Namespace) -> Encoder:
+    """The encoder that a training begins with. Raises: as `Encoder` and `load_checkpoint`."""
+    if args.checkpoint_model:
+        encoder = load_checkpoint(args.checkpoint_model).encoder
+        return encoder if args.img_dim in (None, encoder.img_dim) else encoder.resized(args.img_dim)
+    state = read_state(args.encoder, args.encoder_weights)
+    return Encoder(args.encoder, state=state, img_dim=args.img_dim)
 
 
 def take_sizes(args: argparse.Namespace, given: dict[str, Any], start: Checkpoint) -> None:
@@ -291,8 +396,7 @@ def fit(
             encoder = encoder.resized(args.img_dim)
         length = args.sequence_length
     else:
-        state = read_state(args.encoder, args.encoder_weights)
-        encoder, model = Encoder(args.encoder, state=state, img_dim=args.img_dim), args.model
+        encoder, model = first_encoder(args), args.model
         spec = encoder.spec
         length = args.sequence_length or (spec.segment_length if args.segments else spec.sequence_length)
         head, sizes = build_head(
@@ -301,13 +405,32 @@ def fit(
     # What an earlier training ended with is no part of this one.
     head.to(device).temperature = 1.0
 
+    # Epochs over embeddings, and behind them those over frames.
+    finetune = args.finetune is not None
+    frozen_epochs = 0 if finetune and args.checkpoint_model else args.num_epochs
+    epochs = frozen_epochs + args.num_epochs * finetune
+    standing = Standing.of(start.training, args.output_path / LAST) if args.resume and start else None
+    history = standing.history if standing else []
+
     # Embeddings, computed once and kept.
+    if finetune and args.precision == "auto":
+        args.precision = "bf16" if choose_dtype("auto", device) == torch.bfloat16 else "fp32"
     encoder.to(device).prepare(args.precision)
     spec, stride = encoder.spec, args.frame_stride or encoder.spec.frame_stride
     flip = read(EncoderSettings, args).mirrors(spec)
-    folder = default_folder(args.cache_path, listed.data.dataset_path, encoder, stride)
-    store = Store(folder, encoder, stride=stride, flip=flip, cuts=bool(args.segments))
-    fill_store(store, split.clips, args.num_workers, ranks)
+
+    def stored(
+        encoder: Encoder, clips: Sequence[Clip], folder: Path | None = None, *, flip: bool = False
+    ) -> Store:
+        """A store with the embeddings of some clips; by default it is kept for other commands."""
+        kept = default_folder(args.cache_path, listed.data.dataset_path, encoder, stride)
+        store = Store(folder or kept, encoder, stride=stride, flip=flip, cuts=bool(args.segments))
+        fill_store(store, clips, args.num_workers, ranks)
+        return store
+
+    # Once the encoder is trained, its first embeddings still tell which frames there are.
+    first = encoder if len(history) <= frozen_epochs else first_encoder(args).to(device)
+    store = stored(first.prepare(args.precision), split.clips, flip=flip)
     background = None
     if isinstance(listed, SegmentedVideos):
         background = split.classes.index(NO_ACTION)
@@ -318,10 +441,8 @@ def fit(
     # A segment is long beside the clips that are drawn from it.
     drawn = clips * DRAWS if args.segments else clips
     training = EmbeddingClips(store, drawn, Sampling(length, training=True, flip=flip, seed=args.seed))
-    tests = {
-        "val": EmbeddingClips(store, held_out, testing),
-        "test": EmbeddingClips(store, split.test, testing),
-    }
+    sides = {"val": held_out, "test": split.test}
+    tests = {name: EmbeddingClips(store, side, testing) for name, side in sides.items()}
 
     # Optimizer, and what was before.
     taken = sampled(training.labels, background, 1, args.seed)
@@ -332,12 +453,29 @@ def fit(
     if args.class_weights == "balanced":
         weights = balanced_weights(training.labels[taken], len(split.classes)).to(device)
     recipe = read_recipe(args.recipe, args.learning_rate)
-    optimization = Optimization(head, recipe, args.num_epochs * steps, weights)
-    parallel = ranks.parallel(head, device)
+
+    def begin(finetuned: bool) -> Part:
+        """The part of the training over embeddings, or the one over frames."""
+        if not finetuned:
+            optimization = Optimization(head, recipe, args.num_epochs * steps, weights)
+            return Part(optimization, ranks.parallel(head, device), partial(map, training.batch), False)
+        trained = encoder.unfreeze(args.finetune or None)
+        optimization = Optimization(head, recipe, args.num_epochs * steps, weights, trained)
+        size, whole = sum(each.numel() for each, _ in trained), number_of_parameters(encoder)
+        say(f"finetuning {size:,} of the {whole:,} parameters of {encoder.name}, and the head")
+        frames = FrameClips(training, flip=not args.no_flip)
+        return Part(
+            optimization,
+            ranks.parallel(FrameModel(encoder, head), device),
+            frame_reader(frames, args.num_workers, pin=device.type == "cuda"),
+            True,
+        )
+
     short = encoder.name.replace("/", "-")[-80:]
     title = f"{model}-{short}-{encoder.img_dim}px-split{args.split_number}"
     if not args.resume:
-        run_path = args.run_path or Path("runs") / f"{title}-{args.recipe}-seed{args.seed}"
+        kind = args.recipe + "-finetuned" * finetune
+        run_path = args.run_path or Path("runs") / f"{title}-{kind}-seed{args.seed}"
         args.run_path = ranks.gather(unused(run_path))[0]
         if ranks.rank == 0:
             # Lists that were drawn are kept: drawn anew they might be others.
@@ -354,30 +492,38 @@ def fit(
     settings["clips"] = names_sha256(clips)
     if args.segments and ranks.rank == 0:
         settings["table"] = sha256(args.segments.read_bytes()).hexdigest()
-    history: list[dict[str, float]] = []
-    best: tuple[float, float, int] | None = None
-    if args.resume:
+    best = standing.best if standing else None
+    part = begin(finetune and len(history) >= frozen_epochs)
+    if standing:
         assert start
-        assert start.training
         if start.settings.get("clips") != settings["clips"]:
             raise UserError(
                 f"{listed.data.dataset_path}: not the clips that {args.output_path / LAST} was trained on; "
                 "put them back, or begin again without --resume"
             )
-        try:
-            optimization.load_state_dict(start.training["optimization"])
-            history, best = list(start.training["history"]), start.training["best"]
-        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{args.output_path / LAST}: damaged; begin again without --resume, which moves it aside"
-            ) from error
-        say(f"going on after epoch {len(history)} of {args.num_epochs}")
+        # A part that is to begin has no state yet.
+        if part.finetuned == (len(history) > frozen_epochs):
+            with damage(args.output_path / LAST):
+                part.optimization.load_state_dict(standing.optimization)
+        say(f"going on after epoch {len(history)} of {epochs}")
 
     def checkpoint(epoch: int, training: dict[str, Any] | None = None) -> Checkpoint:
         return Checkpoint(
             encoder, head, model, sizes, split.classes, length, stride, args.split_number, epoch, settings,
             training, change_cost=USUAL_COST if args.segments else None,
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def encoded(names: list[str]) -> Iterator[dict[str, EmbeddingClips]]:
+        """Clips to test on, as the encoder encodes them after this epoch."""
+        if not part.finetuned or not names:
+            yield tests
+            return
+        encoder.eval().prepare(args.precision)
+        # Embeddings of an epoch are kept for its tests alone.
+        with ranks.common_folder(args.run_path / "embeddings") as folder:
+            now = stored(encoder, [clip for name in names for clip in sides[name]], folder)
+            yield {name: EmbeddingClips(now, sides[name], testing) for name in names}
 
     # The loop.
     on = f"{len(clips):,} clips"
@@ -392,38 +538,43 @@ def fit(
         + f"; figures and curves in {args.run_path}"
     )
     board = SummaryWriter(str(args.run_path), purge_step=len(history) + 1) if ranks.rank == 0 else None
-    path = args.output_path / f"{model}_{args.num_epochs}.pth"
-    for epoch in range(len(history) + 1, args.num_epochs + 1):
-        if best and args.patience and epoch - 1 - best[2] >= args.patience:
+    path = args.output_path / f"{model}_{epochs}.pth"
+    for epoch in range(len(history) + 1, epochs + 1):
+        if finetune and epoch == frozen_epochs + 1 and not part.finetuned:
+            part = begin(True)
+        # The encoder has its turn all the same.
+        since = max(best[2], frozen_epochs * finetune) if best else epoch
+        if args.patience and epoch - 1 - since >= args.patience:
             say(f"ended after epoch {epoch - 1}: no better one in {args.patience} epochs")
             break
-        started, named = time.perf_counter(), f"epoch {epoch} of {args.num_epochs}"
-        parallel.train()
+        started, named = time.perf_counter(), f"epoch {epoch} of {epochs}"
+        part.module.train()
         totals = np.zeros(3)  # sum of losses, right, clips
         taken = sampled(training.labels, background, epoch, args.seed)
         batches = batch_items(taken, args.batch_size, epoch=epoch, seed=args.seed, ranks=ranks)
-        with tqdm(batches, named, unit="batch", dynamic_ncols=True, disable=ranks.rank > 0) as bar:
-            for number, items in enumerate(bar):
+        with tqdm(
+            part.read(batches), named, len(batches), unit="batch", dynamic_ncols=True, disable=ranks.rank > 0
+        ) as bar:
+            for number, (*inputs, labels) in enumerate(bar):
                 # Random numbers depend on the place of a batch alone, so that a resumed run draws the same.
                 entropy = np.random.SeedSequence([args.seed, epoch, number, ranks.rank])
                 torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-                embeddings, padding, labels = training.batch(items)
                 labels = labels.to(device, non_blocking=True)
-                logits = parallel(embeddings.to(device, non_blocking=True), padding.to(device))
-                loss = optimization.loss(logits, labels)
+                logits = part.module(*(to_device(each, device) for each in inputs))
+                loss = part.optimization.loss(logits, labels)
                 right = (logits.argmax(1) == labels).sum()
                 figures = ranks.sum(
                     torch.stack([loss.detach(), right, loss.new_tensor(len(labels))])
                 ).tolist()
                 if not math.isfinite(figures[0]):
-                    names = ", ".join(drawn[index].name for _, index in items)
+                    names = ", ".join(drawn[index].name for _, index in batches[number])
                     raise UserError(
                         f"{named}, batch {number + 1}: the loss became {figures[0]}; train with a smaller "
                         f"--learning_rate; the checkpoints in {args.output_path} are from before; the clips "
                         f"were {names}"
                     )
                 # The mean over the clips of all processes, whose gradients are averaged.
-                optimization.step(loss * (ranks.size / figures[2]))
+                part.optimization.step(loss * (ranks.size / figures[2]))
                 totals += figures
                 bar.set_postfix_str(
                     f"loss {totals[0] / totals[2]:.3f}, accuracy {100 * totals[1] / totals[2]:.1f} %"
@@ -432,43 +583,43 @@ def fit(
         row = {
             "epoch": epoch, "train_loss": totals[0] / totals[2],
             "train_accuracy": 100 * totals[1] / totals[2],
-            "learning_rate": optimization.learning_rate, "seconds": seconds,
+            "learning_rate": part.optimization.learning_rate, "seconds": seconds,
             "clips_per_second": totals[2] / seconds,
         }  # fmt: skip
         say(f"{named}: train loss {row['train_loss']:.3f} nats, accuracy {row['train_accuracy']:.2f} %")
 
         # Tests, best and last checkpoint.
         head.temperature = 1.0
-        due = epoch % args.checkpoint_interval == 0 or epoch == args.num_epochs
-        for name in [name for name, test in tests.items() if test.clips and (due or name == "val")]:
-            logits, labels = predict_logits(head, tests[name], device, ranks=ranks)
-            test_loss = float(torch.nn.functional.cross_entropy(logits, labels))
-            accuracy = 100 * float((logits.argmax(1) == labels).float().mean())
-            row |= {f"{name}_loss": test_loss, f"{name}_accuracy": accuracy}
-            say(f"{named}: {name} loss {test_loss:.3f} nats, accuracy {accuracy:.2f} %")
-            if name == "val":
-                head.temperature = fit_temperature(logits, labels)
-                score = row["val_accuracy"], -row["val_loss"]
-                # Of equally accurate epochs the one with the least loss.
-                if best is None or score > best[:2]:
-                    best = (*score, epoch)
-                    if ranks.rank == 0:
-                        save_checkpoint(args.output_path / BEST, checkpoint(epoch))
-                temperature, head.temperature = head.temperature, 1.0
+        due = epoch % args.checkpoint_interval == 0 or epoch in (frozen_epochs, epochs)
+        parts = [name for name, side in sides.items() if side and (due or name == "val")]
+        with encoded(parts) as now:
+            for name in parts:
+                logits, labels = predict_logits(head, now[name], device, ranks=ranks)
+                test_loss = float(nn.functional.cross_entropy(logits, labels))
+                accuracy = 100 * float((logits.argmax(1) == labels).float().mean())
+                row |= {f"{name}_loss": test_loss, f"{name}_accuracy": accuracy}
+                say(f"{named}: {name} loss {test_loss:.3f} nats, accuracy {accuracy:.2f} %")
+                if name == "val":
+                    head.temperature = fit_temperature(logits, labels)
+                    score = row["val_accuracy"], -row["val_loss"]
+                    # Of equally accurate epochs the one with the least loss.
+                    if best is None or score > best[:2]:
+                        best = (*score, epoch)
+                        if ranks.rank == 0:
+                            save_checkpoint(args.output_path / BEST, checkpoint(epoch))
+                    temperature, head.temperature = head.temperature, 1.0
         if held_out:
             head.temperature = temperature
         history.append({name: float(value) for name, value in row.items()})
         if ranks.rank == 0:
-            standing = {"optimization": optimization.state_dict(), "history": history, "best": best}
+            now_standing = Standing(part.optimization.state_dict(), history, best)
             if due:
                 path = args.output_path / f"{model}_{epoch}.pth"
                 save_checkpoint(path, checkpoint(epoch))
                 say(f"saved {path}")
-            save_checkpoint(args.output_path / LAST, checkpoint(epoch, standing))
+            save_checkpoint(args.output_path / LAST, checkpoint(epoch, now_standing._asdict()))
             assert board
             write_history(args.run_path, history, board)
-    else:
-        epoch = args.num_epochs
     if board:
         board.close()
         # Once: drawing takes as long as an epoch of a small head.
@@ -480,10 +631,16 @@ def fit(
         save_checkpoint(path, checkpoint(len(history)))
     ranks.wait()
     chosen = load_checkpoint(path) if ranks.rank == 0 else None
-    trained = ranks.gather((chosen.head.state_dict(), chosen.head.temperature) if chosen else None)[0]
+    whole = chosen.encoder.state_dict() if chosen and finetune else None
+    trained = ranks.gather((chosen.head.state_dict(), chosen.head.temperature, whole) if chosen else None)[0]
     assert trained is not None
     head.load_state_dict(trained[0])
     head.temperature = trained[1]
+    if trained[2]:
+        encoder.load_state_dict(trained[2])
+        encoder.eval().prepare(args.precision)
+        store = stored(encoder, split.test + (held_out if background is not None else []))
+        tests["test"] = EmbeddingClips(store, split.test, testing)
     predictions = predict(head, tests["test"], split.classes, device, ranks=ranks)
     if chosen is None:
         return None
@@ -514,6 +671,12 @@ def check_flags(args: argparse.Namespace) -> str | None:
             f"--batch_size {args.batch_size} is too small: BatchNorm cannot train on a single clip in a "
             f"process; take {least} or more"
         )
+    if (args.dataset_path / "encoder.json").is_file():
+        return (
+            f"{args.dataset_path} has embeddings; name the folder of their videos, which training needs too"
+        )
+    if args.finetune is not None and args.precision == "int8":
+        return "--finetune trains the encoder, which 8-bit integers cannot; take --precision auto"
     if args.patience and not args.val_fraction and not args.segments:
         return "--patience looks at validation clips; hold some out with --val_fraction 0.1"
     return None

@@ -1,4 +1,4 @@
-"""A frozen network made as fast as its device allows.
+"""A network that turns frames into embeddings: frozen, and as fast as its device allows; or trained further.
 
 Shapes: N windows, L frames of each, H x W pixels, K embeddings of each, D embedding width.
 """
@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from features.blocks import BATCHNORMS, blocks_of, depths_of, keep_activations, used_parameters
 from features.folding import Normalized, channels_last, fold_batchnorm, keep_freed_memory
 from features.networks import encoder_spec
 from features.quantized import QuantizedNetwork, can_quantize, quantized_network
@@ -22,12 +23,15 @@ from features.weights import State
 from utils.device import choose_dtype
 from utils.process import UserError
 
+# Share of the learning rate that a block of a Transformer has of that of the next one.
+LAYER_DECAY = 0.75
+
 
 class Encoder(nn.Module):
     """A frozen network, pretrained on images or on videos.
 
-    Frozen for good: no gradient reaches `feature_extractor`, and its BatchNorm layers stay in eval mode
-    whatever `.train()` says.
+    No gradient reaches `feature_extractor` but what `unfreeze` frees, and its BatchNorm layers stay in eval
+    mode whatever `.train()` says.
 
     Args:
         name: as `encoder_spec` takes it
@@ -75,6 +79,8 @@ class Encoder(nn.Module):
         self._batch_limit = self.spec.accelerator_batch
         self._sha256: str | None = None
         self._one_at_a_time = threading.Lock()
+        # Blocks that stay as they are while others are trained; None while all do.
+        self._kept: list[nn.Module] | None = None
         self.feature_extractor = channels_last(self.spec.build(pretrained=pretrained, state=state))
         self.feature_extractor.requires_grad_(False).eval()
         self.register_buffer("mean", 255 * torch.tensor(self.spec.mean), persistent=False)
@@ -82,8 +88,45 @@ class Encoder(nn.Module):
         self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_sha256", None))
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode."""
-        return super().train(False)
+        """Stay in eval mode, but for what `unfreeze` has freed; of that BatchNorms stay too."""
+        mode = mode and self._kept is not None
+        super().train(mode)
+        if self._kept is not None:
+            keep_activations(self.feature_extractor, not mode)
+        if mode:
+            norms = [part for part in self.modules() if isinstance(part, BATCHNORMS)]
+            for part in [*norms, *(self._kept or ())]:
+                part.eval()
+            self._sha256 = None
+        return self
+
+    def unfreeze(self, blocks: int | None = None) -> list[tuple[nn.Parameter, float]]:
+        """Let `forward` train the network: its last `blocks` and what follows, or all of it without a number.
+
+        BatchNorms stay as they are, and so does what embeddings do not depend on, a classifier for one.
+
+        Returns: what is trained, and the share of the learning rate that each has: 1, but less from block to
+            block of a Transformer (Clark et al., ICLR 2020, section 3.1; 0.75 as He et al., CVPR 2022).
+        Raises: UserError if there are not so many blocks.
+        """
+        self.pretrained, layout = False, self.windows
+        with torch.enable_grad():
+            self.feature_extractor.requires_grad_(True)
+            shown = torch.zeros(1, layout.least, 3, self.img_dim, self.img_dim, dtype=torch.uint8)
+            used = used_parameters(self.feature_extractor, self(shown).sum())
+        self.feature_extractor.requires_grad_(False)
+        stack = blocks_of(self.feature_extractor, used)
+        if blocks and blocks > len(stack):
+            raise UserError(f"--finetune {blocks}: {self.name} has {len(stack)} blocks; leave the number out")
+        self._kept = stack[:-blocks] if blocks else []
+        depths = depths_of(used, stack)
+        least = len(stack) - blocks + 1 if blocks else 0
+        transformer = any(isinstance(part, nn.LayerNorm) for part in self.feature_extractor.modules())
+        decay = LAYER_DECAY if transformer else 1.0
+        trained = [(each, decay ** (len(stack) + 1 - depth)) for each, depth in depths if depth >= least]
+        for parameter, _ in trained:
+            parameter.requires_grad_(True)
+        return trained
 
     def sha256(self) -> str:
         """SHA-256 over the names and bytes of the network's tensors and its settings, in hexadecimal."""
@@ -202,22 +245,30 @@ class Encoder(nn.Module):
             return torch.cat(parts)
 
     def _embed_batch(self, batch: Tensor) -> Tensor:
-        count, batch = len(batch), batch.to(self.device, non_blocking=True)
+        count = len(batch)
         if self.device.type != "cpu":
             # cuDNN tunes itself at each new size, so there are few: powers of two.
             size = min(self.batch_size, 1 << (count - 1).bit_length())
             batch = torch.cat([batch, batch[:1].expand(size - count, *batch.shape[1:])])
+        fast = self._fast or self.feature_extractor
+        return self._compute(fast, batch, self.dtype).float()[:count]
+
+    def _compute(self, network: Callable[[Tensor], Tensor], batch: Tensor, dtype: torch.dtype) -> Tensor:
+        batch = batch.to(self.device, non_blocking=True)
         # By rows of pixels: the three values of a pixel are too few for a CPU's vectors.
         rows, width = batch.permute(0, 1, 3, 4, 2).flatten(3).float(), batch.shape[-1]
         rows.sub_(self.mean.repeat(width)).mul_(self.scale.repeat(width))
         batch = rows.unflatten(-1, (width, 3)).permute(0, 1, 4, 2, 3)
-        fast = self._fast or self.feature_extractor
         if self.spec.video:
             clips = batch.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
-            return fast(clips.to(self.dtype)).float()[:count]
+            return network(clips.to(dtype))
         images = batch[:, -1].contiguous(memory_format=torch.channels_last)
-        return fast(images.to(self.dtype)).float()[:count, None]
+        return network(images.to(dtype))[:, None]
 
     def forward(self, windows: Tensor) -> Tensor:
-        """As `embed`."""
-        return self.embed(windows)
+        """Embeddings that gradients go through, of windows of one batch; else as `embed`.
+
+        In bfloat16 where `prepare` has chosen it, but for weights and sums (torch.autocast).
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return self._compute(self.feature_extractor, windows, torch.float32).float()

@@ -90,6 +90,8 @@ class Entry:
 
     embeddings: int
     views: int
+    frames: int
+    lost_frames: int
 
 
 class Store:
@@ -147,7 +149,7 @@ class Store:
             about["cuts"] != self.cuts and (self.cuts or len(about["begins"]) > 1)
         ):
             return None
-        entry = Entry(int(about["embeddings"]), int(about["views"]))
+        entry = Entry(*(int(about[each.name]) for each in fields(Entry)))
         return None if self.flip and entry.views < 2 else entry
 
     def check_stride(self, names: Iterable[str]) -> None:

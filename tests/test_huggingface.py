@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 import sys
 from fractions import Fraction
@@ -197,11 +198,46 @@ def test_commands_take_it_as_an_encoder(name, classifiers, toy, tmp_path):
     model = tmp_path / "out/LinearProbe_2.pth"
     tested = Script("test.py", *data_flags(small), "--checkpoint_model", model).outcome()
     assert tested.status == 0, tested.err
+    finetuned = Script(
+        "train.py", *data_flags(small), "--checkpoint_model", model, "--precision", "fp32", "--num_epochs", 1,
+        "--finetune", 1, "--output_path", tmp_path / "tuned", "--run_path", tmp_path / "tuned-run",
+    ).outcome()  # fmt: skip
+    assert finetuned.status == 0, finetuned.err
+    tested = Script("test.py", "--checkpoint_model", tmp_path / "tuned/LinearProbe_1.pth").outcome()
+    assert tested.status == 0, tested.err
     clips = Script(
         "extract_features.py", "--video_path", small / "UCF-101", *flags, "--output", tmp_path / "f"
     ).outcome()
     assert clips.status == 0, clips.err
     assert len(list((tmp_path / "f").rglob("*.npy"))) == 6
+
+
+@needed
+@pytest.mark.parametrize("name", [*NAMES, "XCLIP"])
+@pytest.mark.parametrize("blocks", [1, None])
+def test_gradients_are_those_of_transformers(name, blocks, folders, reader):
+    """Through what computes activations again, and for all parameters of the last blocks."""
+    folder = reader[0] if name == "XCLIP" else folders / name
+    encoder = Encoder(f"hf/{folder}")
+    layout, side = encoder.windows, encoder.img_dim
+    windows = torch.randint(0, 256, (2, layout.frames, 3, side, side), dtype=torch.uint8)
+    trained = encoder.unfreeze(blocks)
+    gradients = []
+    for again in (True, False):
+        encoder.train(again)
+        encoder.zero_grad()
+        encoder(windows).square().sum().backward()
+        gradients.append([parameter.grad for parameter, _ in trained])
+        reached = {id(each) for each in encoder.parameters() if each.grad is not None}
+        assert reached == {id(parameter) for parameter, _ in trained}
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+    names = " ".join(
+        key for key, each in encoder.named_parameters() if each.requires_grad and "mit" not in key
+    )
+    layers = set(re.findall(r"(?<!mit\.)(?:encoder|network)\.layers?\.(\d)", names))
+    assert layers == ({"1"} if blocks else {"0", "1"})
+    assert "text_model" not in names
 
 
 WORDS = ["pouring milk", "cutting bread", "something else", "brød skæres"]

@@ -27,6 +27,10 @@ def in_worker():
     list(torch.utils.data.DataLoader(Broken(), num_workers=1))
 
 
+def no_memory():
+    torch.empty(10**15)
+
+
 def ending(call, error):
     module = ModuleType("command")
 
@@ -44,6 +48,7 @@ def ending(call, error):
         (MissingFileError("x.avi: no such file"), "x.avi: no such file"),
         (OSError(errno.ENOSPC, "No space left"), "No space left"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "--batch_size"),
+        (no_memory, "the memory is full (4000000000000000 bytes more are needed); lower --batch_size"),
     ],
 )
 def test_errors_of_the_user_and_of_the_system_are_one_line(call, error, message):

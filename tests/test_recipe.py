@@ -72,4 +72,5 @@ def test_it_goes_on_from_its_state():
 
 def test_the_learning_rate_may_be_set():
     assert read_recipe("original", None).learning_rate == 1e-5
-    assert read_recipe("default", 0.5) == Recipe(learning_rate=0.5)
+    assert read_recipe("default", (0.5,)) == Recipe(learning_rate=0.5)
+    assert read_recipe("default", (0.5, 0.1)) == Recipe(learning_rate=0.5, encoder_rate=0.1)

@@ -3,10 +3,11 @@ import torch
 
 import test as test_script
 import train
-from conftest import data_flags, trained_in, ucf101_at
-from dataset import FrameClips, Sampling
+from conftest import data_flags, embed_frames, trained_in, ucf101_at
+from dataset import clip_indices
 from splits.datasets import Listed
 from training.checkpoint import load_checkpoint
+from video.frames import resize_frames
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +34,14 @@ def test_every_clip_counts_once_whatever_the_batches(call, toy, trained):
     assert figures.pop().strip() in training.out
     checkpoint = load_checkpoint(path)
     test = Listed(ucf101_at(toy)).split(2).test
-    clips = FrameClips(test, Sampling(8), checkpoint.encoder)
     correct = 0
     with torch.no_grad():
-        for index in range(len(clips)):
-            windows, places, padding, label = clips[0, index]
-            embeddings = torch.cat([checkpoint.encoder.embed(window[None])[0] for window in windows])
-            correct += int(checkpoint.head(embeddings[places][None], padding[None]).argmax()) == label
-    assert f"{correct} of {len(clips)} clips" in done.out
+        for clip in test:
+            frames = list(clip.video.frames())
+            chosen = [frames[index] for index in clip_indices(len(frames), 8)]
+            embeddings = embed_frames(checkpoint.encoder, resize_frames(chosen, 32))
+            correct += int(checkpoint.head(embeddings[None]).argmax()) == clip.label
+    assert f"{correct} of {len(test)} clips" in done.out
 
 
 def test_the_embeddings_of_the_training_are_used(call, small, train_flags, tmp_path):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,7 @@ class Recipe:
     Attributes:
         optimizer: "adamw" (Loshchilov and Hutter, ICLR 2019) or "adam" (Kingma and Ba, ICLR 2015)
         learning_rate: the highest
+        encoder_rate: the same of an encoder that is trained too; None for a tenth
         cosine: it falls to 0 as a cosine (Loshchilov and Hutter, ICLR 2017); else it is constant
         warmup: share of all steps in which it rises linearly (Goyal et al., 2017)
         weight_decay: of matrices; biases and BatchNorm have none
@@ -34,6 +36,7 @@ class Recipe:
 
     optimizer: str = "adamw"
     learning_rate: float = 3e-4
+    encoder_rate: float | None = None
     cosine: bool = True
     warmup: float = 0.1
     weight_decay: float = 0.01
@@ -52,10 +55,11 @@ RECIPES = {
 }  # fmt: skip
 
 
-def read_recipe(name: str, learning_rate: float | None) -> Recipe:
-    """The recipe of --recipe, with the learning rate of --learning_rate if that is set."""
-    recipe = RECIPES[name]
-    return replace(recipe, learning_rate=learning_rate) if learning_rate else recipe
+def read_recipe(name: str, rates: Sequence[float] | None) -> Recipe:
+    """The recipe of --recipe, with the one or two learning rates of --learning_rate if that is set."""
+    if not rates:
+        return RECIPES[name]
+    return replace(RECIPES[name], learning_rate=rates[0], encoder_rate=rates[1] if len(rates) > 1 else None)
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
@@ -72,22 +76,34 @@ class Optimization:
         module: what is trained, on its device; its dropout and BatchNorms are set as the recipe says
         steps: of the whole training
         weights: of the classes in the loss, (C,); by default all count alike
+        encoder: its parameters that are trained too, each with its share of the encoder's learning rate
     """
 
-    def __init__(self, module: nn.Module, recipe: Recipe, steps: int, weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        recipe: Recipe,
+        steps: int,
+        weights: Tensor | None = None,
+        encoder: Sequence[tuple[nn.Parameter, float]] = (),
+    ) -> None:
         self.recipe, self.weights = recipe, weights
         for part in module.modules():
             if isinstance(part, Head):
                 part.dropout.p = recipe.dropout
             elif isinstance(part, nn.BatchNorm1d):
                 part.momentum = recipe.norm_momentum
-        self.parameters = list(module.parameters())
+        encoder_rate = recipe.encoder_rate or recipe.learning_rate / 10
+        rates = [(each, recipe.learning_rate) for each in module.parameters()]
+        rates += [(each, encoder_rate * share) for each, share in encoder]
+        self.parameters = [each for each, _ in rates]
+        # The head's come first.
+        alike: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for each, rate in rates:
+            alike.setdefault((rate, recipe.weight_decay if each.ndim > 1 else 0.0), []).append(each)
         groups = [
-            {
-                "params": [each for each in self.parameters if each.ndim > 1],
-                "weight_decay": recipe.weight_decay,
-            },
-            {"params": [each for each in self.parameters if each.ndim <= 1], "weight_decay": 0.0},
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in alike.items()
         ]
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
         self.optimizer = kind(groups, lr=recipe.learning_rate, fused=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,14 @@ from splits.datasets import ALL, split_number
 from splits.folder import FOLDS
 from training.recipe import RECIPES
 from utils.flags import COUNT, NATURAL, POSITIVE, SHARE_BELOW_1, accepted_by, setting
+
+
+def learning_rates(text: str) -> tuple[float, ...]:
+    """One learning rate, or two with a comma between: the head's and the encoder's."""
+    rates = tuple(map(POSITIVE, text.split(",")))
+    if len(rates) > 2:
+        raise ArgumentTypeError(f"{text} does not fit: it takes the head's rate and the encoder's, no more")
+    return rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +83,24 @@ class LoopSettings:
         "equal (default): each clip counts alike; balanced: each class does, for classes of unequal size",
         choices=("equal", "balanced"),
     )
-    learning_rate: float | None = setting(
-        None, "highest learning rate; default: the recipe's, 3e-4; lower it if the loss diverges", POSITIVE
+    learning_rate: tuple[float, ...] | None = setting(
+        None,
+        "highest learning rate; default: the recipe's, 3e-4; lower it if the loss diverges; 3e-4,1e-5: and "
+        "the encoder's, by default a tenth",
+        learning_rates,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """Whether the encoder is trained too."""
+
+    finetune: int | None = setting(
+        None,
+        "then train the encoder too, for --num_epochs more; N: only its last N blocks; from a "
+        "--checkpoint_model at once; default: it stays frozen",
+        COUNT,
+        alone=0,
     )
 
 

@@ -96,12 +96,15 @@ def setting(
     *,
     choices: Collection[Any] | None = None,
     flags: Sequence[str] = (),
+    alone: Any = None,
 ) -> Any:
     """A field of a settings dataclass that is a flag of its name, or of the names in `flags`.
 
-    Its default is MISSING where it is required; False makes a switch. `type` makes the value out of the text.
+    Its default is MISSING where it is required; False makes a switch. `type` makes the value out of the text;
+    without a text behind the flag it is `alone`, unless that is None.
     """
-    return field(default=default, metadata={"help": help, "type": type, "choices": choices, "flags": flags})
+    about = {"help": help, "type": type, "choices": choices, "flags": flags}
+    return field(default=default, metadata=about if alone is None else about | {"nargs": "?", "const": alone})
 
 
 def add_flags(

@@ -68,13 +68,20 @@ class Deferred:
         self.signum = signum
 
 
+# What takes less memory.
+LOWER = "lower --batch_size, or --img_dim while encoding; --finetune 1 trains one block"
+
+
 def _explain(error: Exception) -> str | None:
     """An error in one line that says what to do; None for a bug."""
     # Loading it takes seconds; where it is not loaded, this is not its error.
     torch = sys.modules.get("torch")
     if torch and isinstance(error, torch.OutOfMemoryError):
         reason = str(error).split(".", 1)[0]
-        return f"the accelerator's memory is full ({reason}); lower --batch_size, or --img_dim while encoding"
+        return f"the accelerator's memory is full ({reason}); {LOWER}"
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        more = str(error).partition("tried to allocate ")[2].partition(".")[0]
+        return f"the memory is full ({more} more are needed); {LOWER}"
     # The system's errors (a full disk, no permission) have a number.
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno is not None):
         # An error out of a data worker carries the worker's traceback; its last line is the message.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
@@ -58,12 +62,26 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
+    @contextlib.contextmanager
+    def common_folder(self, path: Path) -> Iterator[Path]:
+        """An empty folder of all processes, which is removed afterwards."""
+        if self.rank == 0:
+            shutil.rmtree(path, ignore_errors=True)
+        self.wait()
+        yield path
+        self.wait()
+        if self.rank == 0:
+            shutil.rmtree(path, ignore_errors=True)
+
     def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """The module with its gradients averaged over the processes; on CUDA BatchNorm sees all clips."""
+        """The module, its gradients averaged over all processes; on CUDA a head's BatchNorm sees all."""
         if self.size == 1:
             return module
-        if device.type == "cuda":
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        # Those of an encoder stay as they are.
+        norms = [name for name, part in module.named_modules() if isinstance(part, nn.BatchNorm1d)]
+        for name in norms if device.type == "cuda" else ():
+            norm = nn.SyncBatchNorm.convert_sync_batchnorm(module.get_submodule(name))
+            module.set_submodule(name, norm)
         return DistributedDataParallel(module, [device] if device.type == "cuda" else None)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,17 +29,33 @@ class Resize:
         long = int(short * max(height, width) / min(height, width))
         return (short, long) if height <= width else (long, short)
 
+    def with_margin(self, side: int) -> Resize:
+        """The same, but that a square of `side` pixels never is the whole frame: a seventh is left over."""
+        if self.shape(side, side, side) != (side, side):
+            return self
+        size = 8 * self.size if isinstance(self.size, int) else (8 * self.size[0], 8 * self.size[1])
+        return replace(self, crop=7 * self.crop, size=size)
+
 
 # As the original: the aspect ratio is not kept.
 SQUEEZE = Resize()
 
 
-def resize_frames(frames: Sequence[np.ndarray], side: int, resize: Resize = SQUEEZE) -> Tensor:
-    """Frames as an encoder takes them: (H, W, 3) uint8 RGB each -> (T, 3, side, side) uint8."""
+def resize_frames(
+    frames: Sequence[np.ndarray],
+    side: int,
+    resize: Resize = SQUEEZE,
+    corner: tuple[float, float] = (0.5, 0.5),
+) -> Tensor:
+    """Frames as an encoder takes them: (H, W, 3) uint8 RGB each -> (T, 3, side, side) uint8.
+
+    Args:
+        corner: what share of the margin is cut off above and at the left; by default the middle is left
+    """
     stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
     height, width = resize.shape(stacked.shape[2], stacked.shape[3], side)
     if (height, width) != tuple(stacked.shape[2:]):
         stacked = F.interpolate(stacked, size=(height, width), mode=resize.mode, antialias=resize.antialias)
     # Rounded as torchvision's center_crop does.
-    top, left = round((height - side) / 2), round((width - side) / 2)
+    top, left = round((height - side) * corner[0]), round((width - side) * corner[1])
     return stacked[:, :, top : top + side, left : left + side]

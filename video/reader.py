@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from multiprocessing.context import BaseContext
@@ -44,6 +46,20 @@ def worker_context() -> BaseContext:
     return context
 
 
+def end_with_parent(_: int = 0) -> None:
+    """Have a process of `worker_context` end when the one that started it does, be it killed.
+
+    By itself it does not: its parent is the fork server, which waits for it in turn.
+    """
+
+    def wait() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _read_image(path: Path) -> np.ndarray:
     name = printable(path)
     try:
@@ -54,6 +70,10 @@ def _read_image(path: Path) -> np.ndarray:
     if image is None:
         raise VideoError(f"{name}: not a readable image; extract the frames again")
     return image
+
+
+def nothing(_: Frame) -> None:
+    """What is done with each frame where nobody watches; a lambda could not be sent to another process."""
 
 
 class Video:
@@ -75,7 +95,7 @@ class Video:
         self.lost, self.problems, self.end = 0, list[str](), Fraction(0)
         self.begin: Fraction | None = None
         # Called with each frame that `timed_frames` gives.
-        self.watch: Callable[[Frame], object] = lambda _: None
+        self.watch: Callable[[Frame], object] = nothing
         self._count: int | None = None
         self._fps: Fraction | None = None
         self._packets, self._length = 0, Fraction(0)
