@@ -79,6 +79,8 @@ from utils.ranks import Ranks
 from video.reader import end_with_parent, worker_context
 
 LAST, BEST = "last.pth", "best.pth"
+# What a training began with, if it trains the encoder too.
+FIRST = "first.pth"
 # Clips that an epoch draws from each segment of a long video.
 DRAWS = 3
 GROUPS = (
@@ -183,9 +185,17 @@ def resumed(
 
     Raises: UserError that lists typed flags that disagree.
     """
-    before = loaded.settings
+    before = dict(loaded.settings)
+    # As runs kept it that knew no rate of the encoder.
+    if isinstance(before.get("learning_rate"), float):
+        before["learning_rate"] = (before["learning_rate"],)
+    if "finetune" in given and before.get("finetune") is None:
+        raise UserError(
+            f"{path}: this run keeps its encoder as it is; train it further in another folder, with "
+            f"--checkpoint_model {path} --finetune --output_path <folder>"
+        )
     differ = [
-        f"--{name} {before[name]}, not {value}"
+        f"--{name} {_typed(before[name])}, not {_typed(value)}"
         for name, value in given.items()
         if name not in MAY_DIFFER and name in before and value != ALL and _plain(value) != before[name]
     ]
@@ -204,6 +214,11 @@ def resumed(
             setattr(flags, name, Path(value) if is_path and value else value)
     flags.output_path = args.output_path
     return flags
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed behind a flag."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _plain(value: Any) -> Any:
@@ -339,15 +354,6 @@ def to_device(values: Tensor | list[Tensor], device: torch.device) -> Tensor | l
     return values.to(device, non_blocking=True)
 
 
-def first_encoder(args: argparse.Namespace) -> Encoder:
-    """The encoder that a training begins with. Raises: as `Encoder` and `load_checkpoint`."""
-    if args.checkpoint_model:
-        encoder = load_checkpoint(args.checkpoint_model).encoder
-        return encoder if args.img_dim in (None, encoder.img_dim) else encoder.resized(args.img_dim)
-    state = read_state(args.encoder, args.encoder_weights)
-    return Encoder(args.encoder, state=state, img_dim=args.img_dim)
-
-
 def take_sizes(args: argparse.Namespace, given: dict[str, Any], start: Checkpoint) -> None:
     """Set the flags to what holds for a checkpoint that training starts from.
 
@@ -396,7 +402,8 @@ def fit(
             encoder = encoder.resized(args.img_dim)
         length = args.sequence_length
     else:
-        encoder, model = first_encoder(args), args.model
+        state = read_state(args.encoder, args.encoder_weights)
+        encoder, model = Encoder(args.encoder, state=state, img_dim=args.img_dim), args.model
         spec = encoder.spec
         length = args.sequence_length or (spec.segment_length if args.segments else spec.sequence_length)
         head, sizes = build_head(
@@ -407,15 +414,23 @@ def fit(
 
     # Epochs over embeddings, and behind them those over frames.
     finetune = args.finetune is not None
-    frozen_epochs = 0 if finetune and args.checkpoint_model else args.num_epochs
-    epochs = frozen_epochs + args.num_epochs * finetune
     standing = Standing.of(start.training, args.output_path / LAST) if args.resume and start else None
     history = standing.history if standing else []
+    knows = start and "pretrained_on" not in start.settings and sorted(start.classes) == sorted(split.classes)
+    frozen_epochs = 0 if finetune and knows else args.num_epochs
+    if standing and start:
+        frozen_epochs = start.settings.get("frozen_epochs", args.num_epochs)
+    epochs = frozen_epochs + args.num_epochs * finetune
 
     # Embeddings, computed once and kept.
     if finetune and args.precision == "auto":
         args.precision = "bf16" if choose_dtype("auto", device) == torch.bfloat16 else "fp32"
+    if finetune:
+        # So that frames are encoded as they are trained on.
+        encoder.shorten(length * encoder.windows.hop)
     encoder.to(device).prepare(args.precision)
+    if args.finetune:
+        encoder.check_blocks(args.finetune)
     spec, stride = encoder.spec, args.frame_stride or encoder.spec.frame_stride
     flip = read(EncoderSettings, args).mirrors(spec)
 
@@ -429,7 +444,8 @@ def fit(
         return store
 
     # Once the encoder is trained, its first embeddings still tell which frames there are.
-    first = encoder if len(history) <= frozen_epochs else first_encoder(args).to(device)
+    resumed_late = len(history) > frozen_epochs
+    first = load_checkpoint(args.output_path / FIRST).encoder.to(device) if resumed_late else encoder
     store = stored(first.prepare(args.precision), split.clips, flip=flip)
     background = None
     if isinstance(listed, SegmentedVideos):
@@ -441,6 +457,7 @@ def fit(
     # A segment is long beside the clips that are drawn from it.
     drawn = clips * DRAWS if args.segments else clips
     training = EmbeddingClips(store, drawn, Sampling(length, training=True, flip=flip, seed=args.seed))
+    frames = FrameClips(training, flip=not args.no_flip) if finetune else None
     sides = {"val": held_out, "test": split.test}
     tests = {name: EmbeddingClips(store, side, testing) for name, side in sides.items()}
 
@@ -456,14 +473,13 @@ def fit(
 
     def begin(finetuned: bool) -> Part:
         """The part of the training over embeddings, or the one over frames."""
-        if not finetuned:
+        if not finetuned or frames is None:
             optimization = Optimization(head, recipe, args.num_epochs * steps, weights)
             return Part(optimization, ranks.parallel(head, device), partial(map, training.batch), False)
         trained = encoder.unfreeze(args.finetune or None)
         optimization = Optimization(head, recipe, args.num_epochs * steps, weights, trained)
         size, whole = sum(each.numel() for each, _ in trained), number_of_parameters(encoder)
         say(f"finetuning {size:,} of the {whole:,} parameters of {encoder.name}, and the head")
-        frames = FrameClips(training, flip=not args.no_flip)
         return Part(
             optimization,
             ranks.parallel(FrameModel(encoder, head), device),
@@ -489,11 +505,10 @@ def fit(
     # What auto has become here, so that a run that goes on does not take another one.
     args.precision = encoder.kind
     settings = {name: _plain(value) for name, value in vars(args).items()}
-    settings["clips"] = names_sha256(clips)
+    settings |= {"clips": names_sha256(clips), "frozen_epochs": frozen_epochs}
     if args.segments and ranks.rank == 0:
         settings["table"] = sha256(args.segments.read_bytes()).hexdigest()
     best = standing.best if standing else None
-    part = begin(finetune and len(history) >= frozen_epochs)
     if standing:
         assert start
         if start.settings.get("clips") != settings["clips"]:
@@ -501,10 +516,6 @@ def fit(
                 f"{listed.data.dataset_path}: not the clips that {args.output_path / LAST} was trained on; "
                 "put them back, or begin again without --resume"
             )
-        # A part that is to begin has no state yet.
-        if part.finetuned == (len(history) > frozen_epochs):
-            with damage(args.output_path / LAST):
-                part.optimization.load_state_dict(standing.optimization)
         say(f"going on after epoch {len(history)} of {epochs}")
 
     def checkpoint(epoch: int, training: dict[str, Any] | None = None) -> Checkpoint:
@@ -524,6 +535,15 @@ def fit(
         with ranks.common_folder(args.run_path / "embeddings") as folder:
             now = stored(encoder, [clip for name in names for clip in sides[name]], folder)
             yield {name: EmbeddingClips(now, sides[name], testing) for name in names}
+
+    if finetune and not standing and ranks.rank == 0:
+        save_checkpoint(args.output_path / FIRST, checkpoint(0))
+
+    part = begin(finetune and len(history) >= frozen_epochs)
+    # A part that is to begin has no state yet.
+    if standing and part.finetuned == (len(history) > frozen_epochs):
+        with damage(args.output_path / LAST):
+            part.optimization.load_state_dict(standing.optimization)
 
     # The loop.
     on = f"{len(clips):,} clips"
@@ -675,6 +695,8 @@ def check_flags(args: argparse.Namespace) -> str | None:
         return (
             f"{args.dataset_path} has embeddings; name the folder of their videos, which training needs too"
         )
+    if args.finetune is None and len(args.learning_rate or ()) > 1 and not args.resume:
+        return "--learning_rate has a rate for the encoder, which stays frozen; add --finetune"
     if args.finetune is not None and args.precision == "int8":
         return "--finetune trains the encoder, which 8-bit integers cannot; take --precision auto"
     if args.patience and not args.val_fraction and not args.segments:
@@ -699,7 +721,7 @@ def choose_split(listed: AnyListed, number: int) -> Split:
 
 def move_earlier_files(folder: Path) -> None:
     """Move the checkpoints of an earlier run into <folder>/earlier-<n>, so that none is overwritten."""
-    ours = re.compile(r"(\w+_\d+|last|best)\.pth")
+    ours = re.compile(r"(\w+_\d+|last|best|first)\.pth")
     earlier = [path for path in folder.glob("*.pth") if ours.fullmatch(path.name)]
     if earlier:
         aside = unused(folder / "earlier", first="-1")

@@ -130,7 +130,7 @@ def choose(only: str | None, classes: Sequence[str]) -> list[int]:
             names = "; near it are " + ", ".join(classes[known[each]] for each in near) if near else ""
             raise UserError(
                 f"--only {name}: the model knows no such action{names}; --list_actions of test_on_video.py "
-                "prints all; words of any kind take X-CLIP, --encoder hf/microsoft/xclip-base-patch32"
+                "prints all; for words of any kind start with --encoder hf/microsoft/xclip-base-patch32"
             )
         if label in chosen:
             raise UserError(f"--only {name}: this action stands there twice; name each once")

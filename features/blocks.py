@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from torch import Tensor, nn
@@ -68,6 +69,8 @@ def keep_activations(network: Any, keep: bool) -> None:
     """
     inner = getattr(network, "network", network)
     if hasattr(inner, "set_grad_checkpointing"):  # timm
-        inner.set_grad_checkpointing(not keep)
+        # Some have the function and assert in it that nobody asks.
+        with contextlib.suppress(AssertionError):
+            inner.set_grad_checkpointing(not keep)
     elif getattr(inner, "supports_gradient_checkpointing", False):  # transformers
         inner.activation_checkpointing_disable() if keep else inner.activation_checkpointing_enable()

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -39,6 +40,8 @@ class Encoder(nn.Module):
             checkpoint
         state: load these weights instead, named as the network's library names them
         img_dim: height and width of the frames in pixels; by default those that it was trained at
+        window: frames of a window, where it was trained further on shorter ones
+        finetuned: it was trained further
 
     Attributes:
         spec: its entry in the table
@@ -61,6 +64,8 @@ class Encoder(nn.Module):
         pretrained: bool = True,
         state: State | None = None,
         img_dim: int | None = None,
+        window: int | None = None,
+        finetuned: bool = False,
     ) -> None:
         super().__init__()
         self.spec = encoder_spec(name)
@@ -71,7 +76,9 @@ class Encoder(nn.Module):
                 f"--img_dim {self.spec.input_size}"
             )
         self.name, self.pretrained, self.width = name, pretrained and state is None, self.spec.width
-        self.windows, self.resize = self.spec.windows, self.spec.resize
+        self.windows, self.resize, self.finetuned = self.spec.windows, self.spec.resize, finetuned
+        if window:
+            self.shorten(window)
         self.dtype, self.precision = torch.float32, "float32"
         self._fast: Callable[[Tensor], Tensor] | None = None
         self._quantized: QuantizedNetwork | None = None
@@ -79,8 +86,7 @@ class Encoder(nn.Module):
         self._batch_limit = self.spec.accelerator_batch
         self._sha256: str | None = None
         self._one_at_a_time = threading.Lock()
-        # Blocks that stay as they are while others are trained; None while all do.
-        self._kept: list[nn.Module] | None = None
+        self._blocks: tuple[list[nn.Parameter], list[nn.Module]] | None = None
         self.feature_extractor = channels_last(self.spec.build(pretrained=pretrained, state=state))
         self.feature_extractor.requires_grad_(False).eval()
         self.register_buffer("mean", 255 * torch.tensor(self.spec.mean), persistent=False)
@@ -89,49 +95,70 @@ class Encoder(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, but for what `unfreeze` has freed; of that BatchNorms stay too."""
-        mode = mode and self._kept is not None
+        mode = mode and any(parameter.requires_grad for parameter in self.parameters())
         super().train(mode)
-        if self._kept is not None:
+        if self._blocks is not None:
             keep_activations(self.feature_extractor, not mode)
         if mode:
-            norms = [part for part in self.modules() if isinstance(part, BATCHNORMS)]
-            for part in [*norms, *(self._kept or ())]:
-                part.eval()
+            for part in self.modules():
+                own = [parameter.requires_grad for parameter in part.parameters()]
+                if isinstance(part, BATCHNORMS) or (own and not any(own)):
+                    part.eval()
             self._sha256 = None
         return self
 
-    def unfreeze(self, blocks: int | None = None) -> list[tuple[nn.Parameter, float]]:
-        """Let `forward` train the network: its last `blocks` and what follows, or all of it without a number.
+    def blocks(self) -> tuple[list[nn.Parameter], list[nn.Module]]:
+        """The parameters that embeddings depend on, but BatchNorms', and the blocks, or stages, in order."""
+        if self._blocks is None:
+            network, side = self.feature_extractor, self.img_dim
+            shown = torch.zeros(1, self.windows.least, 3, side, side, dtype=torch.uint8)
+            with torch.enable_grad():
+                network.requires_grad_(True)
+                used = used_parameters(network, self(shown).sum())
+            network.requires_grad_(False)
+            self._blocks = used, blocks_of(network, used)
+        return self._blocks
+
+    def check_blocks(self, number: int) -> None:
+        """Raises: UserError if there are not so many blocks."""
+        if number > (most := len(self.blocks()[1])):
+            raise UserError(f"--finetune {number}: {self.name} has fewer blocks; take {most} at most")
+
+    def unfreeze(self, number: int | None = None) -> list[tuple[nn.Parameter, float]]:
+        """Let `forward` train the network: its last blocks and what follows, or all of it without a number.
 
         BatchNorms stay as they are, and so does what embeddings do not depend on, a classifier for one.
 
         Returns: what is trained, and the share of the learning rate that each has: 1, but less from block to
-            block of a Transformer (Clark et al., ICLR 2020, section 3.1; 0.75 as He et al., CVPR 2022).
-        Raises: UserError if there are not so many blocks.
+            block where there are LayerNorms (Clark et al., ICLR 2020, section 3.1; 0.75 as He et al., CVPR
+            2022).
+        Raises: as `check_blocks`.
         """
-        self.pretrained, layout = False, self.windows
-        with torch.enable_grad():
-            self.feature_extractor.requires_grad_(True)
-            shown = torch.zeros(1, layout.least, 3, self.img_dim, self.img_dim, dtype=torch.uint8)
-            used = used_parameters(self.feature_extractor, self(shown).sum())
+        self.check_blocks(number or 0)
+        self.pretrained, self.finetuned = False, True
+        used, blocks = self.blocks()
+        least = len(blocks) - number + 1 if number else 0
+        layered = any(isinstance(part, nn.LayerNorm) for part in self.feature_extractor.modules())
+        decay = LAYER_DECAY if layered else 1.0
+        depths = depths_of(used, blocks)
+        trained = [(each, decay ** (len(blocks) + 1 - depth)) for each, depth in depths if depth >= least]
         self.feature_extractor.requires_grad_(False)
-        stack = blocks_of(self.feature_extractor, used)
-        if blocks and blocks > len(stack):
-            raise UserError(f"--finetune {blocks}: {self.name} has {len(stack)} blocks; leave the number out")
-        self._kept = stack[:-blocks] if blocks else []
-        depths = depths_of(used, stack)
-        least = len(stack) - blocks + 1 if blocks else 0
-        transformer = any(isinstance(part, nn.LayerNorm) for part in self.feature_extractor.modules())
-        decay = LAYER_DECAY if transformer else 1.0
-        trained = [(each, decay ** (len(stack) + 1 - depth)) for each, depth in depths if depth >= least]
         for parameter, _ in trained:
             parameter.requires_grad_(True)
         return trained
+
+    def shorten(self, frames: int) -> None:
+        """Have windows of so many frames, within what the network takes: as long as what it is trained on."""
+        layout = self.spec.windows
+        self.windows = replace(layout, frames=min(layout.frames, max(layout.least, frames)))
+        self._sha256 = None
 
     def sha256(self) -> str:
         """SHA-256 over the names and bytes of the network's tensors and its settings, in hexadecimal."""
         if self._sha256 is None:
             digest = hashlib.sha256(self.spec.settings.encode())
+            if self.windows != self.spec.windows:
+                digest.update(str(self.windows.frames).encode())
             for name, tensor in self.feature_extractor.state_dict().items():
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -167,7 +194,12 @@ class Encoder(nn.Module):
         if self.device.type == "cpu":
             keep_freed_memory()
         if precision == "int8" or (
-            precision == "auto" and self.spec.int8 and self.device.type == "cpu" and can_quantize()
+            # What training has made of it was not measured in int8.
+            precision == "auto"
+            and self.spec.int8
+            and not self.finetuned
+            and self.device.type == "cpu"
+            and can_quantize()
         ):
             if self.device.type != "cpu":
                 raise UserError(f"--precision int8 is for the CPU, not for {self.device}; use bf16")
@@ -191,11 +223,12 @@ class Encoder(nn.Module):
     @property
     def live_frames(self) -> int:
         """Frames of a window in a live video, where a label must not wait for a whole one."""
-        return self.spec.live_frames
+        return min(self.spec.live_frames, self.windows.frames)
 
     def resized(self, img_dim: int) -> Encoder:
         """An encoder with the same weights for frames of another size. Raises: UserError as `Encoder`."""
-        other = Encoder(self.name, pretrained=False, img_dim=img_dim)
+        window, finetuned = self.windows.frames, self.finetuned
+        other = Encoder(self.name, pretrained=False, img_dim=img_dim, window=window, finetuned=finetuned)
         other.load_state_dict(self.state_dict())
         other.pretrained = self.pretrained
         return other

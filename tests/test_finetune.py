@@ -16,12 +16,13 @@ import export as export_script
 import test as test_script
 import test_on_video
 import train
-from conftest import KILLS, Script, data_flags
-from dataset import EmbeddingClips, FrameClips, Sampling
+from conftest import KILLS, TINY_VIDEO, Script, data_flags, ucf101_at
+from dataset import EmbeddingClips, FrameClips, Sampling, fill_store
 from features.blocks import BATCHNORMS
 from features.encoder import Encoder
 from features.store import Store
 from models import build_head
+from splits.datasets import Listed
 from splits.split import Clip
 from training.checkpoint import load_checkpoint
 from training.recipe import RECIPES, Optimization
@@ -143,7 +144,7 @@ def test_gradients_reach_the_last_blocks_and_nothing_else(name, blocks, last):
             assert (parameter.grad is not None) == wanted, key
         after = encoder.state_dict()
         assert all(torch.equal(tensor, after[key]) for key, tensor in before.items()), "statistics too"
-    with pytest.raises(UserError, match=f"has {blocks} blocks"):
+    with pytest.raises(UserError, match=f"take {blocks} at most"):
         encoder.unfreeze(blocks + 1)
 
 
@@ -300,7 +301,12 @@ def test_segments_are_finetuned_on_too(call, tmp_path, gray_video):
 
 def test_what_does_not_go_is_told_in_a_line(call, small, train_flags):
     flags = [*train_flags(small), "--num_epochs", 1]
-    assert "--finetune 9: tiny has 1 blocks" in call(train, *flags, "--finetune", 9).one_line_error()
+    error = call(train, *flags, "--finetune", 9).one_line_error()
+    assert "--finetune 9: tiny has fewer blocks; take 1 at most" in error
+    assert not list(small.rglob("*.npy")), "before anything is encoded"
+    assert call(train, *flags).status == 0
+    error = call(train, "--resume", "--finetune").one_line_error()
+    assert "keeps its encoder as it is; train it further" in error
     cache = next((small / "UCF-101-embeddings").iterdir())
     error = call(train, "--dataset_path", cache, "--finetune").one_line_error()
     assert "has embeddings; name the folder of their videos" in error
@@ -334,3 +340,68 @@ def test_processes_that_read_frames_end_with_a_killed_training(small, train_flag
     running.kill()
     running.outcome()
     wait_until(lambda: not of_environment(mark))
+
+
+def test_frames_encode_to_what_is_stored(small, tmp_path):
+    split = Listed(ucf101_at(small)).split(1)
+    encoder = Encoder("tiny", img_dim=24).prepare("fp32")
+    store = Store(tmp_path, encoder, stride=2)
+    fill_store(store, split.train, 2)
+    clips = EmbeddingClips(store, split.train, Sampling(5, training=True, flip=False, seed=3))
+    frames = FrameClips(clips, flip=False)
+    # In the middle, as the store has it.
+    frames.resize = encoder.resize
+    items = [(epoch, index) for epoch in range(4) for index in range(4)]
+    windows, rows, padding, labels = frames.collate([frames[item] for item in items])
+    encoded = torch.cat([encoder.embed(alike).flatten(0, 1) for alike in windows])[rows]
+    embeddings, same_padding, same_labels = clips.batch(items)
+    assert torch.allclose(encoded, embeddings, atol=2e-3)
+    assert torch.equal(padding, same_padding)
+    assert torch.equal(labels, same_labels)
+
+
+def test_windows_are_as_long_as_what_is_trained_on(call, small, train_flags, tmp_path):
+    flags = [*train_flags(small), "--encoder", "tiny_video", "--num_epochs", 1]
+    for length, window in ((1, 8), (3, 12), (8, 16)):
+        places = ["--output_path", tmp_path / str(length), "--run_path", tmp_path / f"run{length}"]
+        done = call(train, *flags, *places, "--finetune", "--sequence_length", length)
+        assert done.status == 0, done.err
+        path = tmp_path / str(length) / "ConvLSTM_2.pth"
+        encoder = load_checkpoint(path).encoder
+        assert (encoder.windows.frames, encoder.finetuned) == (window, True)
+        assert encoder.resized(32).windows == encoder.windows
+        tested = call(test_script, "--checkpoint_model", path, "--precision", "fp32")
+        assert "encoding" not in tested.out
+        assert tested.out.split("test ")[1].splitlines()[0] in done.out
+    frozen = call(train, *flags, "--output_path", tmp_path / "frozen")
+    assert frozen.status == 0, frozen.err
+    assert load_checkpoint(tmp_path / "frozen/ConvLSTM_1.pth").encoder.windows == TINY_VIDEO.windows
+
+
+def test_a_run_from_a_checkpoint_is_resumed_though_that_was_moved(call, small, train_flags, tmp_path):
+    flags = [*train_flags(small), "--num_epochs", 2]
+    assert call(train, *flags, "--model", "ActionBERT", "--latent_dim", 16).status == 0
+    start = ["--checkpoint_model", "model_checkpoints/ActionBERT_2.pth"]
+    done = call(train, *data_flags(small), *start, "--precision", "fp32", "--num_epochs", 2, "--finetune")
+    assert done.status == 0, done.err
+    assert "epoch 2 of 2" in done.out, "its head knows the actions"
+    assert (tmp_path / "model_checkpoints/earlier-1/ActionBERT_2.pth").is_file()
+    again = call(train, "--resume")
+    assert again.status == 0, again.err
+    assert "encoding" not in again.out
+    # What pretrain.py has made knows no action.
+    contents = torch.load(tmp_path / "model_checkpoints/earlier-1/ActionBERT_2.pth", weights_only=True)
+    contents["settings"]["pretrained_on"] = "x"
+    torch.save(contents, tmp_path / "pretrained.pth")
+    start = ["--checkpoint_model", "pretrained.pth", "--output_path", "second"]
+    done = call(train, *data_flags(small), *start, "--precision", "fp32", "--num_epochs", 2, "--finetune")
+    assert done.status == 0, done.err
+    assert "epoch 4 of 4" in done.out
+
+
+def test_networks_that_assert_in_place_of_checkpointing_are_trained_too():
+    encoder = Encoder("timm/dla46_c", pretrained=False, img_dim=64)
+    trained = encoder.unfreeze(1)
+    encoder.train()
+    encoder(torch.zeros(2, 1, 3, 64, 64, dtype=torch.uint8)).sum().backward()
+    assert all(parameter.grad is not None for parameter, _ in trained)

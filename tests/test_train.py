@@ -97,6 +97,7 @@ def test_it_learns_what_only_the_order_of_frames_tells(call, toy, train_flags, t
         (["--num_epochs", "many"], "num_epochs"),
         (["--learning_rate", "nan"], "learning_rate"),
         (["--learning_rate", "1,2,3"], "the encoder's, no more"),
+        (["--learning_rate", "1e-3,1e-4"], "which stays frozen; add --finetune"),
         (["--finetune", 0], "finetune"),
         (["--finetune", "--precision", "int8"], "8-bit integers cannot"),
         (["--seed", -1], "seed"),

@@ -102,6 +102,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, with_encoder: bool = 
         "encoder_sha256": encoder.sha256(),
         "encoder_state": tensors(encoder) if with_encoder else None,
         "img_dim": encoder.img_dim,
+        "window": encoder.windows.frames,
+        "finetuned": encoder.finetuned,
         "classes": checkpoint.classes,
         "sequence_length": checkpoint.sequence_length,
         "frame_stride": checkpoint.frame_stride,
@@ -170,7 +172,10 @@ def _from_own(path: Path, contents: dict[str, Any]) -> Checkpoint:
     if name not in MODELS:
         raise CheckpointError(f"{path}: unknown model {name!r}; this version has {', '.join(MODELS)}")
     state = contents["encoder_state"]
-    encoder = Encoder(contents["encoder"], pretrained=state is None, img_dim=contents["img_dim"])
+    encoder = Encoder(
+        contents["encoder"], pretrained=state is None, img_dim=contents["img_dim"],
+        window=contents.get("window"), finetuned=contents.get("finetuned", False),
+    )  # fmt: skip
     if state is not None:
         encoder.load_state_dict(state)
     if encoder.sha256() != contents["encoder_sha256"]:

@@ -85,8 +85,8 @@ class LoopSettings:
     )
     learning_rate: tuple[float, ...] | None = setting(
         None,
-        "highest learning rate; default: the recipe's, 3e-4; lower it if the loss diverges; 3e-4,1e-5: and "
-        "the encoder's, by default a tenth",
+        "highest learning rate; default: the recipe's, 3e-4; lower it if the loss diverges; 3e-4,1e-5 sets "
+        "the encoder's too, by default a tenth",
         learning_rates,
     )
 
@@ -97,8 +97,8 @@ class FinetuneSettings:
 
     finetune: int | None = setting(
         None,
-        "then train the encoder too, for --num_epochs more; N: only its last N blocks; from a "
-        "--checkpoint_model at once; default: it stays frozen",
+        "after the epochs over embeddings train the encoder too, for as many over frames; N: only its last "
+        "N blocks; default: it stays frozen",
         COUNT,
         alone=0,
     )

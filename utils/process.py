@@ -69,7 +69,7 @@ class Deferred:
 
 
 # What takes less memory.
-LOWER = "lower --batch_size, or --img_dim while encoding; --finetune 1 trains one block"
+LOWER = "lower --batch_size or --img_dim, or with --finetune --sequence_length or the number of blocks"
 
 
 def _explain(error: Exception) -> str | None:

@@ -68,10 +68,12 @@ class Ranks:
         if self.rank == 0:
             shutil.rmtree(path, ignore_errors=True)
         self.wait()
-        yield path
-        self.wait()
-        if self.rank == 0:
-            shutil.rmtree(path, ignore_errors=True)
+        try:
+            yield path
+            self.wait()
+        finally:
+            if self.rank == 0:
+                shutil.rmtree(path, ignore_errors=True)
 
     def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
         """The module, its gradients averaged over all processes; on CUDA a head's BatchNorm sees all."""
