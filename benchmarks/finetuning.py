@@ -29,8 +29,10 @@ from utils.files import beside
 from utils.process import UserError, run
 
 
-def tested(args: argparse.Namespace, lists: Path, number: int, words: list[object]) -> list[tuple[str, int]]:
-    """Group of each test clip, and whether a training names it right."""
+def tested(
+    args: argparse.Namespace, lists: Path, number: int, words: list[object]
+) -> tuple[list[tuple[str, int]], float]:
+    """Group of each test clip, and whether a training names it right; accuracy behind its frozen epochs."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, common.ROOT / "train.py", *common.data_flags(args), "--split_path", lists,
@@ -42,7 +44,10 @@ def tested(args: argparse.Namespace, lists: Path, number: int, words: list[objec
         if done.returncode:
             raise UserError(f"train.py: {done.stderr.strip().splitlines()[-1]}")
         with (Path(folder) / "run/test/predictions.csv").open(newline="") as file:
-            return [(row["group"], int(row["correct"])) for row in csv.DictReader(file)]
+            found = [(row["group"], int(row["correct"])) for row in csv.DictReader(file)]
+        with (Path(folder) / "run/history.csv").open(newline="") as file:
+            accuracies = [row["test_accuracy"] for row in csv.DictReader(file)]
+        return found, float(next(filter(None, accuracies)))
 
 
 def stores(args: argparse.Namespace) -> set[Path]:
@@ -76,11 +81,12 @@ def main() -> int:
         "frozen": ["--num_epochs", 2 * args.num_epochs],
         "finetuned": ["--num_epochs", args.num_epochs, "--finetune"],
     }
-    rows = [["labeled groups of a class", "clips", *ways, "gain", "minutes of each"]]
+    behind = f"behind the first {args.num_epochs}"
+    rows = [["labeled groups of a class", "clips", "frozen", behind, "finetuned", "gain", "minutes of each"]]
     for groups in args.groups:
         right: dict[str, list[int]] = {way: [] for way in ways}
         minutes: dict[str, list[float]] = {way: [] for way in ways}
-        names, clips = list[str](), list[int]()
+        names, clips, firsts = list[str](), list[int](), list[float]()
         places = [(number, seed) for number in listed.numbers for seed in range(args.draws)]
         for number, seed in tqdm(places, f"{groups or 'all'} groups"):
             train = listed.split(number).train
@@ -92,18 +98,21 @@ def main() -> int:
                 (lists / f"trainlist{number:02d}.txt").write_text("".join(lines))
                 for way, words in ways.items():
                     kept, started = stores(args), time.monotonic()
-                    found = tested(args, lists, number, [*words, "--seed", seed])
+                    found, first = tested(args, lists, number, [*words, "--seed", seed])
                     minutes[way].append((time.monotonic() - started) / 60)
-                    # Embeddings of a trained encoder are of use to its test alone.
-                    for store in stores(args) - kept if way == "finetuned" else ():
-                        shutil.rmtree(store)
+                    # Embeddings of a trained encoder, made last, are of use to its test alone.
+                    if way == "finetuned":
+                        new = stores(args) - kept
+                        shutil.rmtree(max(new, key=lambda store: (store / "encoder.json").stat().st_mtime))
                     right[way] += [correct for _, correct in found]
             names += [group for group, _ in found]
+            firsts.append(first)
         arrays = {way: np.array(values) for way, values in right.items()}
         gain = cell(arrays["finetuned"] - arrays["frozen"], names).replace(" %", "", 1)
         took = ", ".join(f"{statistics.median(values):.1f}" for values in minutes.values())
         of = f"{statistics.mean(clips):.0f}"
-        rows.append([str(groups or "all"), of, *(cell(each, names) for each in arrays.values()), gain, took])
+        cells = [cell(arrays["frozen"], names), f"{statistics.mean(firsts):.1f} %"]
+        rows.append([str(groups or "all"), of, *cells, cell(arrays["finetuned"], names), gain, took])
     print(common.machine(torch.device("cpu")))
     print(
         f"\n### {args.encoder} at {args.img_dim} px, {args.sequence_length} embeddings, {args.model}, "

@@ -44,6 +44,27 @@ def epoch(store: Store, clips: list[Clip], device: torch.device) -> float:
     return sorted(len(many) / common.seconds(work, device) for _ in range(3))[1]
 
 
+def finetuning(name: str, args: argparse.Namespace, device: torch.device) -> tuple[float, float]:
+    """Clips/s of an encoder that is trained, a window a clip and 8 a step, and GB at most on a GPU."""
+    encoder = common.make_encoder(name, args, device, None)
+    optimizer = torch.optim.AdamW([parameter for parameter, _ in encoder.unfreeze()], fused=True)
+    shape = (8, encoder.windows.frames, 3, encoder.img_dim, encoder.img_dim)
+    windows = torch.randint(0, 256, shape, dtype=torch.uint8)
+    encoder.train()
+
+    def work() -> None:
+        for _ in range(1 if args.quick else 5):
+            optimizer.zero_grad()
+            encoder(windows).square().mean().backward()
+            optimizer.step()
+
+    work()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    rate = (8 if args.quick else 40) / common.seconds(work, device)
+    return rate, torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0
+
+
 def measure(name: str, args: argparse.Namespace, clips: list[Clip], device: torch.device) -> list[str]:
     """A row of the table."""
     encoder = common.make_encoder(name, args, device, None)
@@ -66,13 +87,15 @@ def measure(name: str, args: argparse.Namespace, clips: list[Clip], device: torc
         annotate()
         annotating = longest.count() / common.seconds(annotate, device)
     peak = f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB" if device.type == "cuda" else "-"
+    trained, most = finetuning(name, args, device)
     original = "-"
     if not encoder.spec.video:
         process = OriginalProcess(name, encoder.img_dim, device)
         original = f"{64 / process.encode(process.extract(longest), 64):,.0f}"
     return [
         name, str(encoder.img_dim), f"{raw:,.0f}", f"{encoding:,.0f}", f"{100 * encoding / raw:.0f} %",
-        f"{annotating:,.0f}", original, f"{learning:,.0f}", peak,
+        f"{annotating:,.0f}", original, f"{learning:,.0f}", peak, f"{trained:,.1f}",
+        f"{most:.1f} GB" if most else "-",
     ]  # fmt: skip
 
 
@@ -91,9 +114,9 @@ def main() -> int:
         print(f"bf16 matrix peak: {common.matrix_peak(device) / 1000:.2f} TFLOP/s; {len(clips)} clips\n")
         print(
             "| encoder | px | raw, frames/s | encoding, frames/s | of raw | annotating, frames/s | "
-            "original's way | head, clips/s | peak memory |"
+            "original's way | head, clips/s | peak memory | finetuning, clips/s | its memory |"
         )
-        print("| --- " * 9 + "|")
+        print("| --- " * 11 + "|")
         status = 0
         for name in args.encoders:
             try:

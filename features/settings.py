@@ -35,7 +35,7 @@ class EncoderSettings:
 
     encoder: str = setting(
         "resnet152",
-        "frozen network, default {default}; i3d is recommended, resnet152 the original's; also "
+        "network, default {default}; i3d is recommended, resnet152 the original's; also "
         "efficientnet_lite0, resnet18 to 101, torchvision's for video, timm/<name>, hf/<name or folder>",
         accepted_by(encoder_spec),
     )

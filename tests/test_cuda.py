@@ -11,6 +11,7 @@ import torchvision
 from test_ranks import torchrun
 
 import export as export_script
+import test as test_script
 import test_on_video
 import train
 from conftest import Script, run_script, save_untrained
@@ -75,6 +76,23 @@ def test_trained_twice_and_killed_and_resumed_the_weights_are_the_same(call, fla
     one, *others = (state(tmp_path / name / "ConvLSTM_6.pth") for name in ("one", "two", "killed"))
     for other, name in itertools.product(others, one):
         assert torch.equal(one[name], other[name]), name
+
+
+def test_an_encoder_is_trained_further_and_tested(call, flags, tmp_path):
+    flags += ["--num_epochs", 2, "--finetune", 2, "--num_workers", 1, "--output_path", tmp_path / "tuned"]
+    done = call(train, *flags, "--cache_path", tmp_path / "cache", "--run_path", tmp_path / "run")
+    assert done.status == 0, done.err
+    path = tmp_path / "tuned/ConvLSTM_4.pth"
+    started, tuned = (
+        torch.load(file, weights_only=True, map_location="cpu")["encoder_state"]
+        for file in (tmp_path / "tuned/first.pth", path)
+    )
+    moved = {name.split(".")[1] for name, tensor in started.items() if not torch.equal(tensor, tuned[name])}
+    assert moved == {"6", "7"}, "the last two stages"
+    tested = call(test_script, "--checkpoint_model", path, "--device", DEVICE, "--run_path", tmp_path / "t")
+    assert tested.status == 0, tested.err
+    assert "encoding" not in tested.out
+    assert tested.out.split("test ")[1].splitlines()[0] in done.out
 
 
 @pytest.mark.full_size
