@@ -151,6 +151,22 @@ def test_gradients_reach_the_last_blocks_and_nothing_else(name, blocks, last):
         encoder.unfreeze(blocks + 1)
 
 
+@pytest.mark.parametrize("name", ["i3d", "r3d_18", "s3d", "resnet18", "timm/vit_tiny_patch16_224"])
+def test_gradients_in_bfloat16_are_those_in_float32(name):
+    torch.manual_seed(0)
+    encoder = Encoder(name, pretrained=False, img_dim=None if "vit" in name else 64)
+    windows = torch.randint(0, 256, (4, encoder.windows.least, 3, *[encoder.img_dim] * 2), dtype=torch.uint8)
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        encoder.prepare(precision)
+        trained = encoder.unfreeze(1)
+        encoder.zero_grad()
+        encoder(windows).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter, _ in trained])
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() <= 0.2 * one.norm()
+
+
 def test_learning_rates_fall_from_block_to_block_of_a_transformer():
     encoder = Encoder("timm/vit_tiny_patch16_224", pretrained=False)
     head, _ = build_head("LinearProbe", encoder.width, 3)
