@@ -301,9 +301,9 @@ class Encoder(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """Embeddings that gradients go through, of windows of one batch; else as `embed`.
 
-        In bfloat16 where `prepare` has chosen it (torch.autocast), but not on a CPU where
-        kernels reach over the ends of a clip: if that is shorter, oneDNN's gradient in bfloat16 is memory that
-        nobody wrote (seen with PyTorch 2.14).
+        In bfloat16 where `prepare` has chosen it (torch.autocast), but not on a CPU where kernels reach over
+        the ends of a clip: if that is shorter, oneDNN's gradient in bfloat16 is memory that nobody wrote
+        (seen with PyTorch 2.14).
         """
         convolutions = [part for part in self.modules() if isinstance(part, nn.Conv3d)]
         exact = self.device.type == "cpu" and any(part.padding[0] for part in convolutions)
