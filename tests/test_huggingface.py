@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+import extract_features
+import test as test_script
 import test_on_video
+import train
 from annotation.recognizer import untrained
 from annotation.settings import check_own_classes
-from conftest import Script, data_flags, make_small
+from conftest import data_flags, make_small
 from features import networks
 from features.encoder import Encoder
 from features.networks import encoder_spec
@@ -187,32 +190,24 @@ def test_a_classifier_names_its_own_classes(name, classifiers, tmp_path, call):
 
 @needed
 @pytest.mark.parametrize("name", NAMES)
-def test_commands_take_it_as_an_encoder(name, classifiers, toy, tmp_path):
+def test_commands_take_it_as_an_encoder(name, classifiers, toy, tmp_path, call):
     small = make_small(toy, tmp_path / "small")
     flags = ["--encoder", f"hf/{classifiers / name}", "--precision", "fp32"]
-    trained = Script(
-        "train.py", *data_flags(small), *flags, "--model", "LinearProbe", "--num_epochs", 2,
-        "--output_path", tmp_path / "out", "--run_path", tmp_path / "run",
-    ).outcome()  # fmt: skip
-    assert trained.status == 0, trained.err
+    places = ["--output_path", tmp_path / "out", "--run_path", tmp_path / "run"]
     model = tmp_path / "out/LinearProbe_2.pth"
-    tested = Script("test.py", *data_flags(small), "--checkpoint_model", model).outcome()
-    assert tested.status == 0, tested.err
-    clips = Script(
-        "extract_features.py", "--video_path", small / "UCF-101", *flags, "--output", tmp_path / "f"
-    ).outcome()
-    assert clips.status == 0, clips.err
+    trained = [*data_flags(small), *flags, "--model", "LinearProbe", "--num_epochs", 2, *places]
+    finetuned = ["--precision", "fp32", "--num_epochs", 1, "--finetune", 1, "--num_workers", 1]
+    finetuned += ["--output_path", tmp_path / "tuned", "--run_path", tmp_path / "tuned-run"]
+    for command, words in (
+        (train, trained),
+        (test_script, [*data_flags(small), "--checkpoint_model", model]),
+        (extract_features, ["--video_path", small / "UCF-101", *flags, "--output", tmp_path / "f"]),
+        (train, [*data_flags(small), "--checkpoint_model", model, *finetuned]),
+        (test_script, ["--checkpoint_model", tmp_path / "tuned/LinearProbe_1.pth"]),
+    ):
+        done = call(command, *words)
+        assert done.status == 0, done.err
     assert len(list((tmp_path / "f").rglob("*.npy"))) == 6
-    # Training one further takes a while.
-    if name != "VideoMAE":
-        return
-    finetuned = Script(
-        "train.py", *data_flags(small), "--checkpoint_model", model, "--precision", "fp32", "--num_epochs", 1,
-        "--finetune", 1, "--output_path", tmp_path / "tuned", "--run_path", tmp_path / "tuned-run",
-    ).outcome()  # fmt: skip
-    assert finetuned.status == 0, finetuned.err
-    tested = Script("test.py", "--checkpoint_model", tmp_path / "tuned/LinearProbe_1.pth").outcome()
-    assert tested.status == 0, tested.err
 
 
 @needed
