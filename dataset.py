@@ -334,14 +334,16 @@ class FrameClips(Dataset[FrameItem]):
         self.flip, self.stride, self.side = flip, store.stride, encoder.img_dim
         self.windows, self.resize = encoder.windows, encoder.resize.with_margin(self.side)
         # Of videos that are not read from their first frame on, or where some frames do not decode.
-        searched = [clip for clip in clips.clips if clip.span or clips.entry(clip).lost_frames]
+        of_video = {clip.name: clip for clip in clips.clips}
+        entries = {name: clips.entry(clip) for name, clip in of_video.items()}
+        searched = [clip for clip in clips.clips if clip.span or entries[clip.name].lost_frames]
         videos = load_videos(store, searched)
         self._seconds = {name: video.seconds() for name, video in videos.items()}
         bounds = {name: video.bounds().tolist() for name, video in videos.items()}
         # First frame of each clip, and their number.
         self._frames: list[tuple[int, int]] = []
         for clip, (first, count) in zip(clips.clips, clips.rows, strict=True):
-            ends = bounds[clip.name] if clip.span else [0, clips.entry(clip).frames]
+            ends = bounds[clip.name] if clip.span else [0, entries[clip.name].frames]
             begin, end = (ends[first], ends[first + count]) if clip.span else ends
             self._frames.append((begin, end - begin))
 

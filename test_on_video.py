@@ -36,7 +36,7 @@ from utils.flags import Parser, add_flags, read
 from utils.process import Deferred, UserError, available_cores, run, say, warn
 from video.files import VideoError, find_videos, printable
 from video.opencv import cv2
-from video.reader import Video
+from video.reader import Video, nothing
 from video.writer import OUTPUT_SUFFIXES, write_video
 
 # Pixels that small pictures are shown at, and bytes of a gif for each value of a pixel, about.
@@ -120,7 +120,7 @@ def annotate_file(
             heat = video_heat(recognizer, maps, video, embedded, layout, recognition)
         top = float(heat.max())
         paint["paint"] = lambda image, number: draw_heat(image, heat[number], top, maps)
-    video.watch = lambda _: None
+    video.watch = nothing
     if (
         output.suffix == ".gif"
         and (size := GIF_BYTES * len(recognition.labels) * next(video.frames()).size) > 1e7

@@ -347,13 +347,6 @@ def frame_reader(frames: FrameClips, workers: int, *, pin: bool) -> Callable[[li
     return read
 
 
-def to_device(values: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
-    """Values on a device."""
-    if isinstance(values, list):
-        return [each.to(device, non_blocking=True) for each in values]
-    return values.to(device, non_blocking=True)
-
-
 def take_sizes(args: argparse.Namespace, given: dict[str, Any], start: Checkpoint) -> None:
     """Set the flags to what holds for a checkpoint that training starts from.
 
@@ -444,9 +437,10 @@ def fit(
         return store
 
     # Once the encoder is trained, its first embeddings still tell which frames there are.
-    resumed_late = len(history) > frozen_epochs
-    first = load_checkpoint(args.output_path / FIRST).encoder.to(device) if resumed_late else encoder
-    store = stored(first.prepare(args.precision), split.clips, flip=flip)
+    first, has_tuned = encoder, len(history) > frozen_epochs
+    if has_tuned:
+        first = load_checkpoint(args.output_path / FIRST).encoder.to(device).prepare(args.precision)
+    store = stored(first, split.clips, flip=flip)
     background = None
     if isinstance(listed, SegmentedVideos):
         background = split.classes.index(NO_ACTION)
@@ -541,7 +535,7 @@ def fit(
 
     part = begin(finetune and len(history) >= frozen_epochs)
     # A part that is to begin has no state yet.
-    if standing and part.finetuned == (len(history) > frozen_epochs):
+    if standing and part.finetuned == has_tuned:
         with damage(args.output_path / LAST):
             part.optimization.load_state_dict(standing.optimization)
 
@@ -580,7 +574,13 @@ def fit(
                 entropy = np.random.SeedSequence([args.seed, epoch, number, ranks.rank])
                 torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
                 labels = labels.to(device, non_blocking=True)
-                logits = part.module(*(to_device(each, device) for each in inputs))
+                # An encoder takes its windows, which are a list, to its device itself.
+                logits = part.module(
+                    *(
+                        each if isinstance(each, list) else each.to(device, non_blocking=True)
+                        for each in inputs
+                    )
+                )
                 loss = part.optimization.loss(logits, labels)
                 right = (logits.argmax(1) == labels).sum()
                 figures = ranks.sum(

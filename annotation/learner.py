@@ -35,7 +35,7 @@ from training.report import interval
 from utils.files import unused
 from utils.process import MissingFileError, UserError
 from video.files import VideoError, printable, video_files
-from video.reader import Video, check_length
+from video.reader import Video, check_length, nothing
 
 MODEL = "LinearProbe"
 # How little the weights are held back: with one to eight clips of each class, 1 to 1000 are as accurate on
@@ -446,7 +446,7 @@ class Learner:
         try:
             self.store.embed(_stem(entry.name), video, map=map_on_cores)
         finally:
-            video.watch, entry.share = (lambda _: None), 0.0
+            video.watch, entry.share = nothing, 0.0
         self._load(entry)
 
     def _load(self, entry: Entry) -> None:

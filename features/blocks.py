@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-BATCHNORMS = (nn.modules.batchnorm._BatchNorm,)
+from features.folding import BATCHNORMS
+
 # A ResNet's stem and stages, and what share of the parameters the largest of them may have.
 STAGES, LARGEST = 5, 0.8
 

@@ -16,8 +16,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from features.blocks import BATCHNORMS, blocks_of, depths_of, keep_activations, used_parameters
-from features.folding import Normalized, channels_last, fold_batchnorm, keep_freed_memory
+from features.blocks import blocks_of, depths_of, keep_activations, used_parameters
+from features.folding import BATCHNORMS, Normalized, channels_last, fold_batchnorm, keep_freed_memory
 from features.networks import encoder_spec
 from features.quantized import QuantizedNetwork, can_quantize, quantized_network
 from features.weights import State

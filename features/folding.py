@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
-BATCHNORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+BATCHNORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 class _LayerTracer(fx.Tracer):

@@ -19,8 +19,8 @@ import test_on_video
 import train
 from conftest import KILLS, TINY_VIDEO, Script, data_flags, ucf101_at
 from dataset import EmbeddingClips, FrameClips, Sampling, fill_store
-from features.blocks import BATCHNORMS
 from features.encoder import Encoder
+from features.folding import BATCHNORMS
 from features.store import Store
 from models import build_head
 from splits.datasets import Listed
